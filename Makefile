@@ -1,0 +1,50 @@
+# The one vocabulary. `make` lists it.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+# uv does not read pip's configuration: hand it the index that pip is set to, if any.
+PIP_INDEX := $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX)
+ifeq ($(strip $(UV_DEFAULT_INDEX)),)
+unexport UV_DEFAULT_INDEX
+endif
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock serve
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(INSTALLED) ## make .venv with exactly what requirements.lock says
+
+.uv/bin/uv:
+	@$(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv==$(UV_VERSION)
+
+$(INSTALLED): requirements.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Habitus needs Python 3.11 or later, but $(PYTHON) is " + sys.version.split()[0] + ": name another with make PYTHON=...")'
+	@echo "Setting up .venv from requirements.lock (a few minutes the first time)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv --without-pip .venv
+	@$(UV) pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.lock
+	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## run the main job on examples/ecom
+	@.venv/bin/habitus run examples/ecom/habitus.toml
+
+test: setup ## run the whole suite
+	@.venv/bin/pytest
+
+check: setup ## ruff, mypy strict, pytest with doctests and the README's code
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/pytest
+
+format: setup ## let ruff format and mend
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+lock: | $(filter .uv/bin/uv,$(UV)) ## resolve requirements.lock anew
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml --output-file requirements.lock
