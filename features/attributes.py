@@ -1,0 +1,30 @@
+"""ATTRIBUTES: what is known about a user that is no event, such as an age band or a plan."""
+
+import ibis
+import ibis.expr.types as ir
+
+from features.table import Table
+
+ATTRIBUTES = Table(
+    name="attributes",
+    schema=ibis.schema({"user_id": "!string", "attribute": "!string", "value": "!string"}),
+    key=("user_id", "attribute"),
+)
+
+
+class DuplicateUserError(Exception):
+    """Name a user who is described twice, differently."""
+
+
+def describe_users(users: ir.Table, attributes: list[str]) -> ir.Table:
+    """Turn one row per user, as `sources.read_users` gives it, into ATTRIBUTES; blank text is no value.
+
+    Raises DuplicateUserError where a user has two values for one attribute.
+    """
+    given = users.filter(users.user_id.strip() != "").select("user_id", *attributes)
+    long = given.pivot_longer(~ibis.selectors.cols("user_id"), names_to="attribute", values_to="value")
+    long = long.filter(long.value.strip() != "").distinct()
+    twice = long.group_by(["user_id", "attribute"]).agg(values=long.count()).filter(lambda t: t["values"] > 1)
+    for row in twice.order_by("user_id", "attribute").limit(1).to_pyarrow().to_pylist():
+        raise DuplicateUserError(f"user {row['user_id']!r} has {row['values']} values of {row['attribute']}; give one")
+    return ATTRIBUTES.check(long)

@@ -1,0 +1,241 @@
+"""EVENTS: what users did. Rows of any source are accepted under this contract, or rejected with a reason."""
+
+from datetime import UTC, datetime
+
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.types as ir
+
+from features.sources import Source, SourceError
+from features.table import TIME, Table, materialize
+
+TEXTS = (
+    *("anonymous_id", "account_id", "page", "element", "item_id", "category"),
+    *("source", "medium", "campaign", "device", "country", "properties"),
+)
+NUMBERS = ("quantity", "revenue")
+
+EVENTS = Table(
+    name="events",
+    schema=ibis.schema(
+        {
+            "event_id": "!string",
+            "user_id": "!string",
+            "anonymous_id": "string",
+            "account_id": "string",
+            "occurred_at": TIME.copy(nullable=False),
+            "ingested_at": TIME.copy(nullable=False),
+            "event_name": "!string",
+            "page": "string",
+            "element": "string",
+            "item_id": "string",
+            "category": "string",
+            "quantity": "float64",
+            "revenue": "float64",
+            "source": "string",
+            "medium": "string",
+            "campaign": "string",
+            "device": "string",
+            "country": "string",
+            "properties": "string",
+        }
+    ),
+    key=("event_id",),
+    partition="day of occurred_at",
+)
+
+REJECTED = Table(
+    name="rejected",
+    schema=ibis.schema(
+        {"rejected_id": "!string", "source_file": "!string", "reason": "!string", "row": "string"},
+    ),
+    key=("rejected_id",),
+)
+
+REASONS = {
+    "malformed_row": "the line could not be read as a row",
+    "no_user": "no user",
+    "no_time": "no time",
+    "unparseable_time": "a time that could not be read",
+    "time_in_the_future": "a time in the future",
+    "no_event_name": "no event name",
+    "unparseable_number": "a quantity or revenue that is not a number",
+    "duplicate_id": "an event id that was there already",
+}
+"""Why a row is rejected, in the order in which reasons are looked for: a row has one reason, the first."""
+
+PAGE_VIEW = "page_view"
+SEARCH = "search"
+ADD_TO_CART = "add_to_cart"
+PURCHASE = "purchase"
+REFUND = "refund"
+SUPPORT_VIEW = "support_view"
+
+UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+HAS_OFFSET = r"(Z|UTC|GMT|[+-]\d{2}(:?\d{2}(:\d{2})?)?)$"
+FIRST_INSTANT, LAST_INSTANT = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+MAXIMUM_EXACT_INTEGER = 2**53
+MAXIMUM_NUMBER = 1e12
+STARTS_AS_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
+
+
+@ibis.udf.scalar.builtin(name="timezone", signature=((dt.string, dt.Timestamp()), TIME))
+def local_to_utc(zone: str, local: ir.TimestampValue) -> ir.TimestampValue:
+    """Return the instant of a local time; of an ambiguous one, the engine's choice, always the same."""
+
+
+@ibis.udf.scalar.builtin(name="timezone", signature=((dt.string, TIME), dt.Timestamp()))
+def utc_to_local(zone: str, instant: ir.TimestampValue) -> ir.TimestampValue:
+    """Return the local time of an instant."""
+
+
+@ibis.udf.scalar.builtin(name="epoch_us", signature=((TIME,), dt.int64))
+def epoch_us(instant: ir.TimestampValue) -> ir.IntegerValue:
+    """Return microseconds since 1970."""
+
+
+@ibis.udf.scalar.builtin(name="make_timestamp", signature=((dt.int64,), dt.Timestamp()))
+def utc_of_epoch_us(microseconds: ir.IntegerValue) -> ir.TimestampValue:
+    """Return the time in UTC of microseconds since 1970."""
+
+
+def accept(raw: ir.Table, source: Source, time_zone: str, now: datetime) -> tuple[ir.Table, ir.Table]:
+    """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as `raw`.
+
+    `raw` is as `sources.read_events` gives it. Times without zone are in the source's zone, or else in `time_zone`.
+    Blank text is null. Of rows with one event id the first to be ingested is accepted. A source without ids gets them
+    from the rows' content: equal rows within a file are separate events, equal rows in two files are one event.
+    A source that does not say when it learned of an event learned of it at once: ingested_at = occurred_at.
+    Raises SourceError where the time's type needs a unit.
+    """
+    zone = source.time_zone or time_zone
+    rows = raw.select(
+        "source_file",
+        "row",
+        "malformed",
+        event_id=_event_id(raw),
+        occurred_at=_time(raw.occurred_at, source.time_unit, zone, "occurred_at"),
+        ingested_at=_time(raw.ingested_at, source.time_unit, zone, "ingested_at")
+        if "ingested_at" in raw.columns
+        else ibis.null(TIME),
+        has_time=_is_given(raw.occurred_at),
+        has_bad_number=ibis.or_(*(_is_bad_number(raw[name]) for name in NUMBERS if name in raw.columns)),
+        **{name: _text(raw, name) for name in ("user_id", "event_name", *TEXTS)},
+        **{name: _number(raw, name) for name in NUMBERS},
+    )
+    rows = rows.mutate(
+        ingested_at=rows.ingested_at.fill_null(rows.occurred_at),
+        event_name=rows.event_name.substitute(source.names) if source.names else rows.event_name,
+    )
+    rows = rows.mutate(
+        reason=ibis.cases(
+            (rows.malformed, "malformed_row"),
+            (rows.user_id.isnull(), "no_user"),
+            (~rows.has_time, "no_time"),
+            (rows.occurred_at.isnull(), "unparseable_time"),
+            (rows.occurred_at > ibis.literal(now, TIME), "time_in_the_future"),
+            (rows.event_name.isnull(), "no_event_name"),
+            (rows.has_bad_number, "unparseable_number"),
+        )
+    )
+    first = ibis.row_number().over(
+        group_by=[rows.event_id, rows.reason.isnull()],
+        order_by=[
+            rows.ingested_at,
+            rows.occurred_at,
+            *(rows[name] for name in _tie_breakers()),
+            rows.source_file,
+            rows.row,
+        ],
+    )
+    rows = rows.mutate(reason=ibis.ifelse(rows.reason.isnull() & (first > 0), "duplicate_id", rows.reason))
+    judged = materialize(
+        rows.select(
+            *EVENTS.schema.names,
+            "source_file",
+            "reason",
+            row=ibis.ifelse(rows.reason.notnull(), rows.row, ibis.null("string")),
+        )
+    )
+    return EVENTS.check(judged.filter(judged.reason.isnull())), _reject(judged.filter(judged.reason.notnull()))
+
+
+def _reject(judged: ir.Table) -> ir.Table:
+    """Give each rejected row an id of its content, and of its number among equal ones."""
+    content = ibis.literal("\x1f").join([judged.source_file, judged.reason, judged.row.fill_null("")])
+    copy = ibis.row_number().over(group_by=[judged.source_file, judged.reason, judged.row])
+    return REJECTED.check(judged.mutate(rejected_id=(content + "\x1f" + copy.cast("string")).hexdigest("md5")))
+
+
+def _tie_breakers() -> list[str]:
+    return [name for name in EVENTS.schema.names if name not in ("event_id", "ingested_at", "occurred_at")]
+
+
+def _event_id(raw: ir.Table) -> ir.StringValue:
+    """Return the source's id, or else (no id, a blank one) one of the row's content."""
+    mapped = [name for name in EVENTS.schema.names if name in raw.columns and name != "event_id"]
+    content = ibis.literal("\x1f").join([raw[name].cast("string").fill_null("\x1e") for name in mapped])
+    copy = ibis.row_number().over(group_by=[raw.source_file, *(raw[name] for name in mapped)], order_by=raw.row)
+    made = content.hexdigest("md5") + ibis.ifelse(copy > 0, ibis.literal("-") + copy.cast("string"), "")
+    return _text(raw, "event_id").fill_null(made) if "event_id" in raw.columns else made
+
+
+def _is_given(value: ir.Value) -> ir.BooleanValue:
+    return value.cast("string").strip().fill_null("") != ""
+
+
+def _text(raw: ir.Table, name: str) -> ir.StringValue:
+    """Return a column as text, blank as null; a whole number without the .0 that float columns give to ids."""
+    if name not in raw.columns:
+        return ibis.null("string")
+    value = raw[name]
+    text = value.cast("string")
+    if value.type().is_floating():
+        exact = ibis.ifelse(value.abs() < MAXIMUM_EXACT_INTEGER, value, None)
+        text = ibis.ifelse(exact == exact.floor(), exact.cast("int64").cast("string"), text)
+        text = ibis.ifelse(value.isnan(), None, text)
+    return ibis.ifelse(_is_given(value), text, None)
+
+
+def _number(raw: ir.Table, name: str) -> ir.FloatingValue:
+    """Return a column as a number, and null where it is blank or no sensible number."""
+    if name not in raw.columns:
+        return ibis.null("float64")
+    number = raw[name].try_cast("float64")
+    return ibis.ifelse(number.abs() <= MAXIMUM_NUMBER, number, None)
+
+
+def _is_bad_number(value: ir.Value) -> ir.BooleanValue:
+    """Tell what is there and no sensible number; NaN is how some sources write null."""
+    number = value.try_cast("float64")
+    return _is_given(value) & (number.isnull() | (~number.isnan() & (number.abs() > MAXIMUM_NUMBER)))
+
+
+def _time(raw: ir.Value, unit: str, zone: str, name: str) -> ir.TimestampValue:
+    """Read a time in whatever type the source has it; null where it cannot be read or is in no year from 1 to 9999."""
+    instant = _read_time(raw, unit, zone, name)
+    is_sane = instant.between(ibis.literal(FIRST_INSTANT, TIME), ibis.literal(LAST_INSTANT, TIME))
+    return ibis.ifelse(is_sane, instant, None)
+
+
+def _read_time(raw: ir.Value, unit: str, zone: str, name: str) -> ir.TimestampValue:
+    kind = raw.type()
+    if kind.is_timestamp() and kind.timezone is not None:
+        return raw.cast(TIME)
+    if kind.is_date() or kind.is_timestamp():
+        return local_to_utc(zone, raw.cast("timestamp"))
+    if kind.is_numeric() and unit in ("iso", "day"):
+        raise SourceError(f"events.columns.{name}: its times are numbers; set events.time_unit to s, ms, us or ns")
+    text = raw.cast("string").strip().upper()
+    if unit in UNITS_PER_SECOND:
+        number = text.try_cast(dt.Decimal(38, 9))
+        bounds = (int(bound.timestamp()) * UNITS_PER_SECOND[unit] for bound in (FIRST_INSTANT, LAST_INSTANT))
+        first, last = (ibis.literal(str(bound)).cast(dt.Decimal(38, 9)) for bound in bounds)
+        number = ibis.ifelse(number.between(first, last), number, None)  # what is beyond would overflow
+        second = ibis.literal(f"{1 / UNITS_PER_SECOND[unit]:.9f}").cast(dt.Decimal(10, 9))
+        return local_to_utc("UTC", utc_of_epoch_us((number * second * 1_000_000).cast("int64")))
+    text = ibis.ifelse(text.re_search(STARTS_AS_DATE), text, None)
+    if unit == "day":
+        return local_to_utc(zone, text.left(10).try_cast("date").cast("timestamp"))
+    has_offset = text.length().between(11, 64) & text.re_search(HAS_OFFSET)
+    return ibis.ifelse(has_offset, text.try_cast(TIME), local_to_utc(zone, text.try_cast(dt.Timestamp())))

@@ -1,0 +1,237 @@
+"""SESSIONS: the events of one user with no gap longer than a limit, and no longer than a day."""
+
+from datetime import datetime, timedelta
+
+import ibis
+import ibis.expr.types as ir
+import pandas as pd
+from pydantic import Field
+
+from features.events import (
+    ADD_TO_CART,
+    PAGE_VIEW,
+    PURCHASE,
+    REFUND,
+    SEARCH,
+    SUPPORT_VIEW,
+    epoch_us,
+)
+from features.sources import Settings
+from features.table import TIME, Table, materialize
+
+SESSIONS = Table(
+    name="sessions",
+    schema=ibis.schema(
+        {
+            "session_id": "!string",
+            "user_id": "!string",
+            "started_at": TIME.copy(nullable=False),
+            "ended_at": TIME.copy(nullable=False),
+            "duration_s": "!float64",
+            "event_count": "!int64",
+            "page_view_count": "!int64",
+            "search_count": "!int64",
+            "support_count": "!int64",
+            "cart_add_count": "!int64",
+            "purchase_count": "!int64",
+            "revenue": "!float64",
+            "bounced": "!boolean",
+            "engaged": "!boolean",
+            "converted": "!boolean",
+            "cart_abandoned": "boolean",
+            "entry_page": "string",
+            "exit_page": "string",
+            "source": "string",
+            "campaign": "string",
+            "device": "string",
+            "country": "string",
+        }
+    ),
+    key=("session_id",),
+    partition="day of started_at",
+)
+
+CAP = timedelta(hours=24)
+ENGAGED_AFTER_S = 10
+COUNTED = {
+    "page_view_count": PAGE_VIEW,
+    "search_count": SEARCH,
+    "support_count": SUPPORT_VIEW,
+    "cart_add_count": ADD_TO_CART,
+    "purchase_count": PURCHASE,
+}
+OF_FIRST_EVENT = ("event_id", "source", "campaign", "device", "country")
+
+
+class SessionSettings(Settings):
+    """Say when a session ends."""
+
+    gap_minutes: float = Field(default=30, gt=0, le=24 * 60)
+
+    @property
+    def gap(self) -> timedelta:
+        """Return the longest pause within a session."""
+        return timedelta(minutes=self.gap_minutes)
+
+
+def sessionize(events: ir.Table, gap: timedelta) -> ir.Table:
+    """Group EVENTS into SESSIONS.
+
+    A pause of exactly `gap` stays in the session, a longer one ends it, midnight does not. A session lasts at most 24
+    hours from its first event; the next event begins a new one. Equal times are ordered by event_id. Source, campaign,
+    device and country are those of the first event (null: it had none), entry and exit page those of the first and
+    last event that have a page. A session's id derives from its user and its first event.
+    """
+    slots = _slots(events, gap)
+    chains = materialize(_fuse(slots, gap))
+    overlong = chains.filter(_us_between(chains.started_at, chains.ended_at) > _us(CAP))
+    cuts = _cut(events, overlong)
+    if cuts.empty:
+        return SESSIONS.check(_measure(chains))
+    whole = chains.filter(_us_between(chains.started_at, chains.ended_at) <= _us(CAP))
+    pieces = _aggregate(_within(events, ibis.memtable(cuts)), ["user_id", "piece_started_at"])
+    return SESSIONS.check(_measure(_stack(whole, pieces)))
+
+
+def sessions_at(events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta) -> ir.Table:
+    """Return SESSIONS as they were known at an instant, from all EVENTS and their SESSIONS.
+
+    An instant cuts a session that spans it, and an event that was ingested later was not known: the sessions of users
+    with either are made again from the events known then. What results equals sessionizing a truncated history.
+    """
+    instant = ibis.literal(as_of, TIME)
+    known = events.filter(events.occurred_at < instant, events.ingested_at <= instant)
+    late = events.filter(events.occurred_at < instant, events.ingested_at > instant).select("user_id")
+    spanning = sessions.filter(sessions.started_at < instant, sessions.ended_at >= instant).select("user_id")
+    touched = _stack(late, spanning).distinct()
+    untouched = sessions.filter(sessions.ended_at < instant).anti_join(touched, "user_id")
+    return _stack(SESSIONS.check(untouched), sessionize(known.semi_join(touched, "user_id"), gap))
+
+
+def micros(amount: ir.FloatingValue) -> ir.IntegerValue:
+    """Return millionths as integers, since a sum of floats depends on the order of its rows in the last bits."""
+    return (amount * 1_000_000).round().cast("int64")
+
+
+def _slots(events: ir.Table, gap: timedelta) -> ir.Table:
+    """Aggregate events by user and slot of time as long as the gap: these are in one session by definition.
+
+    That takes a hash aggregation where sorting all events would be needed, and leaves few rows for the window.
+    """
+    return _aggregate(events.mutate(slot=epoch_us(events.occurred_at) // _us(gap)), ["user_id", "slot"])
+
+
+def _aggregate(events: ir.Table, keys: list[str]) -> ir.Table:
+    order = ibis.struct({"occurred_at": events.occurred_at, "event_id": events.event_id})
+    counts = {name: (events.event_name == event_name).sum() for name, event_name in COUNTED.items()}
+    # Sources write refunds with either sign; a refund always counts against revenue.
+    earned = ibis.cases(
+        (events.event_name == PURCHASE, events.revenue), (events.event_name == REFUND, -events.revenue.abs())
+    )
+    return events.group_by(keys).agg(
+        started_at=events.occurred_at.min(),
+        ended_at=events.occurred_at.max(),
+        event_count=events.count(),
+        **counts,
+        revenue_micros=micros(earned).sum().cast("int64").fill_null(0),
+        # Where argmin skips nulls, the source of a direct session would be a later event's: hence the struct.
+        first=ibis.struct({name: events[name] for name in OF_FIRST_EVENT}).argmin(order),
+        entry_page=events.page.argmin(order, where=events.page.notnull()),
+        exit_page=events.page.argmax(order, where=events.page.notnull()),
+    )
+
+
+def _fuse(slots: ir.Table, gap: timedelta) -> ir.Table:
+    """Fuse the slots of a user that are no further apart than the gap; slots do not overlap, so their number orders."""
+    in_order = ibis.window(group_by="user_id", order_by="slot")
+    pause_us = _us_between(slots.ended_at.lag().over(in_order), slots.started_at)
+    marked = slots.mutate(begins=(pause_us > _us(gap)).fill_null(False).cast("int64"))
+    chained = marked.mutate(chain=marked.begins.cumsum().over(in_order))
+    sums = {name: chained[name].sum().cast("int64") for name in ("event_count", *COUNTED)}
+    return (
+        chained.group_by(["user_id", "chain"])
+        .agg(
+            started_at=chained.started_at.min(),
+            ended_at=chained.ended_at.max(),
+            **sums,
+            revenue_micros=chained.revenue_micros.sum().cast("int64"),
+            first=chained["first"].argmin(chained.slot),
+            entry_page=chained.entry_page.argmin(chained.slot, where=chained.entry_page.notnull()),
+            exit_page=chained.exit_page.argmax(chained.slot, where=chained.exit_page.notnull()),
+        )
+        .drop("chain")
+    )
+
+
+def _cut(events: ir.Table, overlong: ir.Table) -> pd.DataFrame:
+    """Cut chains longer than the cap: a row for each piece with its user, start and end.
+
+    Each piece begins at the first event after the one before is over, so there is no telling it without walking along
+    the chain. Such chains are rare (robots, shared accounts), so their times are walked here.
+    """
+    bounds = overlong.select("user_id", chain_started_at=overlong.started_at, chain_ended_at=overlong.ended_at)
+    inside = events.join(
+        bounds,
+        [
+            events.user_id == bounds.user_id,
+            events.occurred_at >= bounds.chain_started_at,
+            events.occurred_at <= bounds.chain_ended_at,
+        ],
+    ).select("user_id", "chain_started_at", "occurred_at")
+    times = inside.distinct().order_by("user_id", "chain_started_at", "occurred_at").to_pandas()
+    pieces = []
+    for (user_id, _), chain in times.groupby(["user_id", "chain_started_at"]):
+        at = chain.occurred_at.reset_index(drop=True)
+        begin = 0
+        while begin < len(at):
+            end = int(at.searchsorted(at[begin] + CAP, side="right"))
+            pieces.append((user_id, at[begin], at[end - 1]))
+            begin = end
+    return pd.DataFrame(pieces, columns=["user_id", "piece_started_at", "piece_ended_at"])
+
+
+def _within(events: ir.Table, pieces: ir.Table) -> ir.Table:
+    return events.join(
+        pieces,
+        [
+            events.user_id == pieces.user_id,
+            events.occurred_at >= pieces.piece_started_at,
+            events.occurred_at <= pieces.piece_ended_at,
+        ],
+    )
+
+
+def _measure(intervals: ir.Table) -> ir.Table:
+    """Derive what a session says from what its events add up to."""
+    first = intervals["first"]
+    duration_s = _us_between(intervals.started_at, intervals.ended_at) / 1_000_000
+    converted = intervals.purchase_count > 0
+    engaged = (duration_s > ENGAGED_AFTER_S) | (intervals.page_view_count >= 2) | converted
+    only_one = (intervals.page_view_count == 1) | (intervals.event_count == 1)
+    with_cart = intervals.cart_add_count > 0
+    return intervals.mutate(
+        session_id=(intervals.user_id + "\x1f" + first.event_id).hexdigest("md5"),
+        duration_s=duration_s,
+        revenue=intervals.revenue_micros / 1_000_000,
+        converted=converted,
+        engaged=engaged,
+        bounced=only_one & ~engaged,
+        cart_abandoned=ibis.ifelse(with_cart, ~converted, ibis.null("boolean")),
+        source=first.source,
+        campaign=first.campaign,
+        device=first.device,
+        country=first.country,
+    )
+
+
+def _stack(upper: ir.Table, lower: ir.Table) -> ir.Table:
+    """Return the rows of both tables, which may differ in nullability: Ibis alone minds it."""
+    return upper.union(lower.select(*upper.columns).cast(upper.schema()))
+
+
+def _us(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)
+
+
+def _us_between(earlier: ir.TimestampValue, later: ir.TimestampValue) -> ir.IntegerValue:
+    return epoch_us(later) - epoch_us(earlier)

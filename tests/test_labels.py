@@ -1,0 +1,360 @@
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import ibis.expr.types as ir
+import pyarrow as pa
+import pytest
+from conftest import events_of, instant
+from ibis.backends.duckdb import Backend as DuckDB
+from pydantic import ValidationError
+
+from features.labels import LABELS, ChurnSettings, ConversionSettings, LabelSettings, label, snapshot_dates
+from features.table import TIME
+
+Row = dict[str, Any]
+
+AS_OF = "2024-03-01"
+CHURN_ENDS = "2024-03-29"
+CONVERSION_ENDS = "2024-03-08"
+LATER = "2024-06-01"
+A_MICROSECOND = timedelta(microseconds=1)
+
+
+def at(time: str | datetime, event_name: str = "page_view", **columns: object) -> Row:
+    return {"occurred_at": time, "event_name": event_name} | columns
+
+
+def snapshot_of(engine: DuckDB, users: list[tuple[str, str, float]]) -> ir.Table:
+    """Make of (user_id, as_of, recency_days) what a label needs of a snapshot."""
+    names = ("user_id", "as_of", "recency_days")
+    rows = [(user_id, instant(as_of), recency_days) for user_id, as_of, recency_days in users]
+    schema = pa.schema([("user_id", pa.string()), ("as_of", TIME.to_pyarrow()), ("recency_days", pa.float64())])
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema)
+    return engine.create_table(f"snapshot_{uuid.uuid4().hex}", table, temp=True)
+
+
+def labels_of(
+    engine: DuckDB,
+    rows: list[Row],
+    settings: LabelSettings | None = None,
+    known_at: str | datetime = LATER,
+    users: list[tuple[str, str, float]] | None = None,
+) -> list[tuple[str, str, bool | None, bool | None]]:
+    """Label users; list (user_id, day of as_of, churned, converted)."""
+    made = label(
+        snapshot_of(engine, users if users is not None else [("u", AS_OF, 1.0)]),
+        events_of(engine, rows),
+        instant(known_at),
+        settings or LabelSettings(),
+    )
+    rows = made.to_pyarrow().to_pylist()
+    return sorted((r["user_id"], f"{r['as_of']:%Y-%m-%d}", r["churned"], r["converted"]) for r in rows)
+
+
+def churned(engine: DuckDB, rows: list[Row], settings: LabelSettings | None = None, **options: Any) -> bool | None:
+    [(_, _, churned, _)] = labels_of(engine, rows, settings, **options)
+    return churned
+
+
+def converted(engine: DuckDB, rows: list[Row], settings: LabelSettings | None = None, **options: Any) -> bool | None:
+    [(_, _, _, converted)] = labels_of(engine, rows, settings, **options)
+    return converted
+
+
+# --- the window ---
+
+
+def test_a_user_with_no_event_ever_after_is_churned_and_not_converted(engine: DuckDB) -> None:
+    assert labels_of(engine, [at("2024-02-20")]) == [("u", AS_OF, True, False)]
+
+
+def test_a_user_with_no_event_at_all_is_churned_and_not_converted(engine: DuckDB) -> None:
+    assert labels_of(engine, []) == [("u", AS_OF, True, False)]
+
+
+def test_an_event_exactly_at_as_of_is_in_the_window(engine: DuckDB) -> None:
+    assert labels_of(engine, [at(AS_OF, "purchase")]) == [("u", AS_OF, False, True)]
+
+
+def test_an_event_a_microsecond_before_as_of_is_not(engine: DuckDB) -> None:
+    assert labels_of(engine, [at(instant(AS_OF) - A_MICROSECOND, "purchase")]) == [("u", AS_OF, True, False)]
+
+
+def test_an_event_exactly_at_the_end_of_the_churn_window_is_outside(engine: DuckDB) -> None:
+    assert churned(engine, [at(CHURN_ENDS)]) is True
+
+
+def test_an_event_a_microsecond_before_the_end_of_the_churn_window_is_inside(engine: DuckDB) -> None:
+    assert churned(engine, [at(instant(CHURN_ENDS) - A_MICROSECOND)]) is False
+
+
+def test_a_purchase_exactly_at_the_end_of_the_conversion_window_is_outside(engine: DuckDB) -> None:
+    assert converted(engine, [at(CONVERSION_ENDS, "purchase")]) is False
+
+
+def test_a_purchase_a_microsecond_before_the_end_of_the_conversion_window_is_inside(engine: DuckDB) -> None:
+    assert converted(engine, [at(instant(CONVERSION_ENDS) - A_MICROSECOND, "purchase")]) is True
+
+
+DELAYED = LabelSettings(delay_days=2)
+
+
+def test_an_event_exactly_at_as_of_plus_the_delay_is_in_the_window(engine: DuckDB) -> None:
+    assert labels_of(engine, [at("2024-03-03", "purchase")], DELAYED) == [("u", AS_OF, False, True)]
+
+
+def test_an_event_during_the_delay_is_not(engine: DuckDB) -> None:
+    during = [at(AS_OF, "purchase"), at(instant("2024-03-03") - A_MICROSECOND, "purchase")]
+
+    assert labels_of(engine, during, DELAYED) == [("u", AS_OF, True, False)]
+
+
+def test_the_delay_moves_the_end_of_the_windows_too(engine: DuckDB) -> None:
+    assert churned(engine, [at("2024-03-30T23:59")], DELAYED) is False
+    assert churned(engine, [at("2024-03-31")], DELAYED) is True
+    assert converted(engine, [at("2024-03-09T23:59", "purchase")], DELAYED) is True
+    assert converted(engine, [at("2024-03-10", "purchase")], DELAYED) is False
+
+
+def test_horizons_are_days_and_parts_of_days(engine: DuckDB) -> None:
+    settings = LabelSettings(
+        delay_days=0.25, churn=ChurnSettings(horizon_days=0.5), conversion=ConversionSettings(horizon_days=1.5)
+    )
+
+    assert labels_of(engine, [at("2024-03-01T05:59"), at("2024-03-01T18:00")], settings) == [("u", AS_OF, True, False)]
+    assert churned(engine, [at("2024-03-01T17:59")], settings) is False
+    assert converted(engine, [at("2024-03-02T17:59", "purchase")], settings) is True
+
+
+# --- which events ---
+
+
+def test_any_event_keeps_a_user_unless_events_are_named(engine: DuckDB) -> None:
+    assert churned(engine, [at("2024-03-05", "whatever")]) is False
+
+
+def test_events_of_other_names_do_not_keep_a_user_where_events_are_named(engine: DuckDB) -> None:
+    settings = LabelSettings(churn=ChurnSettings(events=["login", "purchase"]))
+
+    assert churned(engine, [at("2024-03-05", "page_view"), at("2024-02-20", "login")], settings) is True
+    assert churned(engine, [at("2024-03-05", "purchase")], settings) is False
+
+
+def test_events_of_other_names_do_not_convert(engine: DuckDB) -> None:
+    assert converted(engine, [at("2024-03-05", "add_to_cart"), at("2024-03-05", "refund")]) is False
+
+
+def test_each_of_the_named_events_converts(engine: DuckDB) -> None:
+    settings = LabelSettings(conversion=ConversionSettings(events=["sign_up", "trial"]))
+
+    assert converted(engine, [at("2024-03-05", "trial")], settings) is True
+    assert converted(engine, [at("2024-03-05", "purchase")], settings) is False
+
+
+def test_events_of_other_users_do_not_count(engine: DuckDB) -> None:
+    rows = [at("2024-03-05", "purchase", user_id="v"), at("2024-03-05", "purchase", user_id="w")]
+    users = [("u", AS_OF, 1.0), ("v", AS_OF, 1.0)]
+
+    assert labels_of(engine, rows, users=users) == [("u", AS_OF, True, False), ("v", AS_OF, False, True)]
+
+
+# --- who is eligible ---
+
+
+def test_a_user_seen_exactly_so_many_days_ago_is_eligible(engine: DuckDB) -> None:
+    assert churned(engine, [], users=[("u", AS_OF, 28.0)]) is True
+
+
+def test_a_user_who_left_longer_ago_is_not_predicted_to_leave(engine: DuckDB) -> None:
+    users = [("u", AS_OF, 28.0 + 1 / 86_400_000_000)]
+
+    assert labels_of(engine, [], users=users) == [("u", AS_OF, None, False)]
+    assert labels_of(engine, [at("2024-03-05", "purchase")], users=users) == [("u", AS_OF, None, True)]
+
+
+def test_everybody_is_eligible_for_churn_where_it_says_so(engine: DuckDB) -> None:
+    settings = LabelSettings(churn=ChurnSettings(eligible_days=None))
+
+    assert churned(engine, [], settings, users=[("u", AS_OF, 400.0)]) is True
+
+
+def test_conversion_may_be_only_of_users_seen_lately(engine: DuckDB) -> None:
+    settings = LabelSettings(conversion=ConversionSettings(eligible_days=3))
+    users = [("here", AS_OF, 3.0), ("gone", AS_OF, 3.5)]
+
+    assert labels_of(engine, [], settings, users=users) == [("gone", AS_OF, True, None), ("here", AS_OF, True, False)]
+
+
+def test_a_user_who_is_eligible_for_neither_keeps_a_row_without_labels(engine: DuckDB) -> None:
+    settings = LabelSettings(conversion=ConversionSettings(eligible_days=28))
+
+    assert labels_of(engine, [], settings, users=[("u", AS_OF, 29.0)]) == [("u", AS_OF, None, None)]
+
+
+# --- what was known ---
+
+
+def test_a_label_is_complete_exactly_at_its_windows_end(engine: DuckDB) -> None:
+    assert labels_of(engine, [], known_at=CHURN_ENDS) == [("u", AS_OF, True, False)]
+
+
+def test_a_label_whose_window_is_not_complete_is_null(engine: DuckDB) -> None:
+    known_at = instant(CHURN_ENDS) - A_MICROSECOND
+
+    assert labels_of(engine, [], known_at=known_at) == [("u", AS_OF, None, False)]
+    assert labels_of(engine, [at("2024-03-05", "purchase")], known_at=known_at) == [("u", AS_OF, None, True)]
+
+
+def test_the_shorter_label_is_there_before_the_longer(engine: DuckDB) -> None:
+    assert labels_of(engine, [], known_at=CONVERSION_ENDS) == [("u", AS_OF, None, False)]
+
+
+def test_a_row_without_any_complete_label_is_left_out(engine: DuckDB) -> None:
+    known_at = instant(CONVERSION_ENDS) - A_MICROSECOND
+
+    assert labels_of(engine, [at("2024-03-05", "purchase")], known_at=known_at) == []
+
+
+def test_churn_may_be_complete_before_conversion(engine: DuckDB) -> None:
+    settings = LabelSettings(conversion=ConversionSettings(horizon_days=60))
+
+    assert labels_of(engine, [], settings, known_at=CHURN_ENDS) == [("u", AS_OF, True, None)]
+
+
+def test_a_delay_puts_off_when_a_label_is_complete(engine: DuckDB) -> None:
+    assert labels_of(engine, [], DELAYED, known_at="2024-03-09T23:59") == []
+    assert labels_of(engine, [], DELAYED, known_at="2024-03-10") == [("u", AS_OF, None, False)]
+    assert labels_of(engine, [], DELAYED, known_at="2024-03-31") == [("u", AS_OF, True, False)]
+
+
+def test_an_event_learnt_of_later_is_not_known(engine: DuckDB) -> None:
+    late = [at("2024-03-05", "purchase", ingested_at=instant(LATER) + A_MICROSECOND)]
+
+    assert labels_of(engine, late) == [("u", AS_OF, True, False)]
+
+
+def test_an_event_learnt_of_just_then_is_known(engine: DuckDB) -> None:
+    assert labels_of(engine, [at("2024-03-05", "purchase", ingested_at=LATER)]) == [("u", AS_OF, False, True)]
+
+
+def test_what_is_known_may_be_told_in_any_time_zone(engine: DuckDB) -> None:
+    assert labels_of(engine, [], known_at="2024-03-29T01:00+02:00") == [("u", AS_OF, None, False)]
+    assert labels_of(engine, [], known_at="2024-03-29T02:00+02:00") == [("u", AS_OF, True, False)]
+
+
+# --- several snapshots at once ---
+
+
+def test_each_as_of_has_windows_of_its_own(engine: DuckDB) -> None:
+    users = [("u", "2024-03-01", 1.0), ("u", "2024-03-08", 8.0), ("u", "2024-04-01", 32.0), ("v", "2024-03-08", 1.0)]
+    rows = [at("2024-03-05", "purchase"), at("2024-04-03", "purchase")]
+
+    assert labels_of(engine, rows, users=users) == [
+        ("u", "2024-03-01", False, True),
+        ("u", "2024-03-08", False, False),
+        ("u", "2024-04-01", None, True),
+        ("v", "2024-03-08", True, False),
+    ]
+
+
+def test_each_as_of_is_complete_by_itself(engine: DuckDB) -> None:
+    users = [("u", "2024-03-01", 1.0), ("u", "2024-03-20", 1.0), ("u", "2024-03-28", 1.0)]
+
+    assert labels_of(engine, [], users=users, known_at="2024-03-31") == [
+        ("u", "2024-03-01", True, False),
+        ("u", "2024-03-20", None, False),
+    ]
+
+
+def test_many_events_make_one_label(engine: DuckDB) -> None:
+    rows = [at("2024-03-05", "purchase"), at("2024-03-05", "purchase"), at("2024-03-06", "purchase")]
+
+    assert labels_of(engine, rows) == [("u", AS_OF, False, True)]
+
+
+def test_labels_keep_their_contract(engine: DuckDB) -> None:
+    users = [("u", AS_OF, 1.0), ("v", AS_OF, 40.0)]
+    made = label(snapshot_of(engine, users), events_of(engine, [at(AS_OF)]), instant(LATER), LabelSettings())
+
+    assert LABELS.check(made).columns == tuple(LABELS.schema.names)
+    assert made.to_pyarrow().schema.types == LABELS.schema.to_pyarrow().types
+
+
+# --- settings ---
+
+
+def test_churn_is_28_days_of_those_seen_in_28_days_and_conversion_a_purchase_in_7_days_of_all() -> None:
+    settings = LabelSettings()
+
+    assert (settings.delay_days, settings.churn.horizon_days, settings.conversion.horizon_days) == (0, 28, 7)
+    assert (settings.churn.eligible_days, settings.conversion.eligible_days) == (28, None)
+    assert (settings.churn.events, settings.conversion.events) == ([], ["purchase"])
+
+
+def test_labels_reach_as_far_as_the_delay_and_the_longer_horizon() -> None:
+    assert LabelSettings().reach == timedelta(days=28)
+    assert LabelSettings(delay_days=2).reach == timedelta(days=30)
+    assert LabelSettings(conversion=ConversionSettings(horizon_days=60)).reach == timedelta(days=60)
+
+
+def test_conversion_needs_an_event() -> None:
+    with pytest.raises(ValidationError):
+        ConversionSettings(events=[])
+
+
+@pytest.mark.parametrize("horizon_days", [0, -7])
+def test_a_horizon_is_in_the_future(horizon_days: float) -> None:
+    with pytest.raises(ValidationError):
+        ChurnSettings(horizon_days=horizon_days)
+
+
+# --- which instants to learn from ---
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+NOW = datetime(2024, 6, 30, tzinfo=UTC)
+FOUR_WEEKS, A_WEEK = timedelta(days=28), timedelta(days=7)
+
+
+def test_the_test_is_the_latest_instant_whose_labels_are_complete() -> None:
+    assert snapshot_dates(NOW, LONG_AGO, FOUR_WEEKS, A_WEEK, 3).test == datetime(2024, 6, 2, tzinfo=UTC)
+
+
+def test_training_goes_back_from_one_reach_before_the_test_oldest_first() -> None:
+    assert snapshot_dates(NOW, LONG_AGO, FOUR_WEEKS, A_WEEK, 3).train == (
+        datetime(2024, 4, 21, tzinfo=UTC),
+        datetime(2024, 4, 28, tzinfo=UTC),
+        datetime(2024, 5, 5, tzinfo=UTC),
+    )
+
+
+@pytest.mark.parametrize("reach_days", [0.5, 7, 28, 60])
+@pytest.mark.parametrize("every_days", [1, 7, 30])
+def test_no_training_label_reaches_past_the_tests_as_of_and_no_label_past_now(
+    reach_days: float, every_days: float
+) -> None:
+    reach = timedelta(days=reach_days)
+    dates = snapshot_dates(NOW, LONG_AGO, reach, timedelta(days=every_days), 12)
+
+    assert len(dates.train) == 12
+    assert max(dates.train) + reach <= dates.test
+    assert dates.test + reach <= NOW
+
+
+def test_training_does_not_go_back_to_before_the_first_event() -> None:
+    first_event_at = datetime(2024, 4, 27, 12, tzinfo=UTC)
+
+    assert snapshot_dates(NOW, first_event_at, FOUR_WEEKS, A_WEEK, 3).train == (
+        datetime(2024, 4, 28, tzinfo=UTC),
+        datetime(2024, 5, 5, tzinfo=UTC),
+    )
+
+
+def test_an_instant_exactly_at_the_first_event_has_nothing_before_it() -> None:
+    first_event_at = datetime(2024, 4, 28, tzinfo=UTC)
+
+    assert snapshot_dates(NOW, first_event_at, FOUR_WEEKS, A_WEEK, 3).train == (datetime(2024, 5, 5, tzinfo=UTC),)
+
+
+def test_a_short_history_leaves_nothing_to_train_on() -> None:
+    assert snapshot_dates(NOW, datetime(2024, 5, 20, tzinfo=UTC), FOUR_WEEKS, A_WEEK, 3).train == ()

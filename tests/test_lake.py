@@ -1,0 +1,385 @@
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import events_of
+from deltalake import DeltaTable
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from features.events import EVENTS
+from features.lake import Lake
+from features.table import TIME, ContractError, Table
+
+BALANCES = Table(
+    name="balances",
+    schema=ibis.schema({"user_id": "!string", "as_of": TIME.copy(nullable=False), "amount": "float64"}),
+    key=("user_id", "as_of"),
+    partition="as_of",
+)
+PLANS = Table(
+    name="plans",
+    schema=ibis.schema({"plan": "!string", "price": "float64", "features": "!array<string>"}),
+    key=("plan",),
+)
+MAY, JUNE, JULY = (datetime(2024, month, 1, 5, 30, tzinfo=UTC) for month in (5, 6, 7))
+
+Row = tuple[Any, ...]
+
+
+def rows_of(table: Table, rows: list[Row]) -> ir.Table:
+    """Make a table of rows, which may break the contract in all but the columns' types."""
+    fields = [field.with_nullable(True) for field in table.schema.to_pyarrow()]
+    dicts = [dict(zip(table.schema.names, row, strict=True)) for row in rows]
+    return ibis.memtable(pa.Table.from_pylist(dicts, schema=pa.schema(fields)))
+
+
+def read(lake: Lake, table: Table, version: int | None = None) -> list[Row]:
+    rows = lake.read(table, version).order_by(*table.key).to_pyarrow().to_pylist()
+    return [tuple(row.values()) for row in rows]
+
+
+def files(lake: Lake, table: Table) -> set[str]:
+    """List the data files that were ever written, by their paths within the table."""
+    folder = lake.folder / table.name
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*.parquet")}
+
+
+# --- writing and reading ---
+
+
+def test_a_table_that_was_never_written_is_empty(lake: Lake) -> None:
+    assert not lake.has(BALANCES)
+    assert read(lake, BALANCES) == []
+
+
+def test_what_was_written_is_read(lake: Lake) -> None:
+    rows = [("ada", MAY, 1.5), ("ada", JUNE, None), ("ben", JUNE, -2.0)]
+    assert lake.write(BALANCES, rows_of(BALANCES, rows))
+    assert lake.has(BALANCES)
+    assert read(lake, BALANCES) == rows
+
+
+def test_lists_and_nulls_come_back(lake: Lake) -> None:
+    rows = [("free", None, []), ("pro", 9.99, ["export", None, "it's"])]
+    lake.write(PLANS, rows_of(PLANS, rows))
+    assert read(lake, PLANS) == rows
+
+
+def test_columns_are_read_in_the_contracts_order_and_types(lake: Lake) -> None:
+    events = events_of(lake.engine, [{"occurred_at": "2024-01-01", "revenue": 1}])
+    lake.write(EVENTS, events.select(*reversed(events.columns)))
+    assert EVENTS.check(lake.read(EVENTS)).columns == EVENTS.schema.names
+    assert lake.read(EVENTS).to_pyarrow().to_pylist() == events.to_pyarrow().to_pylist()
+
+
+def test_a_write_is_one_commit(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0), ("ada", JULY, 1.0)]))
+    assert lake.version(BALANCES) == 0
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 2.0), ("ada", JUNE, 2.0), ("ada", JULY, 2.0)]))
+    assert lake.version(BALANCES) == 1
+
+
+def test_a_table_may_be_written_from_its_own_rows(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, []), ("pro", 9.0, [])]))
+    plans = lake.read(PLANS)
+    lake.write(PLANS, plans.mutate(price=plans.price + 1))
+    assert read(lake, PLANS) == [("free", 1.0, []), ("pro", 10.0, [])]
+
+
+def test_days_are_those_of_utc(lake: Lake) -> None:
+    times = ["2024-01-01T23:59:59.999999Z", "2024-01-02T00:00:00Z", "2024-01-02T01:00:00+02:00"]
+    lake.write(EVENTS, events_of(lake.engine, [{"occurred_at": time} for time in times]))
+    assert {file.split("/")[0] for file in files(lake, EVENTS)} == {"day=2024-01-01", "day=2024-01-02"}
+    assert DeltaTable(str(lake.folder / "events")).to_pandas()["day"].astype(str).value_counts().to_dict() == {
+        "2024-01-01": 2,
+        "2024-01-02": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["my lake", "it's", 'a "lake"', "Jörg", "湖", "a=b", "day=1", "#1?", "{a}", "[1]"])
+def test_a_lake_may_be_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    with Lake(tmp_path / name) as lake:
+        lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
+        assert not lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
+        assert lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 2.0)]), only=[MAY])
+        assert read(lake, BALANCES) == [("ada", MAY, 2.0)]
+
+
+@pytest.mark.parametrize("name", ["order", "age band", 'a "name"', "partition", "Group", "naïve"])
+def test_a_column_may_have_any_name(lake: Lake, name: str) -> None:
+    table = Table(name="odd", schema=ibis.schema({name: "!string", "value": "float64"}), key=(name,))
+    lake.write(table, rows_of(table, [("b", 1.0), ("a", 2.0)]))
+    assert read(lake, table) == [("a", 2.0), ("b", 1.0)]
+
+
+def test_two_lakes_see_the_same_tables(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    with Lake(lake.folder) as other:
+        assert read(other, PLANS) == [("free", 0.0, [])]
+        assert not other.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+
+
+def test_a_closed_lake_runs_no_more(lake: Lake) -> None:
+    with Lake(lake.folder) as other:
+        other.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+        plans = other.read(PLANS)
+    with pytest.raises(Exception, match=r"[Cc]los"):
+        plans.to_pyarrow()
+
+
+# --- unchanged rows ---
+
+
+def test_the_same_rows_commit_nothing(lake: Lake) -> None:
+    rows = [("ada", MAY, 1.0), ("ben", JUNE, None)]
+    lake.write(BALANCES, rows_of(BALANCES, rows))
+    assert not lake.write(BALANCES, rows_of(BALANCES, rows[::-1]))
+    assert lake.version(BALANCES) == 0
+
+
+def test_the_same_rows_without_partition_commit_nothing(lake: Lake) -> None:
+    rows: list[Row] = [("free", 0.0, []), ("pro", 9.0, ["export"])]
+    lake.write(PLANS, rows_of(PLANS, rows))
+    assert not lake.write(PLANS, rows_of(PLANS, rows[::-1]))
+    assert lake.version(PLANS) == 0
+
+
+def test_only_partitions_that_changed_are_rewritten(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    before = files(lake, BALANCES)
+    assert lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 2.0)]))
+    [new] = files(lake, BALANCES) - before
+    assert new.startswith("as_of=2024-06-01T053000")
+
+
+def test_rows_that_come_back_have_the_files_of_before(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    content = lake.content(PLANS)
+    lake.write(PLANS, rows_of(PLANS, [("free", 1.0, [])]))
+    assert lake.content(PLANS) != content
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    assert lake.content(PLANS) == content
+    assert len(files(lake, PLANS)) == 2
+
+
+def test_equal_rows_have_equal_content_in_any_lake(lake: Lake, tmp_path: Path) -> None:
+    rows = [("ada", MAY, 1.0), ("ben", JUNE, None)]
+    lake.write(BALANCES, rows_of(BALANCES, rows))
+    with Lake(tmp_path / "other") as other:
+        for row in rows:
+            other.write(BALANCES, rows_of(BALANCES, [row]), only=[row[1]])
+        assert other.content(BALANCES) == lake.content(BALANCES)
+
+
+def test_the_content_of_a_partition_is_no_matter_of_others(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    may, june = lake.content(BALANCES, only=[MAY]), lake.content(BALANCES, only=[JUNE])
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 2.0)]))
+    assert lake.content(BALANCES, only=[MAY]) == may
+    assert lake.content(BALANCES, only=[JUNE]) != june
+
+
+AMOUNT = st.none() | st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0])
+KEY = st.tuples(st.text(max_size=3), st.sampled_from([MAY, JUNE, JULY]))
+
+
+@given(balances=st.dictionaries(KEY, AMOUNT, max_size=12), seed=st.integers(0, 10**6))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_order_of_rows_is_no_change(lake: Lake, balances: dict[tuple[str, datetime], float], seed: int) -> None:
+    rows = [(*key, amount) for key, amount in balances.items()]
+    lake.write(BALANCES, rows_of(BALANCES, rows))
+    version, content = lake.version(BALANCES), lake.content(BALANCES)
+    assert not lake.write(BALANCES, rows_of(BALANCES, Random(seed).sample(rows, len(rows))))
+    assert (lake.version(BALANCES), lake.content(BALANCES)) == (version, content)
+    assert read(lake, BALANCES) == sorted(rows, key=lambda row: (row[0].encode(), row[1]))
+
+
+# --- partitions ---
+
+
+def test_a_write_of_some_partitions_leaves_the_others_alone(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", JUNE, 2.0), ("ada", JULY, 2.0)]), only=[JUNE, JULY])
+    assert read(lake, BALANCES) == [("ada", MAY, 1.0), ("ada", JUNE, 2.0), ("ada", JULY, 2.0)]
+
+
+def test_a_partition_is_an_instant_in_whatever_zone(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    elsewhere = datetime.fromisoformat("2024-06-01T07:30:00+02:00")
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", elsewhere, 2.0)]), only=[elsewhere])
+    assert read(lake, BALANCES) == [("ada", MAY, 1.0), ("ada", JUNE, 2.0)]
+
+
+def test_instants_a_microsecond_apart_are_two_partitions(lake: Lake) -> None:
+    later = MAY.replace(microsecond=1)
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", later, 1.0)]))
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", later, 2.0)]), only=[later])
+    assert read(lake, BALANCES) == [("ada", MAY, 1.0), ("ada", later, 2.0)]
+
+
+def test_a_partition_without_rows_goes(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    assert lake.write(BALANCES, rows_of(BALANCES, [("ada", JUNE, 1.0)]))
+    assert read(lake, BALANCES) == [("ada", JUNE, 1.0)]
+
+
+def test_of_some_partitions_one_without_rows_goes(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    assert lake.write(BALANCES, rows_of(BALANCES, []), only=[JUNE])
+    assert read(lake, BALANCES) == [("ada", MAY, 1.0)]
+
+
+def test_a_table_may_become_empty_and_be_filled_again(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    assert lake.write(PLANS, rows_of(PLANS, []))
+    assert read(lake, PLANS) == []
+    assert not lake.write(PLANS, rows_of(PLANS, []))
+    assert lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    assert read(lake, PLANS) == [("free", 0.0, [])]
+
+
+@pytest.mark.parametrize("table", [BALANCES, PLANS], ids=["partitioned", "whole"])
+def test_a_table_may_begin_empty(lake: Lake, table: Table) -> None:
+    assert lake.write(table, rows_of(table, []))
+    assert lake.has(table)
+    assert read(lake, table) == []
+    assert not lake.write(table, rows_of(table, []))
+
+
+# --- contracts ---
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([("ada", MAY, 1.0), ("ada", MAY, 2.0)], r"balances: 1 rows repeat a key \(user_id, as_of\)"),
+        ([("ada", MAY, 1.0)] * 3, r"balances: 2 rows repeat a key \(user_id, as_of\)"),
+        ([(None, MAY, 1.0), ("ada", MAY, 1.0)], "balances: 1 rows have no user_id"),
+        ([(None, None, None), ("ada", None, 1.0)], "balances: 1 rows have no user_id; 2 rows have no as_of"),
+    ],
+)
+def test_rows_that_break_the_contract_change_nothing(lake: Lake, rows: list[Row], why: str) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ben", MAY, 1.0)]))
+    before = sorted(lake.folder.rglob("*"))
+    with pytest.raises(ContractError, match=f"^{why}$"):
+        lake.write(BALANCES, rows_of(BALANCES, rows))
+    assert read(lake, BALANCES) == [("ben", MAY, 1.0)]
+    assert sorted(lake.folder.rglob("*")) == before
+
+
+def test_a_missing_list_breaks_the_contract(lake: Lake) -> None:
+    with pytest.raises(ContractError, match=r"^plans: 1 rows have no features$"):
+        lake.write(PLANS, rows_of(PLANS, [("free", 0.0, None)]))
+    assert not lake.has(PLANS)
+
+
+def test_a_missing_column_breaks_the_contract(lake: Lake) -> None:
+    with pytest.raises(ContractError, match=r"^plans: price is missing$"):
+        lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]).drop("price"))
+    assert not list(lake.folder.rglob("*.parquet"))
+
+
+def test_a_query_that_fails_leaves_nothing(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    before = sorted(lake.folder.rglob("*"))
+    broken = lake.engine.sql("SELECT 'pro' AS plan, error('no')::DOUBLE AS price, ['x'] AS features")
+    with pytest.raises(Exception, match="no"):
+        lake.write(PLANS, broken)
+    assert read(lake, PLANS) == [("free", 0.0, [])]
+    assert sorted(lake.folder.rglob("*")) == before
+
+
+def test_a_lake_works_on_after_a_write_that_failed(lake: Lake) -> None:
+    with pytest.raises(ContractError):
+        lake.write(PLANS, rows_of(PLANS, [(None, 0.0, [])]))
+    assert lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    assert read(lake, PLANS) == [("free", 0.0, [])]
+
+
+# --- history ---
+
+DEARER = Table(
+    name="plans", schema=ibis.schema({"plan": "!string", "price": "float64", "tax": "float64"}), key=("plan",)
+)
+
+
+def test_earlier_versions_stay(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", JUNE, 2.0)]))
+    assert read(lake, BALANCES, version=0) == [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]
+    assert read(lake, BALANCES, version=1) == [("ada", JUNE, 2.0)]
+
+
+def test_a_reader_of_a_version_still_reads_it_after_a_write(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    with Lake(lake.folder) as other:
+        opened = other.read(PLANS)
+        lake.write(PLANS, rows_of(PLANS, [("free", 1.0, [])]))
+        assert opened.price.to_pyarrow().to_pylist() == [0.0]
+        assert other.read(PLANS).price.to_pyarrow().to_pylist() == [1.0]
+
+
+def test_a_table_with_other_columns_replaces_the_old_one(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, []), ("pro", 9.0, [])]))
+    assert lake.write(DEARER, rows_of(DEARER, [("free", 0.0, 0.2)]))
+    assert read(lake, DEARER) == [("free", 0.0, 0.2)]
+    assert not lake.write(DEARER, rows_of(DEARER, [("free", 0.0, 0.2)]))
+
+
+def test_the_history_of_a_table_outlives_its_columns(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    lake.write(DEARER, rows_of(DEARER, [("free", 0.0, 0.2)]))
+    assert read(lake, PLANS, version=0) == [("free", 0.0, [])]
+    assert len(lake.history(DEARER)) == 2
+
+
+def test_partitions_of_other_columns_go_with_them(lake: Lake) -> None:
+    wider = Table("balances", ibis.schema({**BALANCES.schema, "debt": "float64"}), BALANCES.key, BALANCES.partition)
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    lake.write(wider, rows_of(wider, [("ada", JUNE, 1.0, 2.0)]), only=[JUNE])
+    assert read(lake, wider) == [("ada", JUNE, 1.0, 2.0)]
+
+
+def test_a_history_tells_when_a_table_changed_latest_first(lake: Lake) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    lake.write(PLANS, rows_of(PLANS, [("free", 1.0, [])]))
+    latest, first = lake.history(PLANS)
+    assert before <= first <= latest <= datetime.now(UTC)
+
+
+# --- other readers ---
+
+
+def test_other_tools_read_the_tables_as_they_are(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.5), ("ben", JUNE, None)]))
+    found = DeltaTable(str(lake.folder / "balances")).to_pandas().sort_values("user_id", ignore_index=True)
+    expected = pd.DataFrame({"user_id": ["ada", "ben"], "as_of": [MAY, JUNE], "amount": [1.5, None]})
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+
+
+def test_other_tools_see_the_keys_that_are_never_null(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.5)]))
+    fields = DeltaTable(str(lake.folder / "balances")).schema().fields
+    assert {field.name: field.nullable for field in fields} == {"user_id": False, "as_of": False, "amount": True}
+
+
+def test_other_tools_find_a_partition_by_its_instant(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.5), ("ada", JUNE, 1.5)]))
+    table = DeltaTable(str(lake.folder / "balances"))
+    assert len(table.to_pandas(partitions=[("as_of", "=", "2024-05-01T05:30:00.000000Z")])) == 1
+
+
+def test_a_table_may_be_moved(lake: Lake, tmp_path: Path) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.5)]))
+    shutil.move(lake.folder, tmp_path / "elsewhere")
+    with Lake(tmp_path / "elsewhere") as moved:
+        assert read(moved, BALANCES) == [("ada", MAY, 1.5)]

@@ -1,0 +1,628 @@
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pytest
+from conftest import events_of, instant
+from ibis.backends.duckdb import Backend as DuckDB
+from pydantic import ValidationError
+
+from features.attributes import ATTRIBUTES
+from features.sessions import sessionize
+from features.snapshots import (
+    FAVOURITES,
+    FEATURES,
+    SNAPSHOTS,
+    FeatureSettings,
+    feature_names,
+    format_value,
+    in_words,
+    snapshots_table,
+    take_snapshot,
+    title,
+)
+from features.table import TIME
+
+Row = dict[str, Any]
+
+GAP = timedelta(minutes=30)
+AS_OF = "2024-05-01T00:00"
+"""A Wednesday. 28 days before it is 3 April, 56 days 6 March, 90 days 1 February."""
+
+
+def at(time: str, event_name: str = "page_view", **columns: object) -> Row:
+    """Make an event of 2024 at "month-dayThour:minute"."""
+    return {"occurred_at": f"2024-{time}", "event_name": event_name} | columns
+
+
+def attributes_of(engine: DuckDB, rows: Sequence[tuple[str, str, str]] = ()) -> ir.Table:
+    table = pa.Table.from_pylist(
+        [dict(zip(ATTRIBUTES.schema.names, row, strict=True)) for row in rows], ATTRIBUTES.schema.to_pyarrow()
+    )
+    return engine.create_table(f"attributes_{uuid.uuid4().hex}", table, temp=True)
+
+
+def snapshot_of(
+    engine: DuckDB, rows: list[Row], as_of: str = AS_OF, attributes: Sequence[tuple[str, str, str]] = (), **options: Any
+) -> dict[str, Row]:
+    """Take a snapshot; return its rows by user."""
+    events = events_of(engine, rows)
+    snapshot = take_snapshot(
+        events, sessionize(events, GAP), attributes_of(engine, attributes), instant(as_of), gap=GAP, **options
+    )
+    users = snapshot.to_pyarrow().to_pylist()
+    by_user = {user["user_id"]: user for user in users}
+    assert len(by_user) == len(users)
+    return by_user
+
+
+# --- what each feature says ---
+# Each case is the whole history of a user. All of them are in one snapshot, since a snapshot takes its time and users
+# do not know of each other (test_laws.py).
+
+
+class Case(NamedTuple):
+    feature: str
+    behaviour: str
+    events: list[Row]
+    expected: float | None
+
+    @property
+    def user_id(self) -> str:
+        return f"{self.feature}: {self.behaviour}"
+
+
+FOUR_SESSIONS = [at("04-01T10:00"), at("04-02T10:00"), at("04-03T10:00"), at("04-04T10:00")]
+THREE_KINDS_OF_SESSION = [
+    *(at("04-01T10:00"),),
+    *(at("04-02T10:00"), at("04-02T10:05")),
+    *(at("04-03T10:00:00", "login"), at("04-03T10:00:05", "click")),
+    *(at("04-04T10:00"), at("04-04T10:01")),
+]
+ROUND_THE_CLOCK = [
+    *(at("04-01T00:00"), at("04-02T05:59:59.999999")),
+    *(at("04-03T06:00"), at("04-04T11:59:59"), at("04-05T07:00")),
+    at("04-06T12:00"),
+    *(at("04-07T17:59:59.999999"), at("04-08T18:00"), at("04-09T23:59:59"), at("04-10T20:00")),
+]
+THREE_CARTS = [
+    *(at("04-01T10:00", "add_to_cart"), at("04-01T10:05", "add_to_cart")),
+    *(at("04-10T10:00", "add_to_cart"), at("04-10T10:20", "purchase", revenue=30.0)),
+    *(at("04-20T23:50", "add_to_cart"), at("04-21T00:00")),
+    at("04-25T10:00"),
+]
+PURCHASES = [
+    *(at("04-01T10:00", "purchase", revenue=10.1), at("04-01T10:01", "purchase", revenue=20.2)),
+    at("04-05T10:00", "purchase", revenue=5.0),
+    *(at("04-10T10:00", "refund", revenue=5.0), at("04-15T10:00")),
+]
+AT_EACH_BORDER = ["04-30T00:00", "04-24T00:00", "04-03T00:00", "02-01T00:00"]
+BEFORE_EACH_BORDER = ["04-29T23:00", "04-23T23:00", "04-02T23:00", "01-31T23:00"]
+
+
+def at_all_borders(event_name: str) -> list[Row]:
+    """Make an event exactly 1, 7, 28 and 90 days before AS_OF, and one an hour before each of these."""
+    return [at(time, event_name) for time in AT_EACH_BORDER + BEFORE_EACH_BORDER]
+
+
+CASES = [
+    Case(
+        "recency_days", "from the end of the last session", [at("04-10T10:00"), at("04-28T23:45"), at("04-29T00:00")], 2
+    ),
+    Case("recency_days", "nothing is rounded", [at("04-29T12:00")], 1.5),
+    Case("recency_days", "a microsecond ago", [at("04-30T23:59:59.999999")], 1 / 86_400_000_000),
+    Case(
+        "tenure_days",
+        "from the start of the first session",
+        [at("04-21T00:00"), at("04-21T00:20"), at("04-30T10:00")],
+        10,
+    ),
+    Case("session_count", "sessions, not events", [*FOUR_SESSIONS, at("04-04T10:30")], 4),
+    Case("session_count", "however long ago", [{"occurred_at": "1969-07-20T20:17"}, at("04-04T10:30")], 2),
+    Case(
+        "session_trend_28d",
+        "more than before",
+        [at("03-20T10:00"), at("04-10T10:00"), at("04-11T10:00"), at("04-12T10:00")],
+        0.5,
+    ),
+    Case("session_trend_28d", "only before", [at("03-20T10:00")], -1),
+    Case("session_trend_28d", "only since", [at("04-20T10:00")], 1),
+    Case("session_trend_28d", "as before", [at("03-20T10:00"), at("04-20T10:00")], 0),
+    Case(
+        "session_trend_28d",
+        "exactly 28 days ago is since, exactly 56 before",
+        [at("03-06T00:00"), at("04-03T00:00")],
+        0,
+    ),
+    Case("session_trend_28d", "longer ago than 56 days says nothing", [at("03-05T23:59:59.999999")], None),
+    Case(
+        "duration_mean_s",
+        "of sessions of 0, 60 and 600 s",
+        [at("04-01T10:00"), at("04-02T10:00"), at("04-02T10:01"), at("04-03T10:00"), at("04-03T10:10")],
+        220,
+    ),
+    Case("duration_mean_s", "to the microsecond", [at("04-02T10:00:00"), at("04-02T10:00:01.500001")], 1.500001),
+    Case(
+        "duration_median_s",
+        "of sessions of 0, 60 and 600 s",
+        [at("04-01T10:00"), at("04-02T10:00"), at("04-02T10:01"), at("04-03T10:00"), at("04-03T10:10")],
+        60,
+    ),
+    Case(
+        "duration_median_s",
+        "of an even number of sessions, the middle of the two",
+        [at("04-01T10:00"), at("04-02T10:00"), at("04-02T10:01")],
+        30,
+    ),
+    Case(
+        "pages_per_session",
+        "page views by sessions",
+        [at("04-01T10:00"), at("04-01T10:01"), at("04-01T10:02", "click"), at("04-02T10:00")],
+        1.5,
+    ),
+    Case("pages_per_session", "zero where the source has no page views", [at("04-01T10:00", "login")], 0),
+    Case("bounce_rate", "one of four sessions", THREE_KINDS_OF_SESSION, 0.25),
+    Case("bounce_rate", "none", [at("04-01T10:00"), at("04-01T10:01")], 0),
+    Case("engaged_rate", "two of four sessions", THREE_KINDS_OF_SESSION, 0.5),
+    Case("engaged_rate", "none", FOUR_SESSIONS, 0),
+    Case(
+        "search_count",
+        "events, not sessions",
+        [at("04-01T10:00", "search"), at("04-01T10:01", "search"), at("04-02T10:00", "search")],
+        3,
+    ),
+    Case("search_count", "none", FOUR_SESSIONS, 0),
+    Case(
+        "support_visit_count",
+        "events, not sessions",
+        [at("04-01T10:00", "support_view"), at("04-01T10:01", "support_view")],
+        2,
+    ),
+    Case("support_visit_count", "none", FOUR_SESSIONS, 0),
+    Case(
+        "support_session_share",
+        "sessions, not events",
+        [*FOUR_SESSIONS, at("04-01T10:01", "support_view"), at("04-01T10:02", "support_view")],
+        0.25,
+    ),
+    Case("support_session_share", "none", FOUR_SESSIONS, 0),
+    Case("cart_count", "sessions with a cart, not additions", THREE_CARTS, 3),
+    Case("cart_count", "none", FOUR_SESSIONS, 0),
+    Case("cart_abandonment_rate", "two of three carts", THREE_CARTS, 2 / 3),
+    Case(
+        "cart_abandonment_rate",
+        "every cart was bought",
+        [at("04-01T10:00", "add_to_cart"), at("04-01T10:01", "purchase")],
+        0,
+    ),
+    Case("cart_abandonment_rate", "does not apply without a cart", [at("04-01T10:00", "purchase")], None),
+    Case("cart_abandoned_recency_days", "from the end of the session of the last abandoned cart", THREE_CARTS, 10),
+    Case(
+        "cart_abandoned_recency_days",
+        "a bought cart is none",
+        [at("04-11T00:00", "add_to_cart"), at("04-21T00:00", "add_to_cart"), at("04-21T00:00", "purchase")],
+        20,
+    ),
+    Case(
+        "cart_abandoned_recency_days",
+        "does not apply where every cart was bought",
+        [at("04-21T00:00", "add_to_cart"), at("04-21T00:00", "purchase")],
+        None,
+    ),
+    Case("purchase_count", "sessions with a purchase, not order lines", PURCHASES, 2),
+    Case("purchase_count", "none", FOUR_SESSIONS, 0),
+    Case("revenue_total", "purchases less refunds", PURCHASES, 30.3),
+    Case("revenue_total", "only a refund", [at("04-01T10:00", "refund", revenue=7.5)], -7.5),
+    Case("revenue_total", "none", FOUR_SESSIONS, 0),
+    Case("revenue_per_purchase", "by sessions with a purchase, less refunds", PURCHASES, 15.15),
+    Case("revenue_per_purchase", "does not apply without a purchase", [at("04-01T10:00", "refund", revenue=7.5)], None),
+    Case("conversion_rate", "of four sessions", PURCHASES, 0.5),
+    Case("conversion_rate", "none", FOUR_SESSIONS, 0),
+    Case("night_session_share", "from 0 to before 6", ROUND_THE_CLOCK, 0.2),
+    Case("morning_session_share", "from 6 to before 12", ROUND_THE_CLOCK, 0.3),
+    Case("afternoon_session_share", "from 12 to before 18", ROUND_THE_CLOCK, 0.2),
+    Case("evening_session_share", "from 18 to before 24", ROUND_THE_CLOCK, 0.3),
+    Case("night_session_share", "by its beginning", [at("04-01T05:50"), at("04-01T06:10")], 1),
+    Case("morning_session_share", "by its beginning", [at("04-01T05:50"), at("04-01T06:10")], 0),
+    Case(
+        "weekend_session_share",
+        "Saturday and Sunday, not Friday and Monday",
+        [at("04-26T23:00"), at("04-27T00:00"), at("04-28T23:00"), at("04-29T00:00")],
+        0.5,
+    ),
+    Case("weekend_session_share", "by its beginning", [at("04-26T23:50"), at("04-27T00:10")], 0),
+    Case(
+        "active_day_count",
+        "days with an event, not sessions",
+        [at("04-26T23:50"), at("04-27T00:10"), at("04-27T20:00")],
+        2,
+    ),
+    Case(
+        "support_recency_days",
+        "from the last visit, not the end of its session",
+        [at("04-02T00:00", "support_view"), at("04-21T00:00", "support_view"), at("04-21T00:20")],
+        10,
+    ),
+    Case(
+        "support_recency_days",
+        "from when it happened, not when it was learnt of",
+        [at("04-21T00:00", "support_view", ingested_at="2024-04-25")],
+        10,
+    ),
+    Case("support_recency_days", "does not apply without one", FOUR_SESSIONS, None),
+    Case(
+        "purchase_recency_days",
+        "from the last purchase, not the end of its session",
+        [at("04-02T00:00", "purchase"), at("04-21T00:00", "purchase"), at("04-21T00:20"), at("04-22T00:00", "refund")],
+        10,
+    ),
+    Case(
+        "purchase_recency_days",
+        "from when it happened, not when it was learnt of",
+        [at("04-21T00:00", "purchase", ingested_at="2024-04-25")],
+        10,
+    ),
+    Case("purchase_recency_days", "does not apply without one", FOUR_SESSIONS, None),
+    Case(
+        "item_count",
+        "different items of any event",
+        [
+            at("04-01T10:00", item_id="a"),
+            at("04-02T10:00", "purchase", item_id="a"),
+            at("04-03T10:00", item_id="b"),
+            at("04-04T10:00"),
+        ],
+        2,
+    ),
+    Case("item_count", "none", FOUR_SESSIONS, 0),
+    Case(
+        "category_count",
+        "different categories of any event",
+        [
+            at("04-01T10:00", category="a"),
+            at("04-02T10:00", "search", category="b"),
+            at("04-03T10:00", category="b"),
+            at("04-04T10:00"),
+        ],
+        2,
+    ),
+    Case("category_count", "none", FOUR_SESSIONS, 0),
+    Case("session_count_1d", "begun exactly 1 day ago counts", at_all_borders("page_view"), 1),
+    Case("session_count_7d", "begun exactly 7 days ago counts", at_all_borders("page_view"), 3),
+    Case("session_count_28d", "begun exactly 28 days ago counts", at_all_borders("page_view"), 5),
+    Case("session_count_90d", "begun exactly 90 days ago counts", at_all_borders("page_view"), 7),
+    Case(
+        "session_count_1d",
+        "begun a microsecond earlier does not, though it goes on",
+        [at("04-29T23:59:59.999999"), at("04-30T00:10")],
+        0,
+    ),
+    Case("support_visit_count_1d", "in sessions of the window", at_all_borders("support_view"), 1),
+    Case("support_visit_count_7d", "in sessions of the window", at_all_borders("support_view"), 3),
+    Case("support_visit_count_28d", "in sessions of the window", at_all_borders("support_view"), 5),
+    Case("support_visit_count_90d", "in sessions of the window", at_all_borders("support_view"), 7),
+    Case(
+        "support_visit_count_7d",
+        "events, not sessions",
+        [at("04-25T10:00", "support_view"), at("04-25T10:05", "support_view")],
+        2,
+    ),
+    Case("purchase_count_1d", "in sessions of the window", at_all_borders("purchase"), 1),
+    Case("purchase_count_7d", "in sessions of the window", at_all_borders("purchase"), 3),
+    Case("purchase_count_28d", "in sessions of the window", at_all_borders("purchase"), 5),
+    Case("purchase_count_90d", "in sessions of the window", at_all_borders("purchase"), 7),
+    Case(
+        "purchase_count_7d",
+        "sessions, not order lines",
+        [at("04-25T10:00", "purchase"), at("04-25T10:05", "purchase")],
+        1,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def users() -> Iterator[dict[str, Row]]:
+    engine = ibis.duckdb.connect()
+    engine.raw_sql("SET TimeZone = 'UTC'")
+    rows = [
+        event | {"user_id": case.user_id, "event_id": f"{case.user_id} {number}"}
+        for case in CASES
+        for number, event in enumerate(case.events)
+    ]
+    yield snapshot_of(engine, rows)
+    engine.disconnect()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.user_id)
+def test_feature(case: Case, users: dict[str, Row]) -> None:
+    assert users[case.user_id][case.feature] == case.expected
+
+
+def test_every_feature_has_a_case() -> None:
+    assert {case.feature for case in CASES} == set(FEATURES)
+
+
+NEEDS_TIMES = {
+    *("duration_mean_s", "duration_median_s"),
+    *("night_session_share", "morning_session_share", "afternoon_session_share", "evening_session_share"),
+}
+MAY_NOT_APPLY = {
+    *("session_trend_28d", "cart_abandonment_rate", "cart_abandoned_recency_days", "revenue_per_purchase"),
+    *("support_recency_days", "purchase_recency_days"),
+}
+
+
+def test_only_features_that_may_not_apply_are_ever_null(users: dict[str, Row]) -> None:
+    assert {name for user in users.values() for name in FEATURES if user[name] is None} == MAY_NOT_APPLY
+
+
+# --- who is in a snapshot, and what was known ---
+
+
+def test_every_user_with_a_session_has_one_row(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00", user_id="a"), at("04-02T10:00", user_id="b"), at("04-03T10:00", user_id="a")]
+
+    assert snapshot_of(engine, rows).keys() == {"a", "b"}
+
+
+def test_a_user_without_a_session_before_as_of_is_not_in_the_snapshot(engine: DuckDB) -> None:
+    rows = [
+        at("04-01T10:00", user_id="before"),
+        at("04-30T23:59:59.999999", user_id="just before"),
+        at("05-01T00:00", user_id="exactly then"),
+        at("05-02T10:00", user_id="after"),
+        at("04-01T10:00", user_id="learnt of later", ingested_at="2024-05-02"),
+    ]
+
+    assert snapshot_of(engine, rows).keys() == {"before", "just before"}
+
+
+def test_nobody_is_in_a_snapshot_without_events(engine: DuckDB) -> None:
+    assert snapshot_of(engine, []) == {}
+
+
+def test_what_happens_from_as_of_on_changes_nothing(engine: DuckDB) -> None:
+    before = [at("04-01T10:00", source="mail"), at("04-30T23:50", "add_to_cart", item_id="a")]
+    after = [
+        at("05-01T00:00", "purchase", revenue=9.0, item_id="b", source="ads"),
+        at("05-01T00:10", "support_view", category="c", device="phone"),
+        at("06-01T10:00", source="ads"),
+    ]
+
+    assert snapshot_of(engine, before + after) == snapshot_of(engine, before)
+
+
+def test_what_was_learnt_of_after_as_of_changes_nothing(engine: DuckDB) -> None:
+    known = [at("04-01T10:00", source="mail"), at("04-01T10:10", "add_to_cart", item_id="a")]
+    late = [
+        at("04-01T10:05", "purchase", revenue=9.0, item_id="b", ingested_at="2024-05-01T00:00:00.000001"),
+        at("04-20T10:00", "support_view", category="c", source="ads", ingested_at="2024-06-01"),
+    ]
+
+    assert snapshot_of(engine, known + late) == snapshot_of(engine, known)
+
+
+def test_what_was_learnt_of_exactly_at_as_of_was_known(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-20T10:00", ingested_at="2024-05-01T00:00")]
+
+    assert snapshot_of(engine, rows)["u"]["session_count"] == 2
+
+
+def test_as_of_may_be_in_any_time_zone(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-30T21:59"), at("04-30T22:00")]
+
+    assert snapshot_of(engine, rows, "2024-05-01T00:00+02:00") == snapshot_of(engine, rows, "2024-04-30T22:00Z")
+
+
+def test_a_snapshot_keeps_its_contract(engine: DuckDB) -> None:
+    events = events_of(engine, [at("04-01T10:00")])
+    snapshot = take_snapshot(events, sessionize(events, GAP), attributes_of(engine), instant(AS_OF), gap=GAP)
+
+    assert SNAPSHOTS.check(snapshot).columns == tuple(SNAPSHOTS.schema.names)
+    assert snapshot.to_pyarrow().schema.types == SNAPSHOTS.schema.to_pyarrow().types
+
+
+def test_all_features_are_numbers_and_favourites_text() -> None:
+    types = dict(SNAPSHOTS.schema.items())
+
+    assert {str(types[name]) for name in FEATURES} == {"float64"}
+    assert {str(types[name]) for name in FAVOURITES} == {"string"}
+    assert types["as_of"] == TIME.copy(nullable=False)
+
+
+# --- windows ---
+
+
+def test_the_windows_are_the_callers_choice(engine: DuckDB) -> None:
+    rows = [at("04-28T00:00", "support_view"), at("04-17T00:00", "purchase"), at("04-16T23:00")]
+    snapshot = snapshot_of(engine, rows, windows_days=(3, 14))["u"]
+
+    assert (snapshot["session_count_3d"], snapshot["session_count_14d"]) == (1, 2)
+    assert (snapshot["support_visit_count_3d"], snapshot["support_visit_count_14d"]) == (1, 1)
+    assert (snapshot["purchase_count_3d"], snapshot["purchase_count_14d"]) == (0, 1)
+    assert list(snapshot) == list(snapshots_table((3, 14), ()).schema.names)
+
+
+def test_a_window_adds_a_feature_of_each_kind() -> None:
+    assert set(feature_names((3, 14))) - set(feature_names((14,))) == {
+        "session_count_3d",
+        "support_visit_count_3d",
+        "purchase_count_3d",
+    }
+
+
+def test_windows_are_1_7_28_and_90_days_unless_set() -> None:
+    assert FeatureSettings().windows_days == [1, 7, 28, 90]
+
+
+@pytest.mark.parametrize("windows_days", [[], [0], [7, -1]])
+def test_a_window_has_days(windows_days: list[int]) -> None:
+    with pytest.raises(ValidationError):
+        FeatureSettings(windows_days=windows_days)
+
+
+# --- favourites and attributes ---
+
+
+def test_a_favourite_is_the_most_frequent_of_sessions_not_of_events(engine: DuckDB) -> None:
+    once, twice = dict.fromkeys(FAVOURITES, "once"), dict.fromkeys(FAVOURITES, "twice")
+    rows = [
+        *(at("04-01T10:00", **once), at("04-01T10:01", **once), at("04-01T10:02", **once)),
+        *(at("04-02T10:00", **twice), at("04-03T10:00", **twice)),
+    ]
+    snapshot = snapshot_of(engine, rows)["u"]
+
+    assert {name: snapshot[name] for name in FAVOURITES} == twice
+
+
+def test_of_equally_frequent_favourites_the_first_by_name_is_taken(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00", source="mail"), at("04-02T10:00", source="ads"), at("04-03T10:00", source="search")]
+
+    assert snapshot_of(engine, rows)["u"]["source"] == "ads"
+
+
+def test_sessions_of_which_it_is_unknown_do_not_vote(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-02T10:00"), at("04-03T10:00", device="phone")]
+
+    assert snapshot_of(engine, rows)["u"]["device"] == "phone"
+
+
+def test_a_favourite_is_null_where_none_is_known(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-01T10:00", user_id="v", device="phone", source="mail", country="FR")]
+    snapshot = snapshot_of(engine, rows)
+
+    assert [snapshot["u"][name] for name in FAVOURITES] == [None, None, None]
+    assert [snapshot["v"][name] for name in FAVOURITES] == ["phone", "mail", "FR"]
+
+
+def test_attributes_are_columns_null_where_a_user_has_none(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-01T10:00", user_id="v")]
+    attributes = [("u", "plan", "gold"), ("u", "age_band", "0-35"), ("v", "plan", "free"), ("u", "shoe", "42")]
+    snapshot = snapshot_of(engine, rows, attributes=attributes, attribute_names=("plan", "age_band"))
+
+    assert [(snapshot[user]["plan"], snapshot[user]["age_band"]) for user in "uv"] == [("gold", "0-35"), ("free", None)]
+    assert "shoe" not in snapshot["u"]
+
+
+def test_a_user_who_is_only_described_is_not_in_the_snapshot(engine: DuckDB) -> None:
+    attributes = [("u", "plan", "gold"), ("w", "plan", "free")]
+
+    assert snapshot_of(engine, [at("04-01T10:00")], attributes=attributes, attribute_names=("plan",)).keys() == {"u"}
+
+
+def test_attributes_are_in_the_contract() -> None:
+    table = snapshots_table((7,), ("plan",))
+
+    assert table.schema.names[-1] == "plan"
+    assert str(table.schema["plan"]) == "string"
+
+
+# --- time zones and day-level sources ---
+
+
+def test_hours_weekends_and_days_are_local(engine: DuckDB) -> None:
+    friday_evening_in_utc = [at("04-26T20:00"), at("04-26T20:20")]
+    utc = snapshot_of(engine, friday_evening_in_utc)["u"]
+    tokyo = snapshot_of(engine, friday_evening_in_utc, time_zone="Asia/Tokyo")["u"]
+
+    assert (utc["evening_session_share"], utc["night_session_share"], utc["weekend_session_share"]) == (1, 0, 0)
+    assert (tokyo["evening_session_share"], tokyo["night_session_share"], tokyo["weekend_session_share"]) == (0, 1, 1)
+
+
+def test_an_active_day_is_a_local_day(engine: DuckDB) -> None:
+    around_midnight_in_utc = [at("04-26T23:50"), at("04-27T00:10")]
+
+    assert snapshot_of(engine, around_midnight_in_utc)["u"]["active_day_count"] == 2
+    assert snapshot_of(engine, around_midnight_in_utc, time_zone="Asia/Tokyo")["u"]["active_day_count"] == 1
+
+
+def test_local_hours_follow_summer_time(engine: DuckDB) -> None:
+    rows = [at("03-30T04:30"), at("03-31T04:30")]
+    snapshot = snapshot_of(engine, rows, time_zone="Europe/Berlin")["u"]
+
+    assert (snapshot["night_session_share"], snapshot["morning_session_share"]) == (0.5, 0.5)
+
+
+def test_the_time_zone_changes_nothing_else(engine: DuckDB) -> None:
+    rows = [at("03-30T04:30", "purchase", revenue=3.0), at("04-03T00:00"), at("04-30T23:59")]
+    local = {*NEEDS_TIMES, "weekend_session_share", "active_day_count"}
+    utc, samoa = snapshot_of(engine, rows)["u"], snapshot_of(engine, rows, time_zone="Pacific/Apia")["u"]
+
+    assert {name: value for name, value in utc.items() if name not in local} == {
+        name: value for name, value in samoa.items() if name not in local
+    }
+
+
+def test_what_needs_a_time_of_day_is_null_where_the_source_has_days(engine: DuckDB) -> None:
+    rows = [at("04-27T00:00"), at("04-27T00:00", "purchase"), at("04-29T00:00")]
+    timed, daily = snapshot_of(engine, rows)["u"], snapshot_of(engine, rows, day_level=True)["u"]
+
+    assert {name: daily[name] for name in timed if daily[name] != timed[name]} == dict.fromkeys(NEEDS_TIMES)
+
+
+def test_the_days_of_a_day_level_source_are_local(engine: DuckDB) -> None:
+    saturday_in_new_york = [at("04-27T04:00")]
+    snapshot = snapshot_of(engine, saturday_in_new_york, time_zone="America/New_York", day_level=True)["u"]
+
+    assert (snapshot["weekend_session_share"], snapshot["active_day_count"]) == (1, 1)
+
+
+# --- in words ---
+
+
+def test_every_feature_has_a_title_of_its_own_fit_for_the_middle_of_a_sentence() -> None:
+    titles = [title(name) for name in FEATURES]
+
+    assert len(set(titles)) == len(FEATURES)
+    assert [words for words in titles if not words[0].islower() or "_" in words or words.endswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("session_count", "sessions"),
+        ("session_count_1d", "sessions in the last day"),
+        ("session_count_7d", "sessions in the last 7 days"),
+        ("support_visit_count_90d", "support visits in the last 90 days"),
+        ("purchase_count_365d", "purchases in the last 365 days"),
+        ("session_trend_28d", "trend of sessions"),
+        ("purchase_recency_days", "days since the last purchase"),
+        ("device", "device"),
+        ("age_band", "age band"),
+        ("recency_days_7d", "recency days 7d"),
+        ("session_count_x", "session count x"),
+    ],
+)
+def test_title(name: str, words: str) -> None:
+    assert title(name) == words
+
+
+def test_a_value_in_words_has_the_title_before_it() -> None:
+    assert in_words("session_count_7d", 3.0) == "sessions in the last 7 days: 3"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("recency_days", float("nan"), "–"),
+        ("bounce_rate", 0.0, "0 %"),
+        ("bounce_rate", 0.254, "25 %"),
+        ("night_session_share", 1.0, "100 %"),
+        ("duration_mean_s", 0.0, "0 s"),
+        ("duration_mean_s", 59.4, "59 s"),
+        ("duration_mean_s", 59.6, "1 min 0 s"),
+        ("duration_median_s", 3_725.0, "62 min 5 s"),
+        ("session_count", 3.0, "3"),
+        ("session_count", 12_345.0, "12,345"),
+        ("pages_per_session", 3.14159, "3.1"),
+        ("pages_per_session", 31.4159, "31"),
+        ("session_trend_28d", -0.5, "-0.5"),
+        ("revenue_total", -1234.56, "-1,235"),
+    ],
+)
+def test_a_value_is_written_as_people_would(name: str, value: float, written: str) -> None:
+    assert format_value(name, value) == written
