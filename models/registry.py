@@ -1,0 +1,252 @@
+"""The door to MLflow: what was trained, on what, how good it was, and which version serves.
+
+MLflow's fluent interface keeps its store in a global and in the environment, so only the client is used here.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+
+import mlflow.sklearn
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+REQUIREMENTS = [f"{name}=={version(name)}" for name in ("lightgbm", "numpy", "pandas", "scikit-learn", "skops")]
+TRUSTED_TYPES = [
+    "collections.OrderedDict",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
+    "numpy.clip",
+    "numpy.dtype",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+]
+SIGNATURE_ROWS = 100
+DIGEST_LENGTH = 36  # MLflow stores no more
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model as it was trained: its version, the fingerprint of its inputs, and its metadata."""
+
+    number: int
+    fingerprint: str
+    model: Any
+    metadata: dict[str, Any]
+
+
+class Run:
+    """One training, as MLflow shows it; `version` is the registered version once the run has ended well."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str) -> None:
+        self.run_id = run_id
+        self.version: int | None = None
+        self._client = client
+        self._experiment_id = experiment_id
+        self._logged: tuple[str, LoggedModel, dict[str, str]] | None = None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log what the training was told."""
+        self._client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in params.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log what was measured."""
+        now_ms = int(time.time() * 1000)
+        self._client.log_batch(self.run_id, [Metric(name, value, now_ms, 0) for name, value in metrics.items()])
+
+    def log_input(self, frame: pd.DataFrame, name: str, digest: str, context: Literal["train", "test"]) -> None:
+        """Log a table that the model was trained or tested on: its schema, its size, and its digest's start."""
+        table = Dataset(
+            name=name,
+            digest=digest[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": name}),
+            schema=json.dumps({"mlflow_colspec": infer_signature(frame).inputs.to_dict()}),
+            profile=json.dumps({"num_rows": len(frame), "num_elements": int(frame.size)}),
+        )
+        self._client.log_inputs(self.run_id, [DatasetInput(table, [InputTag("mlflow.data.context", context)])])
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        """Log a figure under a file name such as gains.png."""
+        self._client.log_figure(self.run_id, figure, file)
+
+    def log_dict(self, content: dict[str, Any], file: str) -> None:
+        """Log a dictionary under a file name such as segments.json."""
+        self._client.log_dict(self.run_id, content, file)
+
+    def log_model(
+        self,
+        model: Any,
+        name: str,
+        fingerprint: str,
+        inputs: pd.DataFrame,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Store a fitted scikit-learn model, to be registered under a name when the run ends well.
+
+        `fingerprint` tells what the model was trained from, `inputs` are rows it takes, and `metadata` is
+        JSON that `Registry.load` brings back with it.
+        """
+        inputs = inputs[list(model.feature_names_in_)].head(SIGNATURE_ROWS)
+        predict = "predict_proba" if hasattr(model, "predict_proba") else "predict"
+        logged = self._client.create_logged_model(self._experiment_id, name, self.run_id)
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "model")
+            mlflow.sklearn.save_model(
+                model,
+                path,
+                mlflow_model=Model(run_id=self.run_id, model_id=logged.model_id),
+                signature=infer_signature(inputs, getattr(model, predict)(inputs)),
+                serialization_format="skops",
+                skops_trusted_types=TRUSTED_TYPES,
+                pip_requirements=REQUIREMENTS,  # or MLflow spends seconds to find out
+                pyfunc_predict_fn=predict,
+            )
+            (path / "metadata.json").write_text(json.dumps(dict(metadata or {}), allow_nan=False))
+            self._client.log_model_artifacts(logged.model_id, str(path))
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        self._logged = name, logged, {**(tags or {}), "fingerprint": fingerprint}
+
+    def _register(self) -> None:
+        if self._logged is None:
+            return
+        name, logged, tags = self._logged
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # a source such as models:/m-1 would be looked up in the global store
+        registered = self._client.create_model_version(
+            name,
+            source=logged.artifact_location,
+            run_id=self.run_id,
+            tags=tags,
+            model_id=logged.model_id,
+        )
+        self.version = int(registered.version)
+
+
+class Registry:
+    """MLflow at `tracking_uri`, or in a folder of its own: `mlruns`/mlflow.db and `mlruns`/artifacts."""
+
+    def __init__(self, mlruns: Path, tracking_uri: str | None = None) -> None:
+        self._artifacts: str | None = None
+        if tracking_uri is None:
+            mlruns.mkdir(parents=True, exist_ok=True)
+            tracking_uri = f"sqlite:///{mlruns.absolute() / 'mlflow.db'}"
+            self._artifacts = (mlruns.absolute() / "artifacts").as_uri()
+        self.tracking_uri = tracking_uri
+        self._client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+
+    @contextmanager
+    def run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+        """Record a training in an experiment such as ecom/churn.
+
+        A model logged in it becomes a version when the block ends; where the block raises, the run is marked
+        FAILED and nothing is registered.
+        """
+        experiment_id = self._experiment(experiment)
+        started = self._client.create_run(experiment_id, tags=dict(tags or {}), run_name=name)
+        run = Run(self._client, experiment_id, started.info.run_id)
+        try:
+            yield run
+            run._register()
+        except BaseException:
+            self._client.set_terminated(run.run_id, "FAILED")
+            raise
+        self._client.set_terminated(run.run_id, "FINISHED")
+
+    def runs(self, experiment: str) -> pd.DataFrame:
+        """List the finished runs of an experiment, the latest first: run, started_at, and a column per metric."""
+        found = self._client.get_experiment_by_name(experiment)
+        if found is None:
+            return pd.DataFrame(columns=["run", "started_at"])
+        finished = self._client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'")
+        return pd.DataFrame(
+            {
+                "run": run.info.run_name,
+                "started_at": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
+                **run.data.metrics,
+            }
+            for run in finished
+        )
+
+    def find(self, name: str, fingerprint: str) -> int | None:
+        """Return the latest version of a model with this fingerprint, or None."""
+        found = self._client.search_model_versions(f"name = '{name}' and tags.fingerprint = '{fingerprint}'")
+        return max((int(version.version) for version in found), default=None)
+
+    def serving(self, name: str, as_of: datetime | None = None) -> int | None:
+        """Return the version that serves at an instant, or None: of those promoted the one trained last by then.
+
+        A version tells by its tags `promoted` (true or false) and `as_of` (ISO 8601, UTC), so that scoring the past
+        again takes the model of then. Without an instant it is the one that serves now.
+        """
+        promoted = self._client.search_model_versions(f"name = '{name}' and tags.promoted = 'true'")
+        known = [(datetime.fromisoformat(version.tags["as_of"]), int(version.version)) for version in promoted]
+        return max((one for one in known if as_of is None or one[0] <= as_of), default=(None, None))[1]
+
+    def load(self, name: str, which: str | int) -> Version | None:
+        """Load a model by its alias, such as champion, or by its version; None where there is none."""
+        found = self._version(name, which)
+        if found is None:
+            return None
+        folder = download_artifacts(
+            artifact_uri=found.source, tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri
+        )
+        metadata = json.loads(Path(folder, "metadata.json").read_text())
+        return Version(int(found.version), found.tags["fingerprint"], mlflow.sklearn.load_model(folder), metadata)
+
+    def aliased(self, name: str, alias: str) -> int | None:
+        """Return the version under an alias, or None."""
+        found = self._version(name, alias)
+        return None if found is None else int(found.version)
+
+    def set_alias(self, name: str, alias: Literal["challenger", "champion"], number: int) -> None:
+        """Point an alias to a version."""
+        self._client.set_registered_model_alias(name, alias, str(number))
+
+    def _version(self, name: str, which: str | int) -> ModelVersion | None:
+        try:
+            if isinstance(which, int):
+                return self._client.get_model_version(name, str(which))
+            return self._client.get_model_version_by_alias(name, which)
+        except MlflowException as error:
+            # an unknown alias of a known model is an INVALID_PARAMETER_VALUE to MLflow
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise
+
+    def _experiment(self, name: str) -> str:
+        if experiment := self._client.get_experiment_by_name(name):
+            return str(experiment.experiment_id)
+        try:
+            return self._client.create_experiment(name, artifact_location=self._artifacts)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment(name)  # another task was quicker
