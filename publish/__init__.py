@@ -1,0 +1,1 @@
+"""What leaves: assignments, and the destinations that they go to."""

@@ -1,0 +1,1 @@
+"""Where published assignments go, one module each."""
