@@ -1,0 +1,170 @@
+"""The `habitus` command: each stage, and all of them."""
+
+import importlib
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.configuration import ConfigurationError, load, parse_as_of
+
+ONE_OFF_SETTINGS = {
+    "PREFECT_HOME": str(Path.cwd() / ".prefect"),
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+}
+
+app = typer.Typer(
+    help="Behavioural segmentation: from raw events to segments and propensities that marketing tools act on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The configuration, a habitus.toml.", show_default=False)
+]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of",
+        help="The instant that the run is about: 2024-06-30 or 2024-06-30T05:00, in the configuration's time zone. "
+        "Default: the end of the last complete day in the data.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
+
+
+@app.command()
+def run(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+    """Do everything: ingest, sessions, snapshot, train, score, publish."""
+    _start("run", config, as_of, as_json)
+
+
+@app.command()
+def ingest(config: Config, as_json: Json = False) -> None:
+    """Accept or reject every row of the configured files."""
+    _start("ingest", config, None, as_json)
+
+
+@app.command()
+def sessions(config: Config, as_json: Json = False) -> None:
+    """Group all events into sessions."""
+    _start("sessions", config, None, as_json)
+
+
+@app.command()
+def snapshot(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+    """Take every user's features now and at past instants, with their labels."""
+    _start("snapshot", config, as_of, as_json)
+
+
+@app.command()
+def train(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+    """Train, test and promote segments and propensities on the snapshots."""
+    _start("train", config, as_of, as_json)
+
+
+@app.command()
+def score(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+    """Assign every user of the snapshot to a segment, with probabilities."""
+    _start("score", config, as_of, as_json)
+
+
+@app.command()
+def publish(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+    """Publish the assignments as files."""
+    _start("publish", config, as_of, as_json)
+
+
+def main() -> None:
+    """Run the command; a mistake in what a person wrote is one line and exit status 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _complain("stopped; nothing is half-written, run the same command again")
+        sys.exit(130)
+
+
+def _start(stage: str, config: Path, as_of: str | None, as_json: bool) -> None:
+    """Call a stage's flow, show its progress on standard error and its result on standard output."""
+    try:
+        configuration = load(config)
+        instant = parse_as_of(as_of, configuration.time_zone) if as_of else None
+    except ConfigurationError as error:
+        _complain(str(error))
+        raise typer.Exit(2) from None
+    _quieten()
+    with _progress():
+        # Prefect, MLflow and scikit-learn take seconds to import, which a mistake in the configuration need not.
+        flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
+        mistakes: tuple[type[Exception], ...] = importlib.import_module("flows.world").MISTAKES
+        arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {})
+        mistake = ""
+        try:
+            result = flow(**arguments)
+        except mistakes as error:
+            mistake = str(error)
+    if mistake:
+        _complain(f"{config}: {mistake}")
+        raise typer.Exit(2)
+    screen = importlib.import_module("flows.screen")
+    if as_json:
+        print(screen.to_json(result))
+    elif stage == "run":
+        screen.show(result, str(config), Console())
+
+
+def _complain(message: str) -> None:
+    print(f"habitus: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _quieten() -> None:
+    """Keep other programs' messages off the console. Read when Prefect is imported, so before any flow is."""
+    for name, value in ONE_OFF_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+
+
+class _Lines(logging.Handler):
+    """Print each message of Habitus with the seconds since the one before."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self.before = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        self.console.print(f"{now - self.before:6.1f} s  {record.getMessage()}", soft_wrap=True)
+        self.before = now
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Print a line for each stage that is done, and show that work goes on."""
+    console = Console(stderr=True, highlight=False)
+    logger = logging.getLogger("habitus")
+    lines = _Lines(console)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(lines)
+    try:
+        with console.status("working"):
+            yield
+    finally:
+        logger.removeHandler(lines)
+
+
+if __name__ == "__main__":
+    main()

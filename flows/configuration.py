@@ -1,0 +1,181 @@
+"""habitus.toml: the one file that says where events are, what they mean, and where segments go."""
+
+import difflib
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+
+from features.labels import LabelSettings
+from features.sessions import SessionSettings
+from features.snapshots import FAVOURITES, FeatureSettings, feature_names
+from features.sources import Settings, Source, TimeZone, Users
+
+
+class ConfigurationError(Exception):
+    """Say in one line which file and key is wrong and what would be right."""
+
+
+class TrainingSettings(Settings):
+    """Say from how many past snapshots to learn, how far apart, and with which seed."""
+
+    snapshots: int = Field(default=12, ge=1)
+    every_days: float = Field(default=7, gt=0)
+    seed: int = 0
+
+
+class SegmentSettings(Settings):
+    """Bound the number of discovered segments."""
+
+    k_min: int = Field(default=3, ge=2)
+    k_max: int = Field(default=8, le=50)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.k_max < self.k_min:
+            raise ValueError(f"k_max ({self.k_max}) must be at least k_min ({self.k_min})")
+        return self
+
+
+class StorageSettings(Settings):
+    """Say where the lake and MLflow's store are, relative to the configuration."""
+
+    lake: Path = Path("lake")
+    mlruns: Path = Path("mlruns")
+
+
+class PublishSettings(Settings):
+    """Say where published versions go, relative to the configuration, and which share of users is held out."""
+
+    folder: Path = Path("published")
+    holdout_share: float = Field(default=0, ge=0, lt=1)
+
+
+class Configuration(Settings):
+    """Hold everything that habitus.toml says; paths are relative to its folder."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
+    time_zone: TimeZone = "UTC"
+    events: Source
+    users: Users | None = None
+    sessions: SessionSettings = SessionSettings()
+    features: FeatureSettings = FeatureSettings()
+    labels: LabelSettings = LabelSettings()
+    training: TrainingSettings = TrainingSettings()
+    segments: SegmentSettings = SegmentSettings()
+    storage: StorageSettings = StorageSettings()
+    publish: PublishSettings = PublishSettings()
+    _file: Path = PrivateAttr(default=Path("habitus.toml"))
+
+    @model_validator(mode="after")
+    def _attributes_are_no_features(self) -> Self:
+        taken = {"user_id", "as_of", *FAVOURITES, *feature_names(self.features.windows_days)}
+        for name in self.attributes:
+            if name in taken:
+                raise ValueError(f"users.attributes: {name!r} is the name of a feature; rename the column")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """Return the file that was loaded."""
+        return self._file
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that paths are relative to."""
+        return self._file.parent
+
+    @property
+    def attributes(self) -> list[str]:
+        """List the attributes of users."""
+        return self.users.attributes if self.users else []
+
+    @property
+    def lake(self) -> Path:
+        """Return the lake's folder."""
+        return (self.folder / self.storage.lake).resolve()
+
+    @property
+    def mlruns(self) -> Path:
+        """Return the folder of MLflow's store."""
+        return (self.folder / self.storage.mlruns).resolve()
+
+    @property
+    def published(self) -> Path:
+        """Return the folder of published versions."""
+        return (self.folder / self.publish.folder).resolve()
+
+
+def load(file: Path | str) -> Configuration:
+    """Read a configuration.
+
+    Raises ConfigurationError for a file that is missing or no TOML, an unknown key, a missing or a wrong value.
+    """
+    path = Path(file).resolve()
+    try:
+        with path.open("rb") as opened:
+            given = tomllib.load(opened)
+    except IsADirectoryError as error:
+        raise ConfigurationError(f"{file} is a folder; name the habitus.toml in it") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: is no TOML: {error}") from error
+    try:
+        configuration = Configuration.model_validate(given)
+    except ValidationError as error:
+        raise ConfigurationError(f"{file}: {_explain(error)}") from error
+    configuration._file = path
+    return configuration
+
+
+def parse_as_of(text: str, time_zone: str) -> datetime:
+    """Read an instant as people write it: a date, or a date and time; without an offset, in the given zone.
+
+    >>> parse_as_of("2024-06-30", "Europe/London").isoformat()
+    '2024-06-30T00:00:00+01:00'
+    """
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--as-of {text!r} is no instant: write 2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
+        ) from error
+    return instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(time_zone))
+
+
+def _explain(error: ValidationError) -> str:
+    """Say what the first mistake is and what would be right."""
+    details = error.errors()
+    # An unknown key explains a missing one (it is often the same, misspelt), our own words explain most.
+    rank = {"extra_forbidden": 0, "value_error": 1}
+    first = min(details, key=lambda detail: rank.get(detail["type"], 2))
+    # Of a union pydantic reports every member; what is in the file is the key up to there.
+    location = [str(part) for part in first["loc"] if str(part).islower() and "[" not in str(part) and part != "str"]
+    key = ".".join(location)
+    match first["type"]:
+        case "extra_forbidden":
+            known = _keys_at(Configuration, location[:-1])
+            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+            return f"{key}: no such key; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
+        case "missing":
+            return f"{key}: is missing"
+        case "value_error":
+            return (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ")
+        case _:
+            return f"{key}: {first['input']!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """List the keys that a section may have."""
+    for part in location:
+        annotation: Any = model.model_fields[part].annotation
+        members = [annotation, *getattr(annotation, "__args__", ())]
+        models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)

@@ -1,0 +1,87 @@
+"""Run: the main job, from raw events to published segments."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from features.lake import Lake
+from flows.configuration import Configuration, load
+from flows.ingest import Ingested, ingest
+from flows.instant import resolve_as_of
+from flows.publish import Published, publish
+from flows.score import Scored, score
+from flows.sessions import Sessionized, sessions
+from flows.snapshot import Snapshots, snapshot
+from flows.train import Trained, train
+
+
+@dataclass(frozen=True)
+class Result:
+    """Hold what each stage found."""
+
+    name: str
+    as_of: datetime
+    ingested: Ingested
+    sessionized: Sessionized
+    snapshots: Snapshots
+    trained: dict[str, Trained]
+    scored: Scored
+    published: Published
+
+
+@flow(flow_run_name="run {config}")
+def run(config: str, as_of: datetime | None = None) -> Result:
+    """Do everything: ingest, sessions, snapshot, train, score, publish."""
+    return _run(config, as_of, training=True)
+
+
+@flow(flow_run_name="refresh {config}")
+def refresh(config: str, as_of: datetime | None = None) -> Result:
+    """Do everything but training: new events, new features, new scores of the models that serve."""
+    return _run(config, as_of, training=False)
+
+
+def _run(config: str, as_of: datetime | None, training: bool) -> Result:
+    configuration = load(config)
+    ingested = ingest(config)
+    with Lake(configuration.lake) as lake:
+        as_of = resolve_as_of(as_of, configuration, lake)
+    _rename(f"{configuration.name} as of {as_of:%Y-%m-%d %H:%M}")
+    result = Result(
+        configuration.name,
+        as_of,
+        ingested,
+        sessions(config),
+        snapshot(config, as_of, training),
+        train(config, as_of) if training else {},
+        score(config, as_of),
+        publish(config, as_of),
+    )
+    _leave_artifact(configuration, result)
+    return result
+
+
+def _rename(name: str) -> None:
+    """Give this run a name that says its instant, which only the data told."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, name=name)
+
+
+def _leave_artifact(configuration: Configuration, result: Result) -> None:
+    create_table_artifact(
+        key=f"{configuration.name.replace('_', '-')}-segments",
+        table=[
+            {
+                "segment": segment.name,
+                "users": segment.users,
+                "share": f"{segment.share:.1%}",
+                "typical": ", ".join(segment.typical[:3]),
+            }
+            for segment in result.scored.segments
+        ],
+        description=f"{result.name} as of {result.as_of:%Y-%m-%d %H:%M} UTC: {result.published.version}",
+    )

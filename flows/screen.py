@@ -1,0 +1,127 @@
+"""What a person sees at the end of a run, and the same numbers for programs."""
+
+import shlex
+from datetime import datetime
+from pathlib import Path
+
+import pydantic_core
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from features.events import REASONS
+from flows.run import Result
+from flows.train import LABEL_OF
+
+TYPICAL_SHOWN = 3
+
+
+def to_json(result: object) -> str:
+    """Write a stage's result as JSON: instants in ISO 8601, paths as text."""
+    return pydantic_core.to_json(result, indent=2).decode()
+
+
+def show(result: Result, config: str, console: Console) -> None:
+    """Print the closing screen of a run."""
+    console.print()
+    _show_data(result, console)
+    _show_segments(result, console)
+    _show_models(result, console)
+    _show_next(result, config, console)
+
+
+def _show_data(result: Result, console: Console) -> None:
+    ingested = result.ingested
+    rejected = ingested.read - ingested.accepted
+    console.print(_heading(f"{result.name} as of {result.as_of:%Y-%m-%d %H:%M} UTC"))
+    rows = f"{ingested.accepted:,} rows accepted + {rejected:,} rejected = {ingested.read:,} read"
+    console.print(Padding(rows, (0, 0, 0, 2)))
+    for reason, count in ingested.rejected.items():
+        console.print(Padding(f"{count:>9,}  {REASONS[reason]}", (0, 0, 0, 4)), style="yellow")
+    counts = f"{result.sessionized.sessions:,} sessions of {result.sessionized.users:,} users"
+    console.print(
+        Padding(f"{counts}; {result.scored.users:,} users before {result.as_of:%Y-%m-%d %H:%M}", (0, 0, 0, 2))
+    )
+    console.print()
+
+
+def _show_segments(result: Result, console: Console) -> None:
+    console.print(_heading("Segments"))
+    table = Table(box=None, padding=(0, 2), show_edge=False)
+    table.add_column("")
+    table.add_column("segment", style="bold", overflow="fold", ratio=2)
+    table.add_column("users", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("what is typical", overflow="fold", ratio=4)
+    for segment in result.scored.segments:
+        table.add_row(
+            segment.segment_id,
+            segment.name,
+            f"{segment.users:,}",
+            f"{segment.share:.0%}".replace("%", " %"),
+            "\n".join(segment.typical[:TYPICAL_SHOWN]),
+        )
+    console.print(table if result.scored.segments else Padding("none: no segments were found yet", (0, 0, 0, 2)))
+    console.print()
+
+
+def _show_models(result: Result, console: Console) -> None:
+    if not result.trained:
+        return
+    console.print(_heading("Propensities, tested on a later snapshot"))
+    table = Table(box=None, padding=(0, 2), show_edge=False)
+    table.add_column("", no_wrap=True)
+    for column in ("AUC", "AUC of\nrecency", "log loss", "log loss of\nrecency", "users", "base\nrate"):
+        table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
+    reasons = []
+    for kind in LABEL_OF:
+        trained = result.trained[kind]
+        reasons.append(Text.assemble((f"{kind}: ", "bold"), trained.reason))
+        measured = trained.metrics.get("metrics")
+        if measured is None:
+            continue
+        model, recency = measured["model"], measured["recency"]
+        table.add_row(
+            Text(kind, style="bold"),
+            f"{model['auc']:.3f}",
+            f"{recency['auc']:.3f}",
+            f"{model['log_loss']:.4f}",
+            f"{recency['log_loss']:.4f}",
+            f"{model['rows']:,.0f}",
+            f"{model['base_rate']:.1%}".replace("%", " %"),
+        )
+    if table.row_count:
+        console.print(table)
+    for reason in reasons:
+        console.print(Padding(reason, (0, 0, 0, 2)))
+    console.print()
+
+
+def _show_next(result: Result, config: str, console: Console) -> None:
+    latest = _relative(result.published.latest)
+    console.print(_heading("Published"))
+    console.print(f"  {latest}", soft_wrap=True, highlight=False, style="green")
+    console.print(f"  assignments.parquet, assignments.csv and manifest.json, {result.published.users:,} users")
+    console.print()
+    console.print(_heading("Next"))
+    for command, purpose in (
+        (f"head -3 {shlex.quote(str(latest / 'assignments.csv'))}", "what marketing tools read"),
+        (f"habitus run {shlex.quote(config)} --as-of {_month_before(result.as_of)}", "the same, a month earlier"),
+        ("make serve", "schedules, past runs and models in the browser"),
+    ):
+        console.print(f"  {command}", soft_wrap=True, highlight=False, style="cyan")
+        console.print(f"      {purpose}", style="dim")
+
+
+def _heading(text: str) -> Text:
+    return Text(text, style="bold underline")
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _month_before(instant: datetime) -> str:
+    month = instant.month - 1 or 12
+    return f"{instant.year - (instant.month == 1)}-{month:02d}-01"

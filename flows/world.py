@@ -1,0 +1,31 @@
+"""How tasks that touch the world are retried."""
+
+from typing import Any
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from features.attributes import DuplicateUserError
+from features.sources import SourceError
+from features.table import ContractError
+from flows.configuration import ConfigurationError
+
+MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
+"""What a person has to put right: shown in one line, and not tried again."""
+
+
+async def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    try:
+        await state.aresult()
+    except MISTAKES:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+TOUCHES_THE_WORLD: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [1, 5],
+    "retry_condition_fn": _may_pass,
+}

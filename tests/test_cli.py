@@ -1,0 +1,126 @@
+"""Mistakes a person makes: one line that says what would be right, exit status 2, and nothing half-written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+
+CONFIG = """
+name = "shop"
+[events]
+files = "events.csv"
+[events.columns]
+user_id = "user"
+occurred_at = "at"
+event_name = "event"
+"""
+EVENTS = "user,at,event\nu1,2024-03-01 10:00:00,home\nu2,2024-03-02 10:00:00,home\n"
+
+
+def attempt(folder: Path, config: str = CONFIG, events: str | bytes = EVENTS, *options: str) -> Any:
+    (folder / "habitus.toml").write_text(config)
+    (folder / "events.csv").write_bytes(events if isinstance(events, bytes) else events.encode())
+    return CliRunner().invoke(app, ["run", str(folder / "habitus.toml"), *options])
+
+
+def assert_refused(folder: Path, done: Any, *words: str) -> None:
+    assert done.exit_code == 2
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("habitus: ")]
+    assert len(complaints) == 1
+    for word in ("habitus.toml", *words):
+        assert word in complaints[0]
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["events.csv", "habitus.toml"]
+
+
+def test_a_wrong_key_names_the_near_one(tmp_path: Path) -> None:
+    done = attempt(tmp_path, CONFIG + "[sessions]\ngap_minuts = 30\n")
+
+    assert_refused(tmp_path, done, "sessions.gap_minuts", "gap_minutes")
+
+
+def test_a_missing_column_names_the_file_and_the_near_one(tmp_path: Path) -> None:
+    done = attempt(tmp_path, CONFIG.replace('"user"', '"usr"'))
+
+    assert_refused(tmp_path, done, "events.columns.user_id", "events.csv", "'usr'", "did you mean 'user'?")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = attempt(tmp_path, CONFIG.replace("events.csv", "event.csv"))
+
+    assert_refused(tmp_path, done, "event.csv: no such file")
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    done = attempt(tmp_path, CONFIG.replace('"events.csv"', '"events.csv"\nformat = "parquet"'))
+
+    assert_refused(tmp_path, done, "events.csv: cannot be read")
+
+
+def test_a_time_that_no_row_parses_says_what_can_be_set(tmp_path: Path) -> None:
+    done = attempt(tmp_path, events="user,at,event\nu1,1.3.2024,home\nu2,2.3.2024,home\n")
+
+    assert_refused(tmp_path, done, "events.columns.occurred_at", "'1.3.2024'", "events.time_unit")
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    assert_refused(tmp_path, attempt(tmp_path, events="user,at,event\n"), "events.csv has no rows")
+
+
+def test_a_file_in_which_no_row_is_accepted_says_why(tmp_path: Path) -> None:
+    done = attempt(tmp_path, events="user,at,event\n,2024-03-01,home\n,2024-03-02,home\n")
+
+    assert_refused(tmp_path, done, "no row of events.csv was accepted: 2 with no user")
+
+
+def test_an_expression_that_fails_on_a_row_is_refused(tmp_path: Path) -> None:
+    done = attempt(tmp_path, CONFIG + 'revenue = { sql = "CAST(event AS DOUBLE)" }\n')
+
+    assert_refused(tmp_path, done, "events.columns", "home")
+
+
+def test_an_instant_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = attempt(tmp_path, CONFIG, EVENTS, "--as-of", "yesterday")
+
+    assert done.exit_code == 2
+    assert "--as-of 'yesterday' is no instant: write 2024-06-30" in done.stderr
+
+
+def test_an_instant_before_all_events_is_refused(tmp_path: Path) -> None:
+    done = attempt(tmp_path, CONFIG, EVENTS, "--as-of", "2020-01-01")
+
+    assert done.exit_code == 2
+    assert "not after the first event" in done.stderr
+
+
+def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "nope.toml")])
+
+    assert done.exit_code == 2
+    assert "nope.toml: cannot be read: No such file" in done.stderr
+
+
+def test_two_users_on_two_days_are_published_without_segments_and_told_why(tmp_path: Path) -> None:
+    done = attempt(tmp_path)
+
+    assert done.exit_code == 0
+    assert "3 segments need at least 30 users, the snapshot has 1" in done.stderr
+    assert (tmp_path / "published" / "latest" / "assignments.csv").read_text().splitlines()[1].startswith("u1,")
+
+
+def test_a_single_day_of_events_is_taken_whole(tmp_path: Path) -> None:
+    done = attempt(tmp_path, events="user,at,event\nu1,2024-03-01 10:00:00,home\nu2,2024-03-01 23:59:59,home\n")
+
+    assert done.exit_code == 0
+    assert "2 users at 2024-03-02 00:00" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "ingest", "sessions", "snapshot", "train", "score", "publish"])
+def test_every_stage_is_a_command_with_help(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "--help"])
+
+    assert done.exit_code == 0
+    assert "CONFIG" in done.stdout

@@ -1,0 +1,283 @@
+"""The whole job on a small shop, as a person runs it: the command, its output, and what it leaves behind."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from deltalake import DeltaTable
+from typer.testing import CliRunner
+
+from features.events import EVENTS, REJECTED
+from features.labels import LABELS
+from features.lake import Lake
+from features.sessions import SESSIONS
+from flows.cli import app
+from flows.configuration import Configuration, load
+from flows.snapshot import table_of
+from models.registry import Registry
+from publish.assignments import ASSIGNMENTS
+
+ECOM = Path(__file__).parent.parent / "examples" / "ecom"
+USERS = 250
+AS_OF = pd.Timestamp("2024-06-29T00:00:00Z")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A configuration and what `habitus run --json` said of it."""
+
+    configuration: Configuration
+    result: dict[str, Any]
+    progress: str
+
+
+def small_shop(folder: Path) -> Path:
+    """Write the first users of examples/ecom, three broken rows and the example's configuration."""
+    folder.mkdir(parents=True)
+    lines = gzip.decompress((ECOM / "events.csv.gz").read_bytes()).decode().splitlines()
+    kept = [line for line in lines[1:] if int(line[5:9]) < USERS]
+    broken = [
+        ",s,home,2024-03-01 10:00:00,desktop,organic,2024-01,new",
+        "user_0001,s,home,yesterday,desktop,organic,2024-01,new",
+        "user_0001,s,home,2999-01-01 00:00:00,desktop,organic,2024-01,new",
+    ]
+    (folder / "events.csv.gz").write_bytes(gzip.compress("\n".join([lines[0], *kept, *broken]).encode(), mtime=0))
+    text = (ECOM / "habitus.toml").read_text()
+    (folder / "habitus.toml").write_text(text.replace('"../../mlruns"', '"mlruns"'))
+    return folder / "habitus.toml"
+
+
+def habitus(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def rows_of(folder: Path) -> dict[str, str]:
+    """Hash the data of a lake and the published files, without logs that tell when a commit was made."""
+    return {
+        f"{part}/{name}": digest
+        for part in ("lake", "published")
+        for name, digest in bytes_of(folder / part).items()
+        if "_delta_log" not in name
+    }
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    config = small_shop(tmp_path_factory.mktemp("job") / "shop")
+    done = habitus("run", str(config), "--json")
+    assert done.exit_code == 0, done.stderr
+    return Ran(load(config), json.loads(done.stdout), done.stderr)
+
+
+def test_accepted_and_rejected_add_up_to_what_was_read(ran: Ran) -> None:
+    ingested = ran.result["ingested"]
+
+    assert ingested["rejected"] == {"no_user": 1, "unparseable_time": 1, "time_in_the_future": 1}
+    assert ingested["accepted"] + 3 == ingested["read"]
+    with Lake(ran.configuration.lake) as lake:
+        assert lake.read(EVENTS).count().execute() == ingested["accepted"]
+        assert lake.read(REJECTED).count().execute() == 3
+
+
+def test_each_stage_says_one_line_of_progress(ran: Ran) -> None:
+    said = [line.split(" s  ")[1].split(":")[0] for line in ran.progress.splitlines() if " s  " in line]
+
+    stages = [line for line in said if not line.startswith("  rejected")]
+    assert stages == ["ingest", "sessions", "snapshot", "train", "train", "train", "score", "publish"]
+
+
+def test_nothing_of_other_programs_reaches_the_console(ran: Ran) -> None:
+    assert "Traceback" not in ran.progress
+    assert "Warning" not in ran.progress
+    assert all(" s  " in line for line in ran.progress.splitlines() if line.strip() and "working" not in line)
+
+
+def test_the_instant_is_the_end_of_the_last_complete_day(ran: Ran) -> None:
+    assert pd.Timestamp(ran.result["as_of"]) == AS_OF
+
+
+def test_everyone_seen_before_the_instant_is_assigned_once(ran: Ran) -> None:
+    with Lake(ran.configuration.lake) as lake:
+        sessions = lake.read(SESSIONS).to_pandas()
+        assigned = lake.read(ASSIGNMENTS).to_pandas()
+
+    assert sorted(assigned["user_id"]) == sorted(sessions[sessions["started_at"] < AS_OF]["user_id"].unique())
+
+
+def test_each_row_names_the_version_of_the_segments(ran: Ran) -> None:
+    with Lake(ran.configuration.lake) as lake:
+        assigned = lake.read(ASSIGNMENTS).to_pandas()
+
+    assert set(assigned["segments_version"]) == {1}
+    assert assigned["segment_id"].notna().all()
+
+
+def test_a_probability_is_there_exactly_where_a_model_serves_and_the_user_is_eligible(ran: Ran) -> None:
+    with Lake(ran.configuration.lake) as lake:
+        assigned = lake.read(ASSIGNMENTS).to_pandas().set_index("user_id")
+        table = lake.read(table_of(ran.configuration))
+        recency = table.filter(table.as_of == AS_OF.to_pydatetime()).to_pandas().set_index("user_id")["recency_days"]
+    serves = ran.result["trained"]["churn"]["serving"] is not None
+
+    assert (assigned["churn_probability"].notna() == ((recency.reindex(assigned.index) <= 28) & serves)).all()
+
+
+def test_training_labels_are_complete_before_the_test_begins(ran: Ran) -> None:
+    snapshots = ran.result["snapshots"]
+    horizon = pd.Timedelta(days=28)
+
+    assert max(pd.Timestamp(instant) for instant in snapshots["train"]) + horizon <= pd.Timestamp(snapshots["test"])
+    assert pd.Timestamp(snapshots["test"]) + horizon <= AS_OF
+    with Lake(ran.configuration.lake) as lake:
+        labelled = set(lake.read(LABELS).as_of.execute())
+    assert labelled == {pd.Timestamp(instant) for instant in (*snapshots["train"], snapshots["test"])}
+
+
+def test_mlflow_holds_a_run_per_task_with_its_metrics(ran: Ran) -> None:
+    registry = Registry(ran.configuration.mlruns)
+
+    assert list(registry.runs("ecom/segments")["run"]) == ["segments as of 2024-06-29 00:00"]
+    churn = registry.runs("ecom/churn").iloc[0]
+    assert churn["model_log_loss"] == pytest.approx(
+        ran.result["trained"]["churn"]["metrics"]["metrics"]["model"]["log_loss"]
+    )
+    assert churn["recency_auc"] > 0
+
+
+def test_mlflow_keeps_the_plots(ran: Ran) -> None:
+    plots = {path.name for path in (ran.configuration.mlruns / "artifacts").rglob("*.png")}
+
+    assert plots == {"gains.png", "calibration.png", "profiles.png", "silhouettes.png"}
+
+
+def test_the_new_version_is_challenger_and_the_serving_one_champion(ran: Ran) -> None:
+    registry = Registry(ran.configuration.mlruns)
+
+    for kind in ("segments", "churn", "conversion"):
+        trained = ran.result["trained"][kind]
+        assert registry.aliased(f"ecom-{kind}", "challenger") == trained["version"]
+        assert registry.aliased(f"ecom-{kind}", "champion") == trained["serving"]
+
+
+def test_prefect_keeps_runs_whose_names_say_the_instant(ran: Ran) -> None:
+    with sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db") as database:
+        names = {name for (name,) in database.execute("SELECT name FROM flow_run")}
+        keys = {key for (key,) in database.execute("SELECT key FROM artifact")}
+
+    assert "ecom as of 2024-06-29 00:00" in names
+    assert "score 2024-06-29 00:00:00+00:00" in names
+    assert "ecom-segments" in keys
+
+
+def test_the_published_files_hold_the_assignments(ran: Ran) -> None:
+    latest = ran.configuration.published / "latest"
+    manifest = json.loads((latest / "manifest.json").read_text())
+    with Lake(ran.configuration.lake) as lake:
+        users = set(lake.read(ASSIGNMENTS).user_id.execute())
+
+    assert manifest["users"] == len(users)
+    assert set(pd.read_csv(latest / "assignments.csv")["user_id"]) == users
+    assert set(pd.read_parquet(latest / "assignments.parquet")["user_id"]) == users
+    for file in manifest["files"]:
+        assert hashlib.sha256((latest / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+
+
+def test_a_second_run_writes_the_same_bytes_and_trains_nothing(ran: Ran) -> None:
+    folder = ran.configuration.folder
+    before = bytes_of(folder / "lake") | bytes_of(folder / "published")
+
+    again = habitus("run", str(ran.configuration.file), "--json")
+
+    assert bytes_of(folder / "lake") | bytes_of(folder / "published") == before
+    assert json.loads(again.stdout)["trained"]["churn"]["version"] == ran.result["trained"]["churn"]["version"]
+
+
+def test_each_stage_alone_changes_nothing_after_a_run(ran: Ran) -> None:
+    folder = ran.configuration.folder
+    before = bytes_of(folder / "lake") | bytes_of(folder / "published")
+
+    for stage in ("ingest", "sessions", "snapshot", "train", "score", "publish"):
+        assert habitus(stage, str(ran.configuration.file)).exit_code == 0
+    assert bytes_of(folder / "lake") | bytes_of(folder / "published") == before
+
+
+def test_an_earlier_instant_leaves_the_later_one_as_it_was(ran: Ran, tmp_path: Path) -> None:
+    shutil.copytree(ran.configuration.folder, tmp_path / "shop", symlinks=True)
+    config = tmp_path / "shop" / "habitus.toml"
+    later = rows_of(tmp_path / "shop")
+
+    assert habitus("run", str(config), "--as-of", "2024-06-01").exit_code == 0
+
+    assert later.items() <= rows_of(tmp_path / "shop").items()
+    assert habitus("run", str(config)).exit_code == 0
+    with Lake(tmp_path / "shop" / "lake") as lake:
+        assert set(lake.read(ASSIGNMENTS).as_of.execute()) == {pd.Timestamp("2024-06-01T00:00Z"), AS_OF}
+
+
+def test_a_run_killed_halfway_and_started_again_ends_as_if_undisturbed(ran: Ran, tmp_path: Path) -> None:
+    config = small_shop(tmp_path / "shop")
+    command = [sys.executable, "-m", "flows.cli", "run", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            if "snapshot:" in line:
+                break
+        job.send_signal(signal.SIGKILL)
+
+    assert habitus("run", str(config)).exit_code == 0
+
+    assert rows_of(tmp_path / "shop") == rows_of(ran.configuration.folder)
+
+
+def test_the_lake_is_readable_by_other_tools(ran: Ran) -> None:
+    frame = DeltaTable(str(ran.configuration.lake / "assignments")).to_pandas()
+
+    assert len(frame) == ran.result["scored"]["users"]
+
+
+def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran) -> None:
+    screen = habitus("run", str(ran.configuration.file)).stdout
+
+    assert f"3 rejected = {ran.result['ingested']['read']:,} read" in screen
+    for segment in ran.result["scored"]["segments"]:
+        assert segment["name"].split(",")[0] in screen
+    assert "latest" in screen
+    assert screen.count("habitus run") == 1
+
+
+def test_scoring_without_a_snapshot_says_what_to_run(tmp_path: Path) -> None:
+    config = small_shop(tmp_path / "shop")
+    assert habitus("ingest", str(config)).exit_code == 0
+
+    done = habitus("score", str(config))
+
+    assert done.exit_code == 2
+    assert "run `habitus snapshot" in done.stderr
+
+
+def test_a_history_too_short_to_test_on_still_gives_segments(tmp_path: Path) -> None:
+    config = small_shop(tmp_path / "shop")
+
+    done = habitus("run", str(config), "--as-of", "2024-02-15", "--json")
+
+    result = json.loads(done.stdout)
+    assert result["trained"]["churn"]["version"] is None
+    assert "too short" in result["trained"]["churn"]["reason"]
+    assert result["scored"]["segments"]
+    assert result["scored"]["scored"] == {"churn": 0, "conversion": 0}
