@@ -11,7 +11,7 @@ endif
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock serve
+.PHONY: help setup demo test check picture format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,9 @@ check: setup ## ruff, mypy strict, pytest with doctests and the README's code
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/pytest
+
+picture: setup ## draw docs/demo.svg, what the README shows of make demo
+	@.venv/bin/python docs/make_demo_svg.py
 
 format: setup ## let ruff format and mend
 	@.venv/bin/ruff format .
