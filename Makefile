@@ -48,6 +48,32 @@ format: setup ## let ruff format and mend
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
+PREFECT_PORT ?= 4200
+MLFLOW_PORT ?= 5000
+serve: SHELL := /bin/bash
+serve: export PREFECT_HOME := $(CURDIR)/.prefect
+serve: export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
+serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
+serve: export DO_NOT_TRACK := 1
+serve: setup ## a local Prefect server with the schedules, a worker and the MLflow pages, until Ctrl-C
+	@set -m; mkdir -p $$PREFECT_HOME mlruns; \
+	stop() { trap - EXIT INT TERM; exec 2>/dev/null; kill $$worker; wait $$worker; kill $$mlflow $$server; wait; }; \
+	trap stop EXIT; trap 'exit 0' INT TERM; \
+	.venv/bin/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT) > $$PREFECT_HOME/server.log 2>&1 & server=$$!; \
+	.venv/bin/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
+		--backend-store-uri sqlite:///mlruns/mlflow.db > mlruns/ui.log 2>&1 & mlflow=$$!; \
+	echo "Starting Prefect and MLflow (their logs: .prefect/server.log, mlruns/ui.log)"; \
+	until .venv/bin/python -c "import urllib.request as r; r.urlopen('$$PREFECT_API_URL/health')" 2>/dev/null; do \
+		kill -0 $$server 2>/dev/null || { tail $$PREFECT_HOME/server.log; exit 1; }; sleep 0.5; done; \
+	{ .venv/bin/prefect --no-prompt work-pool create habitus --type process --overwrite \
+		&& .venv/bin/prefect --no-prompt deploy --all; } > $$PREFECT_HOME/deploy.log 2>&1 \
+		|| { cat $$PREFECT_HOME/deploy.log; exit 1; }; \
+	echo "Schedules and runs: http://127.0.0.1:$(PREFECT_PORT)"; \
+	echo "Models:             http://127.0.0.1:$(MLFLOW_PORT)"; \
+	echo "Ctrl-C stops all of it."; \
+	.venv/bin/prefect worker start --pool habitus --type process & worker=$$!; \
+	wait $$worker
+
 lock: | $(filter .uv/bin/uv,$(UV)) ## resolve requirements.lock anew
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --group dev pyproject.toml --output-file requirements.lock

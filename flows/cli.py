@@ -20,6 +20,7 @@ ONE_OFF_SETTINGS = {
     "PREFECT_HOME": str(Path.cwd() / ".prefect"),
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_FLOWS": '{"heartbeat_frequency": null}',  # ending a heartbeat takes a second for each stage
 }
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ from features.events import EVENTS, REASONS, REJECTED, accept
 from features.lake import Lake
 from features.sources import SourceError, first_line, read_events, read_users
 from flows.configuration import Configuration, load
-from flows.instant import scheduled_start
+from flows.instant import name_run, scheduled_start
 from flows.world import TOUCHES_THE_WORLD
 
 logger = logging.getLogger("habitus")
@@ -30,7 +30,7 @@ class Ingested:
     changed: bool
 
 
-@flow(flow_run_name="ingest {config}")
+@flow(flow_run_name=name_run)
 def ingest(config: str) -> Ingested:
     """Accept or reject every row of the configured files."""
     now = scheduled_start() or datetime.now(UTC)

@@ -1,6 +1,7 @@
 """The instant a run is about: given, scheduled, or the end of the last complete day in the data."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from prefect.runtime import deployment, flow_run
@@ -59,3 +60,10 @@ def last_complete_day_end(last_event_at: datetime, time_zone: str, day_level: bo
     local = last_event_at.astimezone(ZoneInfo(time_zone))
     midnight = datetime(local.year, local.month, local.day, tzinfo=local.tzinfo)
     return midnight + timedelta(days=1) if day_level else midnight
+
+
+def name_run() -> str:
+    """Name a flow's run after its stage, its configuration and its instant, for `flow_run_name`."""
+    given = flow_run.parameters
+    name = f"{flow_run.flow_name} {Path(given['config']).resolve().parent.name}"
+    return f"{name} as of {given['as_of']:%Y-%m-%d %H:%M}" if given.get("as_of") else name

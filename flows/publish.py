@@ -9,7 +9,7 @@ from prefect import flow, task
 
 from features.lake import Lake
 from flows.configuration import ConfigurationError, load
-from flows.instant import resolve_as_of
+from flows.instant import name_run, resolve_as_of
 from flows.world import TOUCHES_THE_WORLD
 from publish.assignments import ASSIGNMENTS, from_arrow
 from publish.destinations import files
@@ -26,7 +26,7 @@ class Published:
     users: int
 
 
-@flow(flow_run_name="publish {as_of}")
+@flow(flow_run_name=name_run)
 def publish(config: str, as_of: datetime | None = None) -> Published:
     """Publish the assignments at `as_of`."""
     published = write_files(config, as_of)

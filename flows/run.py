@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from features.lake import Lake
 from flows.configuration import Configuration, load
 from flows.ingest import Ingested, ingest
-from flows.instant import resolve_as_of
+from flows.instant import name_run, resolve_as_of
 from flows.publish import Published, publish
 from flows.score import Scored, score
 from flows.sessions import Sessionized, sessions
@@ -33,13 +33,13 @@ class Result:
     published: Published
 
 
-@flow(flow_run_name="run {config}")
+@flow(flow_run_name=name_run)
 def run(config: str, as_of: datetime | None = None) -> Result:
     """Do everything: ingest, sessions, snapshot, train, score, publish."""
     return _run(config, as_of, training=True)
 
 
-@flow(flow_run_name="refresh {config}")
+@flow(flow_run_name=name_run)
 def refresh(config: str, as_of: datetime | None = None) -> Result:
     """Do everything but training: new events, new features, new scores of the models that serve."""
     return _run(config, as_of, training=False)
@@ -50,7 +50,7 @@ def _run(config: str, as_of: datetime | None, training: bool) -> Result:
     ingested = ingest(config)
     with Lake(configuration.lake) as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
-    _rename(f"{configuration.name} as of {as_of:%Y-%m-%d %H:%M}")
+    _rename(f"{flow_run.flow_name} {configuration.name} as of {as_of:%Y-%m-%d %H:%M}")
     result = Result(
         configuration.name,
         as_of,

@@ -11,7 +11,7 @@ from prefect import flow, task
 from features.lake import Lake
 from features.snapshots import in_words
 from flows.configuration import Configuration, load
-from flows.instant import resolve_as_of
+from flows.instant import name_run, resolve_as_of
 from flows.train import find_serving, model_name, read_snapshots
 from flows.world import TOUCHES_THE_WORLD
 from models import propensities, rules, segments
@@ -42,7 +42,7 @@ class Scored:
     segments: list[SegmentNow]
 
 
-@flow(flow_run_name="score {as_of}")
+@flow(flow_run_name=name_run)
 def score(config: str, as_of: datetime | None = None) -> Scored:
     """Assign every user of the snapshot at `as_of`."""
     scored = assign_users(config, as_of)

@@ -10,6 +10,7 @@ from features.events import EVENTS
 from features.lake import Lake
 from features.sessions import SESSIONS
 from flows.configuration import load
+from flows.instant import name_run
 from flows.world import TOUCHES_THE_WORLD
 
 logger = logging.getLogger("habitus")
@@ -24,7 +25,7 @@ class Sessionized:
     changed: bool
 
 
-@flow(flow_run_name="sessions {config}")
+@flow(flow_run_name=name_run)
 def sessions(config: str) -> Sessionized:
     """Group all events into sessions."""
     made = sessionize(config)

@@ -15,7 +15,7 @@ from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshot
 from features.table import Table, materialize
 from flows.configuration import Configuration, load
-from flows.instant import event_span, resolve_as_of
+from flows.instant import event_span, name_run, resolve_as_of
 from flows.world import TOUCHES_THE_WORLD
 
 logger = logging.getLogger("habitus")
@@ -31,7 +31,7 @@ class Snapshots:
     test: datetime | None
 
 
-@flow(flow_run_name="snapshot {as_of}")
+@flow(flow_run_name=name_run)
 def snapshot(config: str, as_of: datetime | None = None, training: bool = True) -> Snapshots:
     """Take the snapshot at `as_of` and, unless `training` is off, those to train and to test on, with their labels."""
     taken = take_snapshots(config, as_of, training)

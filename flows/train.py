@@ -15,7 +15,7 @@ from prefect import flow, task
 from features.labels import LABELS, SnapshotDates
 from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
-from flows.instant import resolve_as_of
+from flows.instant import name_run, resolve_as_of
 from flows.snapshot import past_dates, table_of
 from flows.world import TOUCHES_THE_WORLD
 from models import evaluation, propensities, segments
@@ -41,7 +41,7 @@ class Trained:
     metrics: dict[str, Any]
 
 
-@flow(flow_run_name="train {as_of}")
+@flow(flow_run_name=name_run)
 def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
     """Train, test and promote the segments and both propensities."""
     trained = {"segments": train_segments(config, as_of)}

@@ -16,7 +16,11 @@ from features.events import EVENTS
 from features.lake import Lake
 
 # Read when Prefect is imported, which collecting the tests does.
-os.environ |= {"PREFECT_HOME": tempfile.mkdtemp(prefix="prefect-"), "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+os.environ |= {
+    "PREFECT_HOME": tempfile.mkdtemp(prefix="prefect-"),
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_FLOWS": '{"heartbeat_frequency": null}',
+}
 
 
 @pytest.fixture
