@@ -3,6 +3,7 @@
 import ibis
 import ibis.expr.types as ir
 
+from features.events import as_text
 from features.table import Table
 
 ATTRIBUTES = Table(
@@ -21,9 +22,10 @@ def describe_users(users: ir.Table, attributes: list[str]) -> ir.Table:
 
     Raises DuplicateUserError where a user has two values for one attribute.
     """
-    given = users.filter(users.user_id.strip() != "").select("user_id", *attributes)
+    given = users.select(user_id=as_text(users.user_id), **{name: as_text(users[name]) for name in attributes})
+    given = given.filter(given.user_id.notnull())
     long = given.pivot_longer(~ibis.selectors.cols("user_id"), names_to="attribute", values_to="value")
-    long = long.filter(long.value.strip() != "").distinct()
+    long = long.filter(long.value.notnull()).distinct()
     twice = long.group_by(["user_id", "attribute"]).agg(values=long.count()).filter(lambda t: t["values"] > 1)
     for row in twice.order_by("user_id", "attribute").limit(1).to_pyarrow().to_pylist():
         raise DuplicateUserError(f"user {row['user_id']!r} has {row['values']} values of {row['attribute']}; give one")

@@ -76,6 +76,8 @@ HAS_OFFSET = r"(Z|UTC|GMT|[+-]\d{2}(:?\d{2}(:\d{2})?)?)$"
 FIRST_INSTANT, LAST_INSTANT = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 MAXIMUM_EXACT_INTEGER = 2**53
 MAXIMUM_NUMBER = 1e12
+HOUR_AND_MINUTE = r"^(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})( ?[^:\d. ].*)$"
+SPACED_OFFSET = r" ([+-]\d{2}(:?\d{2})?)$"
 STARTS_AS_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
 
 
@@ -184,17 +186,18 @@ def _is_given(value: ir.Value) -> ir.BooleanValue:
     return value.cast("string").strip().fill_null("") != ""
 
 
-def _text(raw: ir.Table, name: str) -> ir.StringValue:
+def as_text(value: ir.Value) -> ir.StringValue:
     """Return a column as text, blank as null; a whole number without the .0 that float columns give to ids."""
-    if name not in raw.columns:
-        return ibis.null("string")
-    value = raw[name]
     text = value.cast("string")
     if value.type().is_floating():
         exact = ibis.ifelse(value.abs() < MAXIMUM_EXACT_INTEGER, value, None)
         text = ibis.ifelse(exact == exact.floor(), exact.cast("int64").cast("string"), text)
         text = ibis.ifelse(value.isnan(), None, text)
     return ibis.ifelse(_is_given(value), text, None)
+
+
+def _text(raw: ir.Table, name: str) -> ir.StringValue:
+    return as_text(raw[name]) if name in raw.columns else ibis.null("string")
 
 
 def _number(raw: ir.Table, name: str) -> ir.FloatingValue:
@@ -238,4 +241,6 @@ def _read_time(raw: ir.Value, unit: str, zone: str, name: str) -> ir.TimestampVa
     if unit == "day":
         return local_to_utc(zone, text.left(10).try_cast("date").cast("timestamp"))
     has_offset = text.length().between(11, 64) & text.re_search(HAS_OFFSET)
+    # The engine wants seconds where there is an offset, and no space before the offset.
+    text = text.re_replace(HOUR_AND_MINUTE, r"\1:00\2").re_replace(SPACED_OFFSET, r"\1")
     return ibis.ifelse(has_offset, text.try_cast(TIME), local_to_utc(zone, text.try_cast(dt.Timestamp())))

@@ -82,6 +82,8 @@ class Lake:
         staging.mkdir(parents=True)
         try:
             adds = self._stage(table, table.check(rows), staging)
+            if only is not None:
+                _check_scope(table, adds, only)
             return self._commit(table, adds, only, staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -220,6 +222,12 @@ def _name_by_content(table: Table, file: Path, staging: Path) -> AddAction:
         data_change=True,
         stats=json.dumps({"numRecords": row_count}),
     )
+
+
+def _check_scope(table: Table, adds: list[AddAction], only: Sequence[datetime]) -> None:
+    beyond = {Path(add.path).parent.name for add in adds} - {_folder_of(table, instant) for instant in only}
+    if beyond:
+        raise ContractError(f"{table.name}: rows of other partitions than those to write: {', '.join(sorted(beyond))}")
 
 
 def _move(adds: list[AddAction], staging: Path, folder: Path) -> None:

@@ -71,7 +71,7 @@ class SessionSettings(Settings):
     @property
     def gap(self) -> timedelta:
         """Return the longest pause within a session."""
-        return timedelta(minutes=self.gap_minutes)
+        return max(timedelta(minutes=self.gap_minutes), timedelta(microseconds=1))
 
 
 def sessionize(events: ir.Table, gap: timedelta) -> ir.Table:

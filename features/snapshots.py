@@ -10,7 +10,7 @@ from typing import Annotated, Protocol
 
 import ibis
 import ibis.expr.types as ir
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from features.events import PURCHASE, SUPPORT_VIEW, epoch_us, utc_to_local
 from features.sessions import micros, sessions_at
@@ -42,7 +42,9 @@ FAVOURITES = ("device", "source", "country")
 class FeatureSettings(Settings):
     """Choose the windows, in days before as_of, in which sessions, support visits and purchases are counted."""
 
-    windows_days: list[Annotated[int, Field(gt=0)]] = Field(default=list(WINDOWS_DAYS), min_length=1)
+    windows_days: Annotated[list[Annotated[int, Field(gt=0)]], AfterValidator(lambda days: sorted(set(days)))] = Field(
+        default=list(WINDOWS_DAYS), min_length=1
+    )
 
 
 # Of a user's sessions, all before as_of. Columns beside SESSIONS': `age_days` of its start, `end_age_days`,

@@ -34,7 +34,7 @@ FORMATS: dict[str, Format] = {
 }
 DELIMITERS = (",", "\t", ";", "|")
 LINE_BYTES = 64 * 1024 * 1024
-"""The longest line that is read; a longer one stops the run."""
+"""The longest line that is read; a longer one is malformed."""
 BLOCK_BYTES = 1024 * 1024
 
 
@@ -45,6 +45,8 @@ class SourceError(Exception):
 def _check_zone(name: str) -> str:
     try:
         ZoneInfo(name)
+        if name == "localtime":  # the machine's own zone, which is no part of the data
+            raise KeyError(name)
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"{name!r} is not a time zone: write one such as 'UTC' or 'Europe/London'") from error
     return name
@@ -161,15 +163,11 @@ def read_events(engine: DuckDB, source: Source, folder: Path) -> ir.Table:
 
 
 def read_users(engine: DuckDB, users: Users, folder: Path) -> ir.Table:
-    """Read the attributes of users: user_id and one text column for each attribute.
-
-    Raises SourceError as `read_events` does.
-    """
+    """Read the attributes of users: user_id and a column for each attribute, and otherwise as `read_events` does."""
     rows = _read(engine, users.files, users.format, folder)
     selected = {"user_id": _column(engine, rows, "users.user_id", users.user_id)}
     selected |= {name: _column(engine, rows, "users.attributes", name) for name in users.attributes}
-    text = {name: f"CAST({sql} AS VARCHAR)" for name, sql in selected.items()}
-    return _project(engine, rows, text, folder)
+    return _project(engine, rows, selected, folder)
 
 
 class _Rows:

@@ -74,7 +74,7 @@ class Configuration(Settings):
     def _attributes_are_no_features(self) -> Self:
         taken = {"user_id", "as_of", *FAVOURITES, *feature_names(self.features.windows_days)}
         for name in self.attributes:
-            if name in taken:
+            if name.lower() in taken:
                 raise ValueError(f"users.attributes: {name!r} is the name of a feature; rename the column")
         return self
 

@@ -53,8 +53,10 @@ def accept_files(config: str, now: datetime) -> Ingested:
         raw = read_events(lake.engine, source, configuration.folder)
         try:
             events, rejected = accept(raw, source, configuration.time_zone, now)
-        except duckdb.Error as error:
+        except duckdb.ConversionException as error:
             raise SourceError(f"events.columns: {first_line(error)}") from error
+        except duckdb.Error as error:
+            raise SourceError(f"events.files: {source.files} cannot be read: {first_line(error)}") from error
         counts = rejected.reason.value_counts(name="count").to_pandas().set_index("reason")["count"]
         by_reason = {reason: int(counts[reason]) for reason in REASONS if reason in counts}
         accepted = int(events.count().to_pyarrow().as_py())
@@ -63,6 +65,7 @@ def accept_files(config: str, now: datetime) -> Ingested:
         attributes = None
         if configuration.users:
             users = read_users(lake.engine, configuration.users, configuration.folder)
+            _refuse_malformed(configuration, users)
             attributes = describe_users(users, configuration.attributes)
         changed = lake.write(EVENTS, events)
         changed |= lake.write(REJECTED, rejected)
@@ -70,6 +73,15 @@ def accept_files(config: str, now: datetime) -> Ingested:
             changed |= lake.write(ATTRIBUTES, attributes)
         user_count = int(events.user_id.nunique().to_pyarrow().as_py())
     return Ingested(accepted + sum(by_reason.values()), accepted, by_reason, user_count, changed)
+
+
+def _refuse_malformed(configuration: Configuration, users: ir.Table) -> None:
+    """Stop at rows of the users' file that cannot be read: unlike events, there is no table for them."""
+    malformed = users.filter(users.malformed)
+    count = int(malformed.count().to_pyarrow().as_py())
+    if count:
+        row = malformed.row.min().to_pyarrow().as_py()
+        raise SourceError(f"users.files: {count} rows cannot be read, such as {row!r}; mend or remove them")
 
 
 def _explain_nothing(configuration: Configuration, raw: ir.Table, by_reason: dict[str, int]) -> str:

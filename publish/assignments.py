@@ -99,6 +99,8 @@ def _conform(table: pd.DataFrame) -> pd.DataFrame:
             column = column.astype("Int64")
         elif dtype.is_string():
             column = column.astype("str")
+        elif dtype.is_array():
+            column = column.astype(object)
         columns[name] = column
     return pd.DataFrame(columns)
 

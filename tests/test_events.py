@@ -227,10 +227,14 @@ def test_a_time_with_an_offset_is_an_instant_whatever_the_zone(engine: DuckDB) -
         "2024-06-30T10:00:00+02:00": "2024-06-30T08:00:00",
         "2024-06-30T10:00:00-0530": "2024-06-30T15:30:00",
         "2024-06-30T10:00:00+02": "2024-06-30T08:00:00",
+        "2024-06-30T10:00:00+02:00:30": "2024-06-30T07:59:30",
         "2024-06-30 10:00:00 UTC": "2024-06-30T10:00:00",
         "2024-06-30 10:00:00 utc": "2024-06-30T10:00:00",
         "2024-06-30T10:00:00.123456+02:00": "2024-06-30T08:00:00.123456",
         " 2024-06-30T10:00:00Z ": "2024-06-30T10:00:00",
+        "2024-06-30T10:00Z": "2024-06-30T10:00:00",
+        "2024-06-30 10:00 UTC": "2024-06-30T10:00:00",
+        "2024-06-30 10:00:00 +0200": "2024-06-30T08:00:00",
     }
     assert_read_as(engine, expected, zone="America/New_York")
 
@@ -394,7 +398,7 @@ def test_the_time_of_ingestion_has_the_same_unit_and_zone(engine: DuckDB) -> Non
 def test_of_rows_with_one_id_the_first_to_be_ingested_is_kept(engine: DuckDB) -> None:
     rows = [
         {"event_id": "e1", "page": "/second", "ingested_at": "2024-01-03"},
-        {"event_id": "e1", "page": "/first", "ingested_at": "2024-01-02"},
+        {"event_id": "e1", "page": "/first", "ingested_at": "2024-01-02", "occurred_at": "2024-01-02"},
         {"event_id": "e1", "page": "/third", "ingested_at": "2024-01-04"},
     ]
     [event], rejected = judge(engine, rows)
@@ -498,7 +502,7 @@ GARBAGE = st.fixed_dictionaries(
         **{"row": st.sampled_from(["one", "two"]), "malformed": st.booleans()},
     }
 )
-slowly = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slowly = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(rows=st.lists(GARBAGE, min_size=1, max_size=12), unit=st.sampled_from(["iso", "s", "ns", "day"]))
@@ -520,7 +524,7 @@ def test_the_order_of_rows_changes_nothing(engine: DuckDB, rows: list[Row], seed
 
 
 @given(moments=st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2025, 12, 30)), min_size=20, max_size=60))
-@settings(slowly, max_examples=4)
+@settings(slowly, max_examples=3)
 def test_every_way_to_write_a_time_is_the_same_instant(engine: DuckDB, moments: list[datetime]) -> None:
     instants = [moment.replace(tzinfo=UTC) for moment in moments]
     micros = [(instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) for instant in instants]

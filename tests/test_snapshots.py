@@ -25,7 +25,7 @@ from features.snapshots import (
     take_snapshot,
     title,
 )
-from features.table import TIME
+from features.table import TIME, materialize
 
 Row = dict[str, Any]
 
@@ -51,29 +51,28 @@ def snapshot_of(
 ) -> dict[str, Row]:
     """Take a snapshot; return its rows by user."""
     events = events_of(engine, rows)
-    snapshot = take_snapshot(
-        events, sessionize(events, GAP), attributes_of(engine, attributes), instant(as_of), gap=GAP, **options
-    )
+    sessions = materialize(sessionize(events, GAP))
+    snapshot = take_snapshot(events, sessions, attributes_of(engine, attributes), instant(as_of), gap=GAP, **options)
     users = snapshot.to_pyarrow().to_pylist()
     by_user = {user["user_id"]: user for user in users}
     assert len(by_user) == len(users)
     return by_user
 
 
-# --- what each feature says ---
+# --- what each column says ---
 # Each case is the whole history of a user. All of them are in one snapshot, since a snapshot takes its time and users
 # do not know of each other (test_laws.py).
 
 
 class Case(NamedTuple):
-    feature: str
+    column: str
     behaviour: str
     events: list[Row]
-    expected: float | None
+    expected: float | str | None
 
     @property
     def user_id(self) -> str:
-        return f"{self.feature}: {self.behaviour}"
+        return f"{self.column}: {self.behaviour}"
 
 
 FOUR_SESSIONS = [at("04-01T10:00"), at("04-02T10:00"), at("04-03T10:00"), at("04-04T10:00")]
@@ -107,6 +106,19 @@ BEFORE_EACH_BORDER = ["04-29T23:00", "04-23T23:00", "04-02T23:00", "01-31T23:00"
 def at_all_borders(event_name: str) -> list[Row]:
     """Make an event exactly 1, 7, 28 and 90 days before AS_OF, and one an hour before each of these."""
     return [at(time, event_name) for time in AT_EACH_BORDER + BEFORE_EACH_BORDER]
+
+
+def favourite_cases(column: str) -> list[Case]:
+    def on(time: str, value: str | None) -> Row:
+        return at(f"04-{time}") | {column: value}
+
+    thrice = [on("01T10:00", "a"), on("01T10:01", "a"), on("01T10:02", "a")]
+    return [
+        Case(column, "the most frequent of sessions, not of events", [*thrice, on("02", "b"), on("03", "b")], "b"),
+        Case(column, "of equally frequent ones the first by name", [on("01", "c"), on("02", "a"), on("03", "b")], "a"),
+        Case(column, "where it is unknown does not count", [on("01", None), on("02", None), on("03", "a")], "a"),
+        Case(column, "does not apply where none is known", [on("01", None)], None),
+    ]
 
 
 CASES = [
@@ -321,6 +333,7 @@ CASES = [
         [at("04-25T10:00", "purchase"), at("04-25T10:05", "purchase")],
         1,
     ),
+    *(case for column in FAVOURITES for case in favourite_cases(column)),
 ]
 
 
@@ -338,12 +351,12 @@ def users() -> Iterator[dict[str, Row]]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.user_id)
-def test_feature(case: Case, users: dict[str, Row]) -> None:
-    assert users[case.user_id][case.feature] == case.expected
+def test_column(case: Case, users: dict[str, Row]) -> None:
+    assert users[case.user_id][case.column] == case.expected
 
 
-def test_every_feature_has_a_case() -> None:
-    assert {case.feature for case in CASES} == set(FEATURES)
+def test_every_feature_and_favourite_has_a_case() -> None:
+    assert {case.column for case in CASES} == {*FEATURES, *FAVOURITES}
 
 
 NEEDS_TIMES = {
@@ -363,10 +376,8 @@ def test_only_features_that_may_not_apply_are_ever_null(users: dict[str, Row]) -
 # --- who is in a snapshot, and what was known ---
 
 
-def test_every_user_with_a_session_has_one_row(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00", user_id="a"), at("04-02T10:00", user_id="b"), at("04-03T10:00", user_id="a")]
-
-    assert snapshot_of(engine, rows).keys() == {"a", "b"}
+def test_every_user_with_a_session_is_in_the_snapshot(users: dict[str, Row]) -> None:
+    assert users.keys() == {case.user_id for case in CASES}
 
 
 def test_a_user_without_a_session_before_as_of_is_not_in_the_snapshot(engine: DuckDB) -> None:
@@ -413,9 +424,10 @@ def test_what_was_learnt_of_exactly_at_as_of_was_known(engine: DuckDB) -> None:
 
 
 def test_as_of_may_be_in_any_time_zone(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00"), at("04-30T21:59"), at("04-30T22:00")]
+    snapshot = snapshot_of(engine, [at("04-29T22:00"), at("04-30T22:00")], "2024-05-01T00:00+02:00")["u"]
 
-    assert snapshot_of(engine, rows, "2024-05-01T00:00+02:00") == snapshot_of(engine, rows, "2024-04-30T22:00Z")
+    assert snapshot["as_of"] == instant("2024-04-30T22:00")
+    assert (snapshot["session_count"], snapshot["recency_days"]) == (1, 1)
 
 
 def test_a_snapshot_keeps_its_contract(engine: DuckDB) -> None:
@@ -465,38 +477,7 @@ def test_a_window_has_days(windows_days: list[int]) -> None:
         FeatureSettings(windows_days=windows_days)
 
 
-# --- favourites and attributes ---
-
-
-def test_a_favourite_is_the_most_frequent_of_sessions_not_of_events(engine: DuckDB) -> None:
-    once, twice = dict.fromkeys(FAVOURITES, "once"), dict.fromkeys(FAVOURITES, "twice")
-    rows = [
-        *(at("04-01T10:00", **once), at("04-01T10:01", **once), at("04-01T10:02", **once)),
-        *(at("04-02T10:00", **twice), at("04-03T10:00", **twice)),
-    ]
-    snapshot = snapshot_of(engine, rows)["u"]
-
-    assert {name: snapshot[name] for name in FAVOURITES} == twice
-
-
-def test_of_equally_frequent_favourites_the_first_by_name_is_taken(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00", source="mail"), at("04-02T10:00", source="ads"), at("04-03T10:00", source="search")]
-
-    assert snapshot_of(engine, rows)["u"]["source"] == "ads"
-
-
-def test_sessions_of_which_it_is_unknown_do_not_vote(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00"), at("04-02T10:00"), at("04-03T10:00", device="phone")]
-
-    assert snapshot_of(engine, rows)["u"]["device"] == "phone"
-
-
-def test_a_favourite_is_null_where_none_is_known(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00"), at("04-01T10:00", user_id="v", device="phone", source="mail", country="FR")]
-    snapshot = snapshot_of(engine, rows)
-
-    assert [snapshot["u"][name] for name in FAVOURITES] == [None, None, None]
-    assert [snapshot["v"][name] for name in FAVOURITES] == ["phone", "mail", "FR"]
+# --- attributes ---
 
 
 def test_attributes_are_columns_null_where_a_user_has_none(engine: DuckDB) -> None:
@@ -524,19 +505,16 @@ def test_attributes_are_in_the_contract() -> None:
 # --- time zones and day-level sources ---
 
 
-def test_hours_weekends_and_days_are_local(engine: DuckDB) -> None:
+def test_hours_and_weekends_are_local(engine: DuckDB) -> None:
     friday_evening_in_utc = [at("04-26T20:00"), at("04-26T20:20")]
-    utc = snapshot_of(engine, friday_evening_in_utc)["u"]
     tokyo = snapshot_of(engine, friday_evening_in_utc, time_zone="Asia/Tokyo")["u"]
 
-    assert (utc["evening_session_share"], utc["night_session_share"], utc["weekend_session_share"]) == (1, 0, 0)
     assert (tokyo["evening_session_share"], tokyo["night_session_share"], tokyo["weekend_session_share"]) == (0, 1, 1)
 
 
 def test_an_active_day_is_a_local_day(engine: DuckDB) -> None:
     around_midnight_in_utc = [at("04-26T23:50"), at("04-27T00:10")]
 
-    assert snapshot_of(engine, around_midnight_in_utc)["u"]["active_day_count"] == 2
     assert snapshot_of(engine, around_midnight_in_utc, time_zone="Asia/Tokyo")["u"]["active_day_count"] == 1
 
 

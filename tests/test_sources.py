@@ -4,6 +4,7 @@ import io
 import json
 from datetime import UTC, date, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -344,7 +345,7 @@ FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 
 @given(table=st.lists(st.tuples(FIELD, FIELD, FIELD), max_size=8), delimiter=st.sampled_from(",\t;|"))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_csv_holds_comes_back(
     engine: DuckDB, tmp_path: Path, table: list[tuple[str, str, str]], delimiter: str
 ) -> None:
@@ -358,7 +359,7 @@ def test_whatever_a_csv_holds_comes_back(
 
 
 @given(lines=st.lists(st.binary(max_size=12).map(lambda line: line.translate(None, b'\r\n"\0')), max_size=8))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_line_that_is_not_blank_is_a_row_or_malformed(engine: DuckDB, tmp_path: Path, lines: list[bytes]) -> None:
     rows = read(engine, tmp_path, {"e.csv": b"user,time,name\n" + b"\n".join(lines) + b"\n"})
     assert len(rows) == sum(line != b"" for line in lines)
@@ -463,7 +464,7 @@ def test_a_json_string_of_three_megabytes_is_read(engine: DuckDB, tmp_path: Path
 
 
 @given(users=st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=8))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_text_json_lines_hold_comes_back(engine: DuckDB, tmp_path: Path, users: list[str]) -> None:
     text = "".join(json.dumps({"user": user, "time": "1", "name": "view"}) + "\n" for user in users)
     assert users_of(read(engine, tmp_path, {"e.jsonl": text})) == users
@@ -503,10 +504,12 @@ def test_parquet_rows_are_kept_as_json(engine: DuckDB, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PAR1 that is none PAR1"])
-def test_a_parquet_file_that_cannot_be_read_is_named(engine: DuckDB, tmp_path: Path, content: bytes) -> None:
+def test_a_parquet_file_that_cannot_be_read_is_named(engine: DuckDB, content: bytes) -> None:
     whole = parquet({"user": ["ada"], "time": ["1"], "name": ["view"]})
-    with pytest.raises(SourceError, match=r"^b\.parquet: cannot be read: "):
-        read(engine, tmp_path, {"a.parquet": whole, "b.parquet": content, "c.parquet": whole})
+    files: dict[str, str | bytes] = {"a.parquet": whole, "b.parquet": content, "c.parquet": whole}
+    # The engine repeats the query where it is short, and so names files that are whole.
+    with TemporaryDirectory() as folder, pytest.raises(SourceError, match=r"^b\.parquet: cannot be read: "):
+        read(engine, Path(folder), files)
 
 
 # --- mapping ---
@@ -598,12 +601,12 @@ def attributes(engine: DuckDB, folder: Path, files: dict[str, str | bytes], *nam
     return rows
 
 
-def test_attributes_are_read_as_text(engine: DuckDB, tmp_path: Path) -> None:
+def test_attributes_keep_the_types_of_the_source(engine: DuckDB, tmp_path: Path) -> None:
     content = parquet(
         {"user": [7], "plan": ["pro"], "seats": [3], "trial": [True], "note": pa.array([None], pa.string())}
     )
     assert attributes(engine, tmp_path, {"u.parquet": content}, "plan", "seats", "trial", "note") == [
-        {"user_id": "7", "plan": "pro", "seats": "3", "trial": "true", "note": None}
+        {"user_id": 7, "plan": "pro", "seats": 3, "trial": True, "note": None}
     ]
 
 

@@ -1,0 +1,185 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.lake import Lake
+from publish.assignments import ASSIGNMENTS, Scores, assign, from_arrow, hold_out, to_arrow
+
+AS_OF = pd.Timestamp("2024-06-30T05:00:00Z")
+SEGMENTS = pd.DataFrame(
+    {
+        "user_id": ["ada", "ben"],
+        "segment_id": ["s1", "s2"],
+        "segment_name": ["Loyal", "Lapsing"],
+        "segment_strength": [0.9, 0.6],
+        "runner_up_segment_id": ["s2", "s1"],
+    }
+)
+CHURN = Scores(
+    pd.DataFrame(
+        {"probability": [0.25], "percentile": [50.0], "reasons": [["days since the last session: 20"]]}, ["ada"]
+    ),
+    version=7,
+)
+
+
+def snapshot(*users: str) -> pd.DataFrame:
+    return pd.DataFrame({"user_id": list(users), "as_of": AS_OF, "recency_days": 1.0}).astype({"user_id": "str"})
+
+
+def assigned(users: pd.DataFrame, **given: Any) -> pd.DataFrame:
+    """Assign users by what is given; nothing serves otherwise."""
+    nothing: dict[str, Any] = {
+        "segments": None,
+        "segments_version": None,
+        "scores": {},
+        "holdout_share": 0,
+        "salt": "shop",
+    }
+    rules = pd.Series({user: [] for user in users["user_id"]}, dtype=object)
+    return assign(users, **(nothing | {"rule_segments": rules} | given))
+
+
+def values(frame: pd.DataFrame, user: str) -> dict[str, Any]:
+    """Return what a user is assigned, nulls left out."""
+    [row] = to_arrow(frame[frame["user_id"] == user]).to_pylist()
+    return {name: value for name, value in row.items() if value is not None}
+
+
+NOTHING = {"rule_segments": [], "churn_reasons": [], "conversion_reasons": [], "holdout": False}
+
+
+def test_without_models_a_user_is_assigned_nothing() -> None:
+    assert values(assigned(snapshot("ada")), "ada") == {"user_id": "ada", "as_of": AS_OF} | NOTHING
+
+
+def test_a_user_has_the_segment_of_the_model() -> None:
+    found = values(assigned(snapshot("ada", "ben"), segments=SEGMENTS, segments_version=3), "ben")
+    assert found == NOTHING | {
+        **{"user_id": "ben", "as_of": AS_OF, "segment_id": "s2", "segment_name": "Lapsing"},
+        **{"segment_strength": 0.6, "runner_up_segment_id": "s1", "segments_version": 3},
+    }
+
+
+def test_a_user_has_the_segments_of_the_rules() -> None:
+    rules = pd.Series({"ada": ["at_risk", "researchers"], "ben": []})
+    found = assigned(snapshot("ada", "ben"), rule_segments=rules)
+    assert values(found, "ada")["rule_segments"] == ["at_risk", "researchers"]
+    assert values(found, "ben")["rule_segments"] == []
+
+
+def test_a_user_has_the_scores_of_the_models() -> None:
+    found = values(assigned(snapshot("ada"), scores={"churn": CHURN}), "ada")
+    assert found == NOTHING | {
+        **{"user_id": "ada", "as_of": AS_OF, "churn_probability": 0.25, "churn_percentile": 50.0},
+        **{"churn_reasons": ["days since the last session: 20"], "churn_version": 7},
+    }
+
+
+def test_a_user_whom_a_model_does_not_apply_to_has_its_version_and_no_score() -> None:
+    found = values(assigned(snapshot("ada", "ben"), scores={"churn": CHURN}), "ben")
+    assert found == {"user_id": "ben", "as_of": AS_OF, "churn_version": 7} | NOTHING
+
+
+def test_each_propensity_has_its_own_scores() -> None:
+    conversion = Scores(pd.DataFrame({"probability": [0.5], "percentile": [10.0], "reasons": [[]]}, ["ben"]), version=8)
+    found = assigned(snapshot("ada", "ben"), scores={"churn": CHURN, "conversion": conversion})
+    assert values(found, "ada")["churn_probability"] == 0.25
+    assert "conversion_probability" not in values(found, "ada")
+    assert values(found, "ben")["conversion_probability"] == 0.5
+    assert "churn_probability" not in values(found, "ben")
+
+
+def test_a_score_of_nobody_is_no_ones() -> None:
+    nobody = Scores(pd.DataFrame(columns=["probability", "percentile", "reasons"]), version=7)
+    found = values(assigned(snapshot("ada"), scores={"churn": nobody}), "ada")
+    assert found == {"user_id": "ada", "as_of": AS_OF, "churn_version": 7} | NOTHING
+
+
+def test_users_are_in_order_whatever_the_order_of_what_is_known() -> None:
+    straight = assigned(snapshot("ada", "ben"), segments=SEGMENTS, segments_version=3, scores={"churn": CHURN})
+    backwards = assigned(snapshot("ben", "ada"), segments=SEGMENTS[::-1], segments_version=3, scores={"churn": CHURN})
+    assert straight["user_id"].tolist() == ["ada", "ben"]
+    pd.testing.assert_frame_equal(straight, backwards)
+
+
+def test_a_snapshot_of_nobody_is_assigned_to_nobody() -> None:
+    found = assigned(snapshot(), segments=SEGMENTS[:0], segments_version=3, scores={"churn": CHURN})
+    assert found.empty
+    assert tuple(to_arrow(found).column_names) == ASSIGNMENTS.schema.names
+
+
+def test_assignments_come_under_their_contract() -> None:
+    found = assigned(snapshot("ada", "ben"), segments=SEGMENTS, segments_version=3, scores={"churn": CHURN})
+    assert to_arrow(found).schema.equals(ASSIGNMENTS.schema.to_pyarrow())
+
+
+def test_assignments_come_back_from_the_lake_as_they_were(lake: Lake) -> None:
+    rules = pd.Series({"ada": ["at_risk"], "ben": []})
+    found = assigned(
+        snapshot("ada", "ben"), segments=SEGMENTS, segments_version=3, rule_segments=rules, scores={"churn": CHURN}
+    )
+    raw = lake.engine.create_table("assigned", to_arrow(found), temp=True)
+    lake.write(ASSIGNMENTS, raw)
+    back = from_arrow(lake.read(ASSIGNMENTS).order_by("user_id").to_pyarrow())
+    pd.testing.assert_frame_equal(back, found)
+
+
+def test_an_assignment_without_a_user_is_refused() -> None:
+    found = assigned(snapshot("ada", "ben"))
+    found.loc[1, "user_id"] = None
+    with pytest.raises(ValueError, match="user_id"):
+        to_arrow(found)
+
+
+def test_text_for_a_number_is_refused() -> None:
+    with pytest.raises(pa.ArrowInvalid):
+        to_arrow(assigned(snapshot("ada")).assign(churn_probability="high"))
+
+
+# --- who is held out ---
+
+USERS = pd.Series([f"user-{i}" for i in range(2000)])
+
+
+def held(share: float, salt: str = "shop", users: pd.Series = USERS) -> set[str]:
+    return set(users[hold_out(users, share, salt)])
+
+
+def test_nobody_is_held_out_of_a_share_of_0() -> None:
+    assert held(0) == set()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_about_the_share_is_held_out(share: float) -> None:
+    assert len(held(share)) / len(USERS) == pytest.approx(share, abs=0.03)
+
+
+def test_those_held_out_stay_so_when_the_share_grows() -> None:
+    assert held(0.1) < held(0.2)
+
+
+def test_another_salt_holds_out_others() -> None:
+    assert len(held(0.5, "shop") & held(0.5, "other")) / len(USERS) == pytest.approx(0.25, abs=0.05)
+
+
+def test_who_is_held_out_is_written_down() -> None:
+    # If this fails, every experiment that runs loses its control group.
+    assert held(0.001) == {"user-400", "user-636", "user-1086", "user-1435"}
+
+
+@given(users=st.lists(st.text(), min_size=1, max_size=10, unique=True), share=st.floats(0, 0.99))
+def test_a_user_is_held_out_whoever_else_is_there(users: list[str], share: float) -> None:
+    together = hold_out(pd.Series(users), share, "shop")
+    alone = [hold_out(pd.Series([user]), share, "shop")[0] for user in users]
+    assert np.array_equal(together, alone)
+
+
+def test_assignments_say_who_is_held_out() -> None:
+    found = assigned(snapshot(*USERS), holdout_share=0.1)
+    assert set(found.loc[found["holdout"], "user_id"]) == held(0.1)

@@ -1,0 +1,298 @@
+import tomllib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from flows.configuration import Configuration, ConfigurationError, load, parse_as_of
+
+SMALLEST = """
+name = "shop"
+[events]
+files = "events.csv"
+[events.columns]
+user_id = "user"
+occurred_at = "time"
+event_name = "event"
+"""
+HOUSE = Path(__file__).parents[1]
+
+
+def load_text(folder: Path, text: str | bytes) -> Configuration:
+    file = folder / "habitus.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load(file)
+
+
+def mistake(folder: Path, text: str | bytes) -> str:
+    """Return what is said of a mistake: one line that begins with the file."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_text(folder, text)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert said.startswith(f"{folder / 'habitus.toml'}: ")
+    return said.removeprefix(f"{folder / 'habitus.toml'}: ")
+
+
+# --- what is right ---
+
+
+def test_the_smallest_configuration_has_defaults_for_all_else(tmp_path: Path) -> None:
+    shop = load_text(tmp_path, SMALLEST)
+    assert (shop.name, shop.time_zone, shop.events.time_unit) == ("shop", "UTC", "iso")
+    assert shop.sessions.gap == timedelta(minutes=30)
+    assert shop.labels.reach == timedelta(days=28)
+    assert shop.labels.conversion.events == ["purchase"]
+    assert shop.publish.holdout_share == 0
+    assert shop.attributes == []
+
+
+def test_paths_are_relative_to_the_configuration(tmp_path: Path) -> None:
+    shop = load_text(tmp_path, SMALLEST + '[storage]\nlake = "../lake"\n[publish]\nfolder = "/srv/out"\n')
+    assert shop.folder == tmp_path
+    assert shop.lake == tmp_path.parent / "lake"
+    assert shop.mlruns == tmp_path / "mlruns"
+    assert shop.published == Path("/srv/out")
+
+
+def test_a_configuration_knows_its_file_however_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_text(tmp_path, SMALLEST)
+    monkeypatch.chdir(tmp_path)
+    assert load("habitus.toml").file == tmp_path / "habitus.toml"
+
+
+def test_a_column_may_be_named_computed_or_made_of_several(tmp_path: Path) -> None:
+    columns = 'event_id = ["user", "time"]\npage = { sql = "lower(url)" }\nsource = { value = "shop" }\n'
+    mapped = load_text(tmp_path, SMALLEST + columns).events.columns.mapped()
+    assert list(mapped) == ["user_id", "occurred_at", "event_name", "event_id", "page", "source"]
+
+
+def test_attributes_are_those_of_users(tmp_path: Path) -> None:
+    users = '[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = ["plan", "age_band"]\n'
+    assert load_text(tmp_path, SMALLEST + users).attributes == ["plan", "age_band"]
+
+
+def test_a_configuration_does_not_change_after_loading(tmp_path: Path) -> None:
+    shop = load_text(tmp_path, SMALLEST)
+    with pytest.raises(ValueError, match="frozen"):
+        shop.name = "other"
+
+
+@pytest.mark.parametrize("file", sorted((HOUSE / "examples").glob("*/habitus.toml")), ids=lambda file: file.parent.name)
+def test_the_examples_are_right(file: Path) -> None:
+    assert load(file).file == file
+
+
+@pytest.mark.parametrize("file", sorted((HOUSE / "tests/data/sources").glob("*.toml")), ids=lambda file: file.stem)
+def test_the_configurations_of_other_tools_are_right(file: Path) -> None:
+    assert load(file).name == file.stem
+
+
+# --- what is wrong with the file ---
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nope\.toml: cannot be read: No such file or directory$"):
+        load(tmp_path / "nope.toml")
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r" is a folder; name the habitus\.toml in it$"):
+        load(tmp_path)
+
+
+def test_text_that_is_no_toml_is_told_with_its_place(tmp_path: Path) -> None:
+    assert mistake(tmp_path, "name = shop\n").startswith("is no TOML: ")
+    assert "line 3" in mistake(tmp_path, 'name = "shop"\n\n[events\n')
+
+
+def test_a_file_that_is_not_utf8_is_no_toml(tmp_path: Path) -> None:
+    assert mistake(tmp_path, b'name = "J\xf6rg"\n').startswith("is no TOML: 'utf-8' codec can't decode")
+
+
+# --- what is wrong with a key ---
+
+
+def test_an_empty_file_lacks_the_first_key(tmp_path: Path) -> None:
+    assert mistake(tmp_path, "") == "name: is missing"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('name = "shop"', "name: is missing"),
+        ('files = "events.csv"', "events.files: is missing"),
+        ('user_id = "user"', "events.columns.user_id: is missing"),
+        ('occurred_at = "time"', "events.columns.occurred_at: is missing"),
+        ('event_name = "event"', "events.columns.event_name: is missing"),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path: Path, line: str, said: str) -> None:
+    assert line in SMALLEST
+    assert mistake(tmp_path, SMALLEST.replace(line, "")) == said
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('name = "shop"', 'nam = "shop"', "nam: no such key; did you mean name?"),
+        ("[events]", "[events]\nfile = 1", "events.file: no such key; did you mean files?"),
+        ('user_id = "user"', 'user = "user"', "events.columns.user: no such key; did you mean user_id?"),
+        ("user_id =", 'revenu = "r"\nuser_id =', "events.columns.revenu: no such key; did you mean revenue?"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest_one(tmp_path: Path, right: str, wrong: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST.replace(right, wrong)) == said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("[session]\n", "session: no such key; did you mean sessions?"),
+        ("[sessions]\ngap = 30\n", "sessions.gap: no such key; there are gap_minutes"),
+        ("[labels.churn]\nhorizon = 28\n", "labels.churn.horizon: no such key; did you mean horizon_days?"),
+        ("[labels.churns]\n", "labels.churns: no such key; did you mean churn?"),
+        ("[users]\nuser = 1\n", "users.user: no such key; did you mean user_id?"),
+        ('page = { sq = "url" }\n', "events.columns.page.sq: no such key; did you mean sql?"),
+    ],
+)
+def test_an_unknown_key_of_a_section_is_told_with_the_nearest_one(tmp_path: Path, more: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST + more) == said
+
+
+# --- what is wrong with a value ---
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('"shop"', '"My Shop"', "name: 'My Shop' is wrong: string should match pattern '^[a-z0-9][a-z0-9_-]*$'"),
+        ('"shop"', "7", "name: 7 is wrong: input should be a valid string"),
+        ('"events.csv"', "7", "events.files: 7 is wrong: input should be a valid string"),
+        ('"user"', "7", "events.columns.user_id: 7 is wrong: input should be a valid string"),
+        ('"user"', '["a", "b"]', "events.columns.user_id: ['a', 'b'] is wrong: input should be a valid string"),
+        ('"user"', "{}", "events.columns.user_id: give either sql or value"),
+        ('"user"', '{ sql = "a", value = "b" }', "events.columns.user_id: give either sql or value"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_would_be_right(tmp_path: Path, right: str, wrong: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST.replace(right, wrong)) == said
+
+
+NOT_EMPTY = "list should have at least 1 item after validation, not 0"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "why"),
+    [
+        ("sessions", "gap_minutes", "0", "input should be greater than 0"),
+        ("sessions", "gap_minutes", "1441", "input should be less than or equal to 1440"),
+        ("sessions", "gap_minutes", "nan", "input should be less than or equal to 1440"),
+        ("features", "windows_days", "[]", NOT_EMPTY),
+        ("labels", "delay_days", "-1", "input should be greater than or equal to 0"),
+        ("labels.churn", "horizon_days", "0", "input should be greater than 0"),
+        ("labels.churn", "eligible_days", "-7", "input should be greater than 0"),
+        ("labels.conversion", "events", "[]", NOT_EMPTY),
+        ("training", "snapshots", "0", "input should be greater than or equal to 1"),
+        ("training", "seed", "'x'", "input should be a valid integer, unable to parse string as an integer"),
+        ("segments", "k_min", "1", "input should be greater than or equal to 2"),
+        ("segments", "k_max", "51", "input should be less than or equal to 50"),
+        ("publish", "holdout_share", "1", "input should be less than 1"),
+        ("publish", "holdout_share", "-0.1", "input should be greater than or equal to 0"),
+        ("events.names", "view", "1", "input should be a valid string"),
+        ("events.columns", "event_id", "[1]", "input should be a valid string"),
+    ],
+)
+def test_a_wrong_value_of_a_section_is_told_with_what_would_be_right(
+    tmp_path: Path, section: str, key: str, value: str, why: str
+) -> None:
+    header = "" if section == "events.columns" else f"[{section}]\n"
+    assert mistake(tmp_path, f"{SMALLEST}{header}{key} = {value}\n") == f"{section}.{key}: {value} is wrong: {why}"
+
+
+def test_of_a_list_the_wrong_item_is_told(tmp_path: Path) -> None:
+    said = mistake(tmp_path, SMALLEST + "[features]\nwindows_days = [7, 0]\n")
+    assert said == "features.windows_days: 0 is wrong: input should be greater than 0"
+
+
+def test_bounds_in_the_wrong_order_are_told(tmp_path: Path) -> None:
+    said = mistake(tmp_path, SMALLEST + "[segments]\nk_min = 9\n")
+    assert said == "segments: k_max (8) must be at least k_min (9)"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("format", "xls", "events.format: 'xls' is wrong: input should be 'csv', 'jsonl' or 'parquet'"),
+        ("time_unit", "min", "events.time_unit: 'min' is wrong: input should be 'iso', 's', 'ms', 'us', 'ns' or 'day'"),
+    ],
+)
+def test_one_of_a_few_values_is_told_with_all_of_them(tmp_path: Path, key: str, value: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST.replace("[events]", f'[events]\n{key} = "{value}"')) == said
+
+
+@pytest.mark.parametrize("zone", ["Europe/Nowhere", "CEST", "+02:00", "", "../../etc/passwd", "America"])
+def test_what_is_no_time_zone_is_told_with_some_that_are(tmp_path: Path, zone: str) -> None:
+    why = f"{zone!r} is not a time zone: write one such as 'UTC' or 'Europe/London'"
+    assert mistake(tmp_path, f'time_zone = "{zone}"\n{SMALLEST}') == f"time_zone: {why}"
+    of_events = SMALLEST.replace("[events]", f'[events]\ntime_zone = "{zone}"')
+    assert mistake(tmp_path, of_events) == f"events.time_zone: {why}"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ("[]", "users.attributes: [] is wrong: list should have at least 1 item after validation, not 0"),
+        ('["plan", "device"]', "users.attributes: 'device' is the name of a feature; rename the column"),
+        ('["recency_days"]', "users.attributes: 'recency_days' is the name of a feature; rename the column"),
+        ('["session_count_28d"]', "users.attributes: 'session_count_28d' is the name of a feature; rename the column"),
+        ('["user_id"]', "users.attributes: 'user_id' is the name of a feature; rename the column"),
+        ('["plan", "plan"]', "users.attributes: 'plan' is there twice"),
+        ('["plan", "Plan"]', "users.attributes: 'Plan' is there twice"),
+    ],
+)
+def test_attributes_are_some_each_once_and_no_features(tmp_path: Path, attributes: str, said: str) -> None:
+    users = f'[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = {attributes}\n'
+    assert mistake(tmp_path, SMALLEST + users) == said
+
+
+def test_a_window_that_is_not_counted_is_free_as_a_name(tmp_path: Path) -> None:
+    users = '[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = ["session_count_28d"]\n'
+    assert load_text(tmp_path, SMALLEST + users + "[features]\nwindows_days = [7]\n").attributes
+
+
+def test_files_and_ids_are_not_of_nothing(tmp_path: Path) -> None:
+    assert mistake(tmp_path, SMALLEST.replace('"events.csv"', "[]")).startswith("events.files: [] is wrong: ")
+    assert mistake(tmp_path, SMALLEST + "event_id = []\n").startswith("events.columns.event_id: [] is wrong: ")
+
+
+def test_every_key_of_the_smallest_configuration_is_needed(tmp_path: Path) -> None:
+    for key in tomllib.loads(SMALLEST)["events"]["columns"]:
+        lines = [line for line in SMALLEST.splitlines() if not line.startswith(key)]
+        assert mistake(tmp_path, "\n".join(lines)) == f"events.columns.{key}: is missing"
+
+
+# --- instants ---
+
+
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        ("2024-06-30", datetime(2024, 6, 30, 4, tzinfo=UTC)),
+        ("2024-01-30", datetime(2024, 1, 30, 5, tzinfo=UTC)),
+        ("2024-06-30T05:00", datetime(2024, 6, 30, 9, tzinfo=UTC)),
+        ("2024-06-30 05:00:30", datetime(2024, 6, 30, 9, 0, 30, tzinfo=UTC)),
+        ("2024-06-30T05:00+02:00", datetime(2024, 6, 30, 3, tzinfo=UTC)),
+        ("2024-06-30T05:00Z", datetime(2024, 6, 30, 5, tzinfo=UTC)),
+    ],
+)
+def test_an_instant_is_local_unless_it_has_an_offset(text: str, instant: datetime) -> None:
+    assert parse_as_of(text, "America/New_York") == instant
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "30.06.2024", "2024-06-31", "1719741600"])
+def test_what_is_no_instant_is_told_with_some_that_are(text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_as_of(text, "UTC")
+    right = "2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
+    assert str(caught.value) == f"--as-of {text!r} is no instant: write {right}"
