@@ -55,24 +55,32 @@ serve: export PREFECT_HOME := $(CURDIR)/.prefect
 serve: export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
 serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
 serve: export DO_NOT_TRACK := 1
+serve: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+# Each program gets a process group of its own (set -m), so that the worker stops before the server it reports to.
 serve: setup ## a local Prefect server with the schedules, a worker and the MLflow pages, until Ctrl-C
-	@set -m; mkdir -p $$PREFECT_HOME mlruns; \
-	stop() { trap - EXIT INT TERM; exec 2>/dev/null; kill $$worker; wait $$worker; kill $$mlflow $$server; wait; }; \
+	@mkdir -p $$PREFECT_HOME mlruns; jobs=(); \
+	stop() { trap '' INT TERM; trap - EXIT; exec 2>/dev/null; \
+		while (( $${#jobs[@]} )); do kill -- -$${jobs[-1]}; \
+			for _ in {1..50}; do kill -0 $${jobs[-1]} || break; sleep 0.2; done; \
+			kill -KILL -- -$${jobs[-1]}; unset 'jobs[-1]'; done; }; \
 	trap stop EXIT; trap 'exit 0' INT TERM; \
-	.venv/bin/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT) > $$PREFECT_HOME/server.log 2>&1 & server=$$!; \
+	set -m; \
+	.venv/bin/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT) \
+		> $$PREFECT_HOME/server.log 2>&1 & jobs+=($$!); \
 	.venv/bin/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
-		--backend-store-uri sqlite:///mlruns/mlflow.db > mlruns/ui.log 2>&1 & mlflow=$$!; \
+		--backend-store-uri sqlite:///mlruns/mlflow.db > mlruns/ui.log 2>&1 & jobs+=($$!); \
+	set +m; \
 	echo "Starting Prefect and MLflow (their logs: .prefect/server.log, mlruns/ui.log)"; \
 	until .venv/bin/python -c "import urllib.request as r; r.urlopen('$$PREFECT_API_URL/health')" 2>/dev/null; do \
-		kill -0 $$server 2>/dev/null || { tail $$PREFECT_HOME/server.log; exit 1; }; sleep 0.5; done; \
+		kill -0 $${jobs[0]} 2>/dev/null || { tail $$PREFECT_HOME/server.log; exit 1; }; sleep 0.5; done; \
 	{ .venv/bin/prefect --no-prompt work-pool create habitus --type process --overwrite \
-		&& .venv/bin/prefect --no-prompt deploy --all; } > $$PREFECT_HOME/deploy.log 2>&1 \
+		&& .venv/bin/prefect --no-prompt deploy --all; } > $$PREFECT_HOME/deploy.log 2>&1 < /dev/null \
 		|| { cat $$PREFECT_HOME/deploy.log; exit 1; }; \
 	echo "Schedules and runs: http://127.0.0.1:$(PREFECT_PORT)"; \
 	echo "Models:             http://127.0.0.1:$(MLFLOW_PORT)"; \
 	echo "Ctrl-C stops all of it."; \
-	.venv/bin/prefect worker start --pool habitus --type process & worker=$$!; \
-	wait $$worker
+	set -m; .venv/bin/prefect worker start --pool habitus --type process & jobs+=($$!); set +m; \
+	wait $$!
 
 lock: | $(filter .uv/bin/uv,$(UV)) ## resolve requirements.lock anew
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -18,7 +18,11 @@ from flows.configuration import ConfigurationError, load, parse_as_of
 
 ONE_OFF_SETTINGS = {
     "PREFECT_HOME": str(Path.cwd() / ".prefect"),
+    # Prefect's temporary server would print tracebacks of its own telemetry.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_FLOWS": '{"heartbeat_frequency": null}',  # ending a heartbeat takes a second for each stage
 }
@@ -157,7 +161,6 @@ def _progress() -> Iterator[None]:
     console = Console(stderr=True, highlight=False)
     logger = logging.getLogger("habitus")
     lines = _Lines(console)
-    logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(lines)
     try:

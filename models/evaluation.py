@@ -144,15 +144,15 @@ def plot_silhouettes(silhouettes: Mapping[int, float]) -> Figure:
     axes.annotate(
         f"{best} segments: {silhouettes[best]:.3f}",
         (best, silhouettes[best]),
-        xytext=(0, 14),
+        xytext=(0, 12),
         textcoords="offset points",
         ha="center",
         color=COLOURS[1],
         fontweight="bold",
     )
     axes.set_xticks(numbers)
-    axes.margins(x=0.12)
-    axes.set_ylim(min(0.0, *values), 1.25 * max(0.0, *values))  # from 0, or small differences would look large
+    axes.margins(x=0.2)
+    axes.set_ylim(min(0.0, *values), 1.4 * max(0.0, *values))  # from 0, or small differences would look large
     return figure
 
 

@@ -1,7 +1,10 @@
+import gzip
+import json
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,16 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
 from ibis.backends.duckdb import Backend as DuckDB
+from typer.testing import CliRunner
 
 from features.events import EVENTS
 from features.lake import Lake
+from flows.cli import ONE_OFF_SETTINGS, app
+from flows.configuration import Configuration, load
 
-# Read when Prefect is imported, which collecting the tests does.
-os.environ |= {
+# Read when Prefect is imported, which nothing above does and collecting the tests will.
+os.environ |= ONE_OFF_SETTINGS | {
     "PREFECT_HOME": tempfile.mkdtemp(prefix="prefect-"),
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_FLOWS": '{"heartbeat_frequency": null}',
 }
 
 
@@ -57,3 +61,47 @@ def instant(given: str | datetime) -> datetime:
     """Read an instant; without an offset, in UTC."""
     read = datetime.fromisoformat(given) if isinstance(given, str) else given
     return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+ECOM = Path(__file__).parent.parent / "examples" / "ecom"
+USERS = 250
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A configuration and what `habitus run --json` said of it."""
+
+    configuration: Configuration
+    result: dict[str, Any]
+    progress: str
+
+
+def small_shop(folder: Path) -> Path:
+    """Write the first users of examples/ecom, three broken rows and the example's configuration."""
+    folder.mkdir(parents=True)
+    lines = gzip.decompress((ECOM / "events.csv.gz").read_bytes()).decode().splitlines()
+    kept = [line for line in lines[1:] if int(line[5:9]) < USERS]
+    broken = [
+        ",s,home,2024-03-01 10:00:00,desktop,organic,2024-01,new",
+        "user_0001,s,home,yesterday,desktop,organic,2024-01,new",
+        "user_0001,s,home,2999-01-01 00:00:00,desktop,organic,2024-01,new",
+    ]
+    (folder / "events.csv.gz").write_bytes(gzip.compress("\n".join([lines[0], *kept, *broken]).encode(), mtime=0))
+    text = (ECOM / "habitus.toml").read_text()
+    text = text.replace('"../../mlruns"', '"mlruns"') + "\n[training]\nsnapshots = 4\n"
+    (folder / "habitus.toml").write_text(text)
+    return folder / "habitus.toml"
+
+
+def habitus(*arguments: str) -> Any:
+    """Run the command in this process: its exit_code, stdout and stderr."""
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Run the whole job once on a small shop."""
+    config = small_shop(tmp_path_factory.mktemp("job") / "shop")
+    done = habitus("run", str(config), "--json")
+    assert done.exit_code == 0, done.stderr
+    return Ran(load(config), json.loads(done.stdout), done.stderr)

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
-from flows.cli import app
+from conftest import habitus
 
 CONFIG = """
 name = "shop"
@@ -23,7 +21,7 @@ EVENTS = "user,at,event\nu1,2024-03-01 10:00:00,home\nu2,2024-03-02 10:00:00,hom
 def attempt(folder: Path, config: str = CONFIG, events: str | bytes = EVENTS, *options: str) -> Any:
     (folder / "habitus.toml").write_text(config)
     (folder / "events.csv").write_bytes(events if isinstance(events, bytes) else events.encode())
-    return CliRunner().invoke(app, ["run", str(folder / "habitus.toml"), *options])
+    return habitus("run", str(folder / "habitus.toml"), *options)
 
 
 def assert_refused(folder: Path, done: Any, *words: str) -> None:
@@ -82,6 +80,16 @@ def test_an_expression_that_fails_on_a_row_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, done, "events.columns", "home")
 
 
+def test_rows_of_the_users_file_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text("user,plan\nu1,pro\nu2,pro,extra\n")
+
+    done = attempt(tmp_path, CONFIG + '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["plan"]\n')
+
+    assert done.exit_code == 2
+    assert "users.files: 1 rows cannot be read, such as 'u2,pro,extra'" in done.stderr
+    assert not (tmp_path / "lake").exists()
+
+
 def test_an_instant_that_is_none_is_refused(tmp_path: Path) -> None:
     done = attempt(tmp_path, CONFIG, EVENTS, "--as-of", "yesterday")
 
@@ -97,7 +105,7 @@ def test_an_instant_before_all_events_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["run", str(tmp_path / "nope.toml")])
+    done = habitus("run", str(tmp_path / "nope.toml"))
 
     assert done.exit_code == 2
     assert "nope.toml: cannot be read: No such file" in done.stderr
@@ -120,7 +128,7 @@ def test_a_single_day_of_events_is_taken_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["run", "ingest", "sessions", "snapshot", "train", "score", "publish"])
 def test_every_stage_is_a_command_with_help(command: str) -> None:
-    done = CliRunner().invoke(app, [command, "--help"])
+    done = habitus(command, "--help")
 
     assert done.exit_code == 0
     assert "CONFIG" in done.stdout

@@ -1,6 +1,5 @@
 """The whole job on a small shop, as a person runs it: the command, its output, and what it leaves behind."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -9,58 +8,22 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import Ran, habitus, small_shop
 from deltalake import DeltaTable
-from typer.testing import CliRunner
 
 from features.events import EVENTS, REJECTED
 from features.labels import LABELS
 from features.lake import Lake
 from features.sessions import SESSIONS
-from flows.cli import app
-from flows.configuration import Configuration, load
 from flows.snapshot import table_of
 from models.registry import Registry
 from publish.assignments import ASSIGNMENTS
 
-ECOM = Path(__file__).parent.parent / "examples" / "ecom"
-USERS = 250
 AS_OF = pd.Timestamp("2024-06-29T00:00:00Z")
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A configuration and what `habitus run --json` said of it."""
-
-    configuration: Configuration
-    result: dict[str, Any]
-    progress: str
-
-
-def small_shop(folder: Path) -> Path:
-    """Write the first users of examples/ecom, three broken rows and the example's configuration."""
-    folder.mkdir(parents=True)
-    lines = gzip.decompress((ECOM / "events.csv.gz").read_bytes()).decode().splitlines()
-    kept = [line for line in lines[1:] if int(line[5:9]) < USERS]
-    broken = [
-        ",s,home,2024-03-01 10:00:00,desktop,organic,2024-01,new",
-        "user_0001,s,home,yesterday,desktop,organic,2024-01,new",
-        "user_0001,s,home,2999-01-01 00:00:00,desktop,organic,2024-01,new",
-    ]
-    (folder / "events.csv.gz").write_bytes(gzip.compress("\n".join([lines[0], *kept, *broken]).encode(), mtime=0))
-    text = (ECOM / "habitus.toml").read_text()
-    text = text.replace('"../../mlruns"', '"mlruns"') + "\n[training]\nsnapshots = 4\n"
-    (folder / "habitus.toml").write_text(text)
-    return folder / "habitus.toml"
-
-
-def habitus(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
@@ -76,14 +39,6 @@ def rows_of(folder: Path) -> dict[str, str]:
         for name, digest in bytes_of(folder / part).items()
         if "_delta_log" not in name
     }
-
-
-@pytest.fixture(scope="session")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    config = small_shop(tmp_path_factory.mktemp("job") / "shop")
-    done = habitus("run", str(config), "--json")
-    assert done.exit_code == 0, done.stderr
-    return Ran(load(config), json.loads(done.stdout), done.stderr)
 
 
 @pytest.fixture(scope="session")
@@ -241,12 +196,13 @@ def test_an_earlier_instant_leaves_the_later_one_as_it_was(ran: Ran, tmp_path: P
 def test_a_run_killed_halfway_and_started_again_ends_as_if_undisturbed(ran: Ran, tmp_path: Path) -> None:
     config = small_shop(tmp_path / "shop")
     command = [sys.executable, "-m", "flows.cli", "run", str(config)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path) as job:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=pipe, stdout=pipe, text=True) as job:
         assert job.stderr is not None
         for line in job.stderr:
             if "snapshot:" in line:
                 break
-        job.send_signal(signal.SIGKILL)
+        os.killpg(job.pid, signal.SIGKILL)
 
     assert habitus("run", str(config)).exit_code == 0
 
