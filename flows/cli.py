@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -127,7 +128,12 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool) -> None:
     if as_json:
         print(screen.to_json(result))
     elif stage == "run":
-        screen.show(result, str(config), Console())
+        screen.show(result, str(config), _program(), Console(highlight=False))
+
+
+def _program() -> str:
+    """Return what to type for `habitus` here: that, or its path where the environment is not active."""
+    return "habitus" if shutil.which("habitus") else os.path.relpath(sys.argv[0])
 
 
 def _complain(message: str) -> None:

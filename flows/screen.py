@@ -22,13 +22,13 @@ def to_json(result: object) -> str:
     return pydantic_core.to_json(result, indent=2).decode()
 
 
-def show(result: Result, config: str, console: Console) -> None:
-    """Print the closing screen of a run."""
+def show(result: Result, config: str, program: str, console: Console) -> None:
+    """Print the closing screen of a run of `program` on a configuration."""
     console.print()
     _show_data(result, console)
     _show_segments(result, console)
     _show_models(result, console)
-    _show_next(result, config, console)
+    _show_next(result, f"{program} run {shlex.quote(config)}", console)
 
 
 def _show_data(result: Result, console: Console) -> None:
@@ -98,19 +98,19 @@ def _show_models(result: Result, console: Console) -> None:
     console.print()
 
 
-def _show_next(result: Result, config: str, console: Console) -> None:
+def _show_next(result: Result, command: str, console: Console) -> None:
     latest = _relative(result.published.latest)
     console.print(_heading("Published"))
     console.print(f"  {latest}", soft_wrap=True, highlight=False, style="green")
     console.print(f"  assignments.parquet, assignments.csv and manifest.json, {result.published.users:,} users")
     console.print()
     console.print(_heading("Next"))
-    for command, purpose in (
+    for line, purpose in (
         (f"head -3 {shlex.quote(str(latest / 'assignments.csv'))}", "what marketing tools read"),
-        (f"habitus run {shlex.quote(config)} --as-of {_month_before(result.as_of)}", "the same, a month earlier"),
+        (f"{command} --as-of {_month_before(result.as_of)}", "the same, a month earlier"),
         ("make serve", "schedules, past runs and models in the browser"),
     ):
-        console.print(f"  {command}", soft_wrap=True, highlight=False, style="cyan")
+        console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
         console.print(f"      {purpose}", style="dim")
 
 

@@ -221,7 +221,7 @@ def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran, ran_a
         assert segment["name"].split(",")[0].split()[0] in ran_again
     assert f"{ran.result['trained']['churn']['metrics']['metrics']['model']['auc']:.3f}" in ran_again
     assert "latest" in ran_again
-    assert "habitus run" in ran_again
+    assert " run " in ran_again
 
 
 def test_scoring_without_a_snapshot_says_what_to_run(tmp_path: Path) -> None:
