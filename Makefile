@@ -8,6 +8,8 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX)
 ifeq ($(strip $(UV_DEFAULT_INDEX)),)
 unexport UV_DEFAULT_INDEX
 endif
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export UV_HTTP_TIMEOUT ?= 180
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
@@ -39,7 +41,7 @@ check: setup ## ruff, mypy strict, pytest with doctests and the README's code
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
-	@.venv/bin/pytest
+	@$(MAKE) --no-print-directory test
 
 picture: setup ## draw docs/demo.svg, what the README shows of make demo
 	@.venv/bin/python docs/make_demo_svg.py

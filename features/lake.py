@@ -8,9 +8,10 @@ that writing the same rows again commits nothing.
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +31,37 @@ from features.table import ContractError, Table
 DAY = "day"
 DAY_OF = "day of "
 INSTANT_IN_PATH = "%Y-%m-%dT%H%M%S.%fZ"
-STAGING = "_staging"
+STAGING = ".staging-"
 PARTITION = "habitus_partition"
+
+
+@contextlib.contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """Lend a folder beside what is to be written, on the same disk; gone at the end.
+
+    What killed processes of this machine left there goes too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{STAGING}*"):
+        process = left.name.removeprefix(STAGING).partition("-")[0]
+        if not (process.isdigit() and _is_running(int(process))):
+            shutil.rmtree(left, ignore_errors=True)
+    staging = folder / f"{STAGING}{os.getpid()}-{uuid.uuid4().hex}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks only
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class Lake:
@@ -78,17 +108,11 @@ class Lake:
         Raises ContractError where a column, type, required value or key is not as the contract says; the table then
         stays as it was. A table whose columns have changed is replaced as a whole; its history remains.
         """
-        staging = self.folder / STAGING / uuid.uuid4().hex
-        staging.mkdir(parents=True)
-        try:
+        with staging_folder(self.folder) as staging:
             adds = self._stage(table, table.check(rows), staging)
             if only is not None:
                 _check_scope(table, adds, only)
             return self._commit(table, adds, only, staging)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                staging.parent.rmdir()
 
     def content(self, table: Table, only: Sequence[datetime] | None = None) -> str:
         """Return a hash of what a table, or its partitions `only`, hold: equal rows, equal hash."""

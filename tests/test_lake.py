@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -389,3 +392,22 @@ def test_rows_of_other_partitions_than_those_to_write_are_refused(lake: Lake) ->
     with pytest.raises(ContractError, match="rows of other partitions"):
         lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 2.0)]), only=[MAY])
     assert not lake.has(BALANCES)
+
+
+def test_what_a_killed_process_left_is_cleared_away(lake: Lake) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = lake.folder / f".staging-{gone.stdout.strip()}-0"
+    left.mkdir(parents=True)
+
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
+
+    assert not left.exists()
+
+
+def test_what_another_process_is_writing_is_left_alone(lake: Lake) -> None:
+    other = lake.folder / f".staging-{os.getppid()}-0"
+    other.mkdir(parents=True)
+
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
+
+    assert other.exists()

@@ -7,7 +7,6 @@ A version appears by one rename and is never changed; `latest` is a link that is
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from features.lake import staging_folder
 from publish.assignments import PROPENSITIES, SCHEMA_VERSION, to_arrow
 
 LATEST = "latest"
@@ -35,10 +35,7 @@ def publish(assignments: pd.DataFrame, name: str, folder: Path) -> Path:
         raise ValueError(f"a version has one as_of, these assignments have {len(instants)}")
     as_of: datetime = instants[0].to_pydatetime().astimezone(UTC)
     released = assignments[~assignments["holdout"]].sort_values("user_id", ignore_index=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".staging-{uuid.uuid4().hex}"
-    staging.mkdir()
-    try:
+    with staging_folder(folder) as staging:
         _write_parquet(released, staging / "assignments.parquet")
         _write_csv(released, staging / "assignments.csv")
         manifest = describe_version(assignments, name, as_of)
@@ -49,8 +46,6 @@ def publish(assignments: pd.DataFrame, name: str, folder: Path) -> Path:
         if not version.exists():
             _sync(staging)
             staging.rename(version)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     _switch(folder / LATEST, version)
     _sync(folder)
     return version
