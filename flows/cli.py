@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.status import Status
 
 from flows.configuration import ConfigurationError, load, parse_as_of
 
@@ -148,14 +149,18 @@ def _quieten() -> None:
 
 
 class _Lines(logging.Handler):
-    """Print each message of Habitus with the seconds since the one before."""
+    """Print what is done, with the seconds since the line before; show what is being done (debug) while it is."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, status: Status) -> None:
         super().__init__()
         self.console = console
+        self.status = status
         self.before = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.INFO:
+            self.status.update(record.getMessage())
+            return
         now = time.monotonic()
         self.console.print(f"{now - self.before:6.1f} s  {record.getMessage()}", soft_wrap=True)
         self.before = now
@@ -166,14 +171,15 @@ def _progress() -> Iterator[None]:
     """Print a line for each stage that is done, and show that work goes on."""
     console = Console(stderr=True, highlight=False)
     logger = logging.getLogger("habitus")
-    lines = _Lines(console)
     logger.propagate = False
-    logger.addHandler(lines)
-    try:
-        with console.status("working"):
+    logger.setLevel(logging.DEBUG)
+    with console.status("starting") as status:
+        lines = _Lines(console, status)
+        logger.addHandler(lines)
+        try:
             yield
-    finally:
-        logger.removeHandler(lines)
+        finally:
+            logger.removeHandler(lines)
 
 
 if __name__ == "__main__":

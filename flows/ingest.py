@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import duckdb
 import ibis.expr.types as ir
@@ -34,13 +35,13 @@ class Ingested:
 def ingest(config: str) -> Ingested:
     """Accept or reject every row of the configured files."""
     now = scheduled_start() or datetime.now(UTC)
+    logger.debug("reading %s", Path(config).name)
     ingested = accept_files(config, now)
+    rejected = ingested.read - ingested.accepted
+    counts = tuple(f"{count:,}" for count in (ingested.accepted, rejected, ingested.read, ingested.users))
+    logger.info("ingest: %s accepted + %s rejected = %s rows read, %s users", *counts)
     for reason, count in ingested.rejected.items():
         logger.info("  rejected %s: %s", f"{count:,}", REASONS[reason])
-    logger.info(
-        "ingest: %s accepted + %s rejected = %s rows read, %s users",
-        *(f"{n:,}" for n in (ingested.accepted, ingested.read - ingested.accepted, ingested.read, ingested.users)),
-    )
     return ingested
 
 

@@ -29,6 +29,7 @@ class Published:
 @flow(flow_run_name=name_run)
 def publish(config: str, as_of: datetime | None = None) -> Published:
     """Publish the assignments at `as_of`."""
+    logger.debug("publishing")
     published = write_files(config, as_of)
     logger.info("publish: %s users in %s", f"{published.users:,}", published.version.name)
     return published

@@ -45,6 +45,7 @@ class Scored:
 @flow(flow_run_name=name_run)
 def score(config: str, as_of: datetime | None = None) -> Scored:
     """Assign every user of the snapshot at `as_of`."""
+    logger.debug("scoring")
     scored = assign_users(config, as_of)
     parts = [f"{count:,} with a probability of {kind}" for kind, count in scored.scored.items()]
     logger.info("score: %s users assigned, %s", f"{scored.users:,}", ", ".join(parts))

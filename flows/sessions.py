@@ -28,6 +28,7 @@ class Sessionized:
 @flow(flow_run_name=name_run)
 def sessions(config: str) -> Sessionized:
     """Group all events into sessions."""
+    logger.debug("sessionizing")
     made = sessionize(config)
     logger.info("sessions: %s sessions of %s users", f"{made.sessions:,}", f"{made.users:,}")
     return made

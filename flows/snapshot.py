@@ -71,9 +71,12 @@ def take_snapshots(config: str, as_of: datetime | None, training: bool) -> Snaps
                 )
             )
 
-        now = take(as_of)
         instants = [] if past is None else [*past.train, past.test]
-        earlier = [take(instant) for instant in instants]
+        taken = []
+        for number, instant in enumerate([*instants, as_of], start=1):
+            logger.debug("snapshot %s of %s", number, len(instants) + 1)
+            taken.append(take(instant))
+        *earlier, now = taken
         lake.write(table, ibis.union(now, *earlier) if earlier else now, only=[as_of, *instants])
         if earlier:
             labels = label(

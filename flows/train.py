@@ -44,9 +44,11 @@ class Trained:
 @flow(flow_run_name=name_run)
 def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
     """Train, test and promote the segments and both propensities."""
+    logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)
     for kind in LABEL_OF:
+        logger.debug("training %s", kind)
         trained[kind] = train_propensity(config, as_of, kind)
         logger.info("train: %s: %s", kind, trained[kind].reason)
     return trained
