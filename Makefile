@@ -10,6 +10,10 @@ unexport UV_DEFAULT_INDEX
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_HTTP_TIMEOUT ?= 180
+# uv trusts its own certificates only; behind a company's proxy the machine's are needed, where it has any.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
+export UV_SYSTEM_CERTS ?= true
+endif
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
