@@ -117,14 +117,16 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool) -> None:
         flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
         mistakes: tuple[type[Exception], ...] = importlib.import_module("flows.world").MISTAKES
         arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {})
-        mistake = ""
+        complaint, status = "", 0
         try:
             result = flow(**arguments)
         except mistakes as error:
-            mistake = str(error)
-    if mistake:
-        _complain(f"{config}: {mistake}")
-        raise typer.Exit(2)
+            complaint, status = f"{config}: {error}", 2
+        except OSError as error:  # a full disk, a folder without permission
+            complaint, status = str(error), 1
+    if complaint:
+        _complain(complaint)
+        raise typer.Exit(status)
     screen = importlib.import_module("flows.screen")
     if as_json:
         print(screen.to_json(result))

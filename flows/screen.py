@@ -1,7 +1,7 @@
 """What a person sees at the end of a run, and the same numbers for programs."""
 
 import shlex
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pydantic_core
@@ -105,9 +105,13 @@ def _show_next(result: Result, command: str, console: Console) -> None:
     console.print(f"  assignments.parquet, assignments.csv and manifest.json, {result.published.users:,} users")
     console.print()
     console.print(_heading("Next"))
+    earlier = _month_before(result.as_of)
+    has_history = any(instant < earlier for instant in result.snapshots.train)
     for line, purpose in (
         (f"head -3 {shlex.quote(str(latest / 'assignments.csv'))}", "what marketing tools read"),
-        (f"{command} --as-of {_month_before(result.as_of)}", "the same, a month earlier"),
+        (f"{command} --as-of {earlier:%Y-%m-%d}", "the same, a month earlier")
+        if has_history
+        else (f"{command} --json", "the same numbers for programs"),
         ("make serve", "schedules, past runs and models in the browser"),
     ):
         console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
@@ -122,6 +126,11 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _month_before(instant: datetime) -> str:
-    month = instant.month - 1 or 12
-    return f"{instant.year - (instant.month == 1)}-{month:02d}-01"
+def _month_before(instant: datetime) -> datetime:
+    """Return the first day of the month before.
+
+    >>> _month_before(datetime(2024, 1, 31)).date().isoformat()
+    '2023-12-01'
+    """
+    last_of_month_before = instant.replace(day=1) - timedelta(days=1)
+    return last_of_month_before.replace(day=1, hour=0, minute=0, second=0, microsecond=0)

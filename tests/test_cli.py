@@ -132,3 +132,13 @@ def test_every_stage_is_a_command_with_help(command: str) -> None:
 
     assert done.exit_code == 0
     assert "CONFIG" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lake").write_text("a file where the lake should be")
+
+    done = attempt(tmp_path)
+
+    assert done.exit_code == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("habitus: ")][0].count("lake") == 1
+    assert "Traceback" not in done.stderr
