@@ -12,12 +12,13 @@ from flows.configuration import ConfigurationError
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
+LASTING = (*MISTAKES, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 async def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     try:
         await state.aresult()
-    except MISTAKES:
+    except LASTING:
         return False
     except Exception:
         return True
