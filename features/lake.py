@@ -122,11 +122,6 @@ class Lake:
         )
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
-    def history(self, table: Table) -> list[datetime]:
-        """List when a table changed, latest first."""
-        commits = DeltaTable(str(self.folder / table.name)).history()
-        return [datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) for commit in commits]
-
     def _files(self, table: Table, version: int | None = None) -> list[str]:
         folder = self.folder / table.name
         # Not file_uris(), which are encoded where a folder's name has a space or an umlaut.

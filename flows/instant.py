@@ -29,7 +29,8 @@ def resolve_as_of(as_of: datetime | None, configuration: Configuration, lake: La
             as_of += timedelta(days=1)
     if as_of <= first_event_at:
         raise ConfigurationError(
-            f"as_of {as_of:%Y-%m-%d %H:%M} is not after the first event ({first_event_at:%Y-%m-%d %H:%M}, UTC)"
+            f"as_of {as_of:%Y-%m-%d %H:%M} is not after the first event ({first_event_at:%Y-%m-%d %H:%M}, UTC); "
+            "name a later one with --as-of"
         )
     return as_of.astimezone(UTC)
 

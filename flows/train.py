@@ -8,7 +8,6 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from prefect import flow, task
 
@@ -26,7 +25,6 @@ logger = logging.getLogger("habitus")
 LABEL_OF = {"churn": "churned", "conversion": "converted"}
 MINIMUM_ROWS = 50
 MINIMUM_OF_EACH_CLASS = 10
-RIVALS = {"base_rate": "the base rate", "recency": "recency alone", "champion": "the champion"}
 LEARNT_WITH = ("habitus", "lightgbm", "scikit-learn", "numpy", "pandas")
 
 
@@ -122,12 +120,12 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
         fingerprint = _fingerprint(content, params)
         number = registry.find(name, fingerprint)
         if number is None:
-            number = _fit(configuration, registry, kind, as_of, dates, rows_train, rows_test, params, fingerprint)
+            number = _train(configuration, registry, kind, as_of, dates, rows_train, rows_test, params, fingerprint)
     snapshot = frame.drop(columns=LABEL_OF[kind])
     return _conclude(registry, name, kind, number, as_of, snapshot, f"Not trained: {blocked}.")
 
 
-def _fit(
+def _train(
     configuration: Configuration,
     registry: Registry,
     kind: str,
@@ -138,46 +136,33 @@ def _fit(
     params: dict[str, Any],
     fingerprint: str,
 ) -> int | None:
-    """Fit, test, decide and register one version."""
+    """Let a challenger compete, and record and register it."""
     name = model_name(configuration, kind)
     label = LABEL_OF[kind]
-    x_train, y_train = rows_train.drop(columns=label), rows_train[label]
-    x_test, y_test = rows_test.drop(columns=label), rows_test[label]
-    serving = find_serving(registry, name, as_of, x_test)
+    serving = find_serving(registry, name, as_of, rows_test)
+    champion = None if serving is None else serving.model
     with registry.run(f"{configuration.name}/{kind}", _run_name(kind, as_of)) as run:
         run.log_params(params)
-        run.log_input(x_train, f"{configuration.name}/snapshots", fingerprint, "train")
-        run.log_input(x_test, f"{configuration.name}/snapshots", fingerprint, "test")
-        model = propensities.fit(x_train, y_train, x_train["user_id"], params["seed"])
-        baseline = propensities.fit_recency_baseline(x_train, y_train)
-        predicted = {
-            "model": propensities.predict(model, x_test),
-            "recency": propensities.predict(baseline, x_test),
-            "base_rate": np.full(len(x_test), y_train.mean()),
-        }
-        if serving is not None:
-            predicted["champion"] = propensities.predict(serving.model, x_test)
-        measured = {who: evaluation.evaluate(y_test, scores) for who, scores in predicted.items()}
-        rivals = {RIVALS[who]: metrics for who, metrics in measured.items() if who in RIVALS}
-        decision = evaluation.decide(measured["model"], rivals)
-        for who, metrics in measured.items():
+        run.log_input(rows_train, f"{configuration.name}/snapshots", fingerprint, "train")
+        run.log_input(rows_test, f"{configuration.name}/snapshots", fingerprint, "test")
+        contest = propensities.compete(rows_train, rows_test, label, champion, params["seed"])
+        for who, metrics in contest.measured.items():
             run.log_metrics({f"{who}_{metric}": value for metric, value in metrics.items()})
-        run.log_params({"trees": str(model.estimator[-1].get_params()), "test_as_of": dates.test.isoformat()})
-        run.log_figure(
-            evaluation.plot_gains(y_test, {"model": predicted["model"], "recency alone": predicted["recency"]}),
-            "gains.png",
-        )
-        run.log_figure(evaluation.plot_calibration(y_test, predicted["model"]), "calibration.png")
+        run.log_params({"trees": str(contest.model.estimator[-1].get_params()), "test_as_of": dates.test.isoformat()})
+        happened, predicted = rows_test[label], contest.predicted
+        curves = {"model": predicted["model"], "recency alone": predicted["recency"]}
+        run.log_figure(evaluation.plot_gains(happened, curves), "gains.png")
+        run.log_figure(evaluation.plot_calibration(happened, predicted["model"]), "calibration.png")
         metadata = {
-            "metrics": measured,
-            "reason": decision.reason,
-            "rows_train": len(x_train),
+            "metrics": contest.measured,
+            "reason": contest.decision.reason,
+            "rows_train": len(rows_train),
             "snapshots_train": len(dates.train),
             "test_as_of": dates.test.isoformat(),
         }
         run.log_dict(metadata, "decision.json")
-        tags = version_tags(as_of, promoted=decision.promoted)
-        run.log_model(model, name, fingerprint, x_train, metadata, tags=tags)
+        tags = version_tags(as_of, promoted=contest.decision.promoted)
+        run.log_model(contest.model, name, fingerprint, rows_train, metadata, tags=tags)
     return run.version
 
 

@@ -1,5 +1,7 @@
 """How likely a user is to churn or to convert: calibrated probabilities, and the reasons for them."""
 
+from dataclasses import dataclass
+
 import lightgbm as lgb
 import numpy as np
 import pandas as pd
@@ -13,12 +15,23 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from features.snapshots import in_words
+from models.evaluation import Decision, Probabilities, decide, evaluate
 from models.segments import quantity
 
 KEY = ["user_id", "as_of"]
 FOLD_MAX = 5
 
-Probabilities = NDArray[np.float64]
+RIVALS = {"base_rate": "the base rate", "recency": "recency alone", "champion": "the champion"}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Hold a challenger, what it and its rivals predicted and scored on the same later rows, and the decision."""
+
+    model: CalibratedClassifierCV
+    predicted: dict[str, Probabilities]
+    measured: dict[str, dict[str, float]]
+    decision: Decision
 
 
 def fit(
@@ -70,6 +83,28 @@ def fit(
         model.fit(features, labels, trees__categorical_feature=[len(numeric) + i for i in range(len(categories))])
     model.cv = fold_count  # the folds list the rows of this frame, which a stored model should not carry along
     return model
+
+
+def compete(
+    train: pd.DataFrame, test: pd.DataFrame, label: str, champion: CalibratedClassifierCV | None, seed: int
+) -> Contest:
+    """Fit a challenger on labelled snapshots and judge it on later ones, beside what it has to beat.
+
+    `label` names the bool column. The rivals are the base rate and recency alone, both as learnt from `train`, and
+    the champion, if there is one.
+    """
+    x_train, y_train, x_test, y_test = train.drop(columns=label), train[label], test.drop(columns=label), test[label]
+    model = fit(x_train, y_train, x_train["user_id"], seed)
+    predicted = {
+        "model": predict(model, x_test),
+        "recency": predict(fit_recency_baseline(x_train, y_train), x_test),
+        "base_rate": np.full(len(x_test), y_train.mean()),
+    }
+    if champion is not None:
+        predicted["champion"] = predict(champion, x_test)
+    measured = {who: evaluate(y_test, probabilities) for who, probabilities in predicted.items()}
+    rivals = {RIVALS[who]: metrics for who, metrics in measured.items() if who in RIVALS}
+    return Contest(model, predicted, measured, decide(measured["model"], rivals))
 
 
 def fit_recency_baseline(frame: pd.DataFrame, labels: pd.Series) -> Pipeline:

@@ -151,16 +151,13 @@ class Run:
 
 
 class Registry:
-    """MLflow at `tracking_uri`, or in a folder of its own: `mlruns`/mlflow.db and `mlruns`/artifacts."""
+    """MLflow in a folder of its own: `mlruns`/mlflow.db and `mlruns`/artifacts."""
 
-    def __init__(self, mlruns: Path, tracking_uri: str | None = None) -> None:
-        self._artifacts: str | None = None
-        if tracking_uri is None:
-            mlruns.mkdir(parents=True, exist_ok=True)
-            tracking_uri = f"sqlite:///{mlruns.absolute() / 'mlflow.db'}"
-            self._artifacts = (mlruns.absolute() / "artifacts").as_uri()
-        self.tracking_uri = tracking_uri
-        self._client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    def __init__(self, mlruns: Path) -> None:
+        mlruns.mkdir(parents=True, exist_ok=True)
+        self.tracking_uri = f"sqlite:///{mlruns.absolute() / 'mlflow.db'}"
+        self._artifacts = (mlruns.absolute() / "artifacts").as_uri()
+        self._client = MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
 
     @contextmanager
     def run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:

@@ -341,7 +341,6 @@ def test_the_history_of_a_table_outlives_its_columns(lake: Lake) -> None:
     lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
     lake.write(DEARER, rows_of(DEARER, [("free", 0.0, 0.2)]))
     assert read(lake, PLANS, version=0) == [("free", 0.0, [])]
-    assert len(lake.history(DEARER)) == 2
 
 
 def test_partitions_of_other_columns_go_with_them(lake: Lake) -> None:
@@ -349,14 +348,6 @@ def test_partitions_of_other_columns_go_with_them(lake: Lake) -> None:
     lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
     lake.write(wider, rows_of(wider, [("ada", JUNE, 1.0, 2.0)]), only=[JUNE])
     assert read(lake, wider) == [("ada", JUNE, 1.0, 2.0)]
-
-
-def test_a_history_tells_when_a_table_changed_latest_first(lake: Lake) -> None:
-    before = datetime.now(UTC).replace(microsecond=0)
-    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
-    lake.write(PLANS, rows_of(PLANS, [("free", 1.0, [])]))
-    latest, first = lake.history(PLANS)
-    assert before <= first <= latest <= datetime.now(UTC)
 
 
 # --- other readers ---

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.propensities import data_gate, fit, fit_recency_baseline, percentiles, predict, reasons
+from models.propensities import compete, data_gate, fit, fit_recency_baseline, percentiles, predict, reasons
 
 
 def snapshots(user_count: int = 100) -> pd.DataFrame:
@@ -211,3 +211,32 @@ def test_too_few_rows_for_testing_are_told_in_numbers() -> None:
 )
 def test_too_few_of_one_label_are_told_in_numbers(test: pd.Series, told: str) -> None:
     assert data_gate(labels(20, 80), test, minimum_rows=100, minimum_of_each_class=20) == told
+
+
+# --- compete ---
+
+LABELLED = FRAME.assign(churned=LABELS)
+LATER = snapshots(400).assign(churned=lambda frame: churned(frame))
+
+
+def test_a_challenger_meets_the_baselines_on_the_same_rows() -> None:
+    contest = compete(LABELLED, LATER, "churned", champion=None, seed=1)
+
+    assert contest.measured.keys() == {"model", "recency", "base_rate"}
+    assert {metrics["rows"] for metrics in contest.measured.values()} == {1200}
+    assert contest.decision.promoted
+
+
+def test_the_base_rate_to_beat_is_that_of_training() -> None:
+    contest = compete(LABELLED, LATER, "churned", champion=None, seed=1)
+
+    assert set(contest.predicted["base_rate"]) == {LABELS.mean()}
+
+
+def test_a_challenger_equal_to_the_champion_is_not_promoted() -> None:
+    champion = compete(LABELLED, LATER, "churned", champion=None, seed=1).model
+
+    contest = compete(LABELLED, LATER, "churned", champion, seed=1)
+
+    assert not contest.decision.promoted
+    assert "the champion" in contest.decision.reason
