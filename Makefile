@@ -15,9 +15,11 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundl
 export UV_SYSTEM_CERTS ?= true
 endif
 INSTALLED := .venv/installed
+# Optional for those who use Habitus, and large: not in requirements.lock.
+SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check picture format lock serve
+.PHONY: help setup demo test test-slow check bench picture format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,11 +43,23 @@ demo: setup ## run the main job on examples/ecom
 test: setup ## run the whole suite
 	@.venv/bin/pytest
 
+test-slow: setup ## the tests that take minutes, Spark's among them
+	@$(UV) pip install --quiet --python .venv/bin/python $(SPARK)
+	@.venv/bin/pytest -m slow
+
 check: setup ## ruff, mypy strict, pytest with doctests and the README's code
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@$(MAKE) --no-print-directory test
+
+EVENTS ?= 10000000
+DAYS ?= 180
+ROUNDS ?= 3
+ONLY ?=
+bench: setup ## Habitus beside other tools, in turn: make bench EVENTS=100000000 ROUNDS=5 ONLY=duckdb_fast,polars_slots
+	@$(UV) pip install --quiet --python .venv/bin/python $(SPARK)
+	@.venv/bin/python benchmarks/bench.py sessions --events $(EVENTS) --days $(DAYS) --rounds $(ROUNDS) --only "$(ONLY)"
 
 picture: setup ## draw docs/demo.svg, what the README shows of make demo
 	@.venv/bin/python docs/make_demo_svg.py

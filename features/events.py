@@ -1,12 +1,13 @@
 """EVENTS: what users did. Rows of any source are accepted under this contract, or rejected with a reason."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from features.sources import Source, SourceError
+from features.sources import Source, SourceError, row_text
 from features.table import TIME, Table, materialize
 
 TEXTS = (
@@ -38,6 +39,7 @@ EVENTS = Table(
             "device": "string",
             "country": "string",
             "properties": "string",
+            "source_file": "!string",
         }
     ),
     key=("event_id",),
@@ -79,6 +81,7 @@ MAXIMUM_NUMBER = 1e12
 HOUR_AND_MINUTE = r"^(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})( ?[^:\d. ].*)$"
 SPACED_OFFSET = r" ([+-]\d{2}(:?\d{2})?)$"
 STARTS_AS_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
+PLAIN_TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d+)?$"
 
 
 @ibis.udf.scalar.builtin(name="timezone", signature=((dt.string, dt.Timestamp()), TIME))
@@ -101,6 +104,19 @@ def utc_of_epoch_us(microseconds: ir.IntegerValue) -> ir.TimestampValue:
     """Return the time in UTC of microseconds since 1970."""
 
 
+@dataclass(frozen=True)
+class Reconciled:
+    """Hold what EVENTS of a batch are to those that are there: `added`, `known` or `lost` to an earlier twin.
+
+    `displaced` are those that are there and have an earlier twin among the added.
+    """
+
+    added: ir.Table
+    known: ir.Table
+    lost: ir.Table
+    displaced: ir.Table
+
+
 def accept(raw: ir.Table, source: Source, time_zone: str, now: datetime) -> tuple[ir.Table, ir.Table]:
     """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as `raw`.
 
@@ -108,22 +124,40 @@ def accept(raw: ir.Table, source: Source, time_zone: str, now: datetime) -> tupl
     Blank text is null. Of rows with one event id the first to be ingested is accepted. A source without ids gets them
     from the rows' content: equal rows within a file are separate events, equal rows in two files are one event.
     A source that does not say when it learned of an event learned of it at once: ingested_at = occurred_at.
+    A rejected row is text as the source has it; of a duplicate, the event that it would have been, as JSON.
     Raises SourceError where the time's type needs a unit.
     """
-    zone = source.time_zone or time_zone
-    rows = raw.select(
-        "source_file",
-        "row",
-        "malformed",
-        event_id=_event_id(raw),
+    judged = _judge(raw, source, source.time_zone or time_zone, now)
+    good, bad = judged.filter(judged.reason.isnull()), judged.filter(judged.reason.notnull())
+    bad = bad.mutate(copy=ibis.row_number().over(group_by=[bad.source_file, bad.reason, bad.row]))
+    shared = materialize(good.group_by("event_id").agg(rows=good.count()).filter(lambda ids: ids["rows"] > 1))
+    if not shared.count().to_pyarrow().as_py():
+        return EVENTS.check(good), _reject(bad)
+    # Windows sort, so only rows that share their id with another go through them.
+    twins = good.semi_join(shared, "event_id")
+    copy = ibis.row_number().over(group_by=[twins.source_file, twins.event_id, twins.is_made])
+    made = twins.event_id + ibis.ifelse(copy > 0, ibis.literal("-") + copy.cast("string"), "")
+    ranked = materialize(_rank(EVENTS.check(twins.mutate(event_id=ibis.ifelse(twins.is_made, made, twins.event_id)))))
+    copy = ibis.row_number().over(group_by=[ranked[name] for name in EVENTS.schema.names], order_by=ranked["rank"])
+    late = ranked.mutate(copy=copy).filter(ranked["rank"] > 0)
+    events = EVENTS.check(good.anti_join(shared, "event_id")).union(EVENTS.check(ranked.filter(ranked["rank"] == 0)))
+    return events, _reject(bad).union(reject_duplicates(late))
+
+
+def _judge(raw: ir.Table, source: Source, zone: str, now: datetime) -> ir.Table:
+    """Return rows as EVENTS, beside `is_made` of an id, the reason to reject a row by itself, and then its text."""
+    given_id = as_text(raw.event_id) if "event_id" in raw.columns else ibis.null("string")
+    rows = raw.mutate(
+        event_id=given_id.fill_null(_id_of_content(raw)),
+        is_made=given_id.isnull(),
         occurred_at=_time(raw.occurred_at, source.time_unit, zone, "occurred_at"),
         ingested_at=_time(raw.ingested_at, source.time_unit, zone, "ingested_at")
         if "ingested_at" in raw.columns
         else ibis.null(TIME),
         has_time=_is_given(raw.occurred_at),
         has_bad_number=ibis.or_(*(_is_bad_number(raw[name]) for name in NUMBERS if name in raw.columns)),
-        **{name: _text(raw, name) for name in ("user_id", "event_name", *TEXTS)},
-        **{name: _number(raw, name) for name in NUMBERS},
+        **{name: as_text(raw[name]) for name in ("user_id", "event_name", *TEXTS) if name in raw.columns},
+        **{name: _number(raw[name]) for name in NUMBERS if name in raw.columns},
     )
     rows = rows.mutate(
         ingested_at=rows.ingested_at.fill_null(rows.occurred_at),
@@ -140,71 +174,84 @@ def accept(raw: ir.Table, source: Source, time_zone: str, now: datetime) -> tupl
             (rows.has_bad_number, "unparseable_number"),
         )
     )
-    first = ibis.row_number().over(
-        group_by=[rows.event_id, rows.reason.isnull()],
-        order_by=[
-            rows.ingested_at,
-            rows.occurred_at,
-            *(rows[name] for name in _tie_breakers()),
-            rows.source_file,
-            rows.row,
-        ],
-    )
-    rows = rows.mutate(reason=ibis.ifelse(rows.reason.isnull() & (first > 0), "duplicate_id", rows.reason))
-    judged = materialize(
-        rows.select(
-            *EVENTS.schema.names,
-            "source_file",
-            "reason",
-            row=ibis.ifelse(rows.reason.notnull(), rows.row, ibis.null("string")),
-        )
-    )
-    return EVENTS.check(judged.filter(judged.reason.isnull())), _reject(judged.filter(judged.reason.notnull()))
+    text = ibis.ifelse(rows.reason.notnull(), row_text(rows), ibis.null("string"))
+    unmapped = {name: ibis.null(EVENTS.schema[name]) for name in (*TEXTS, *NUMBERS) if name not in raw.columns}
+    mapped = [name for name in EVENTS.schema.names if name not in unmapped]
+    return materialize(rows.select(*mapped, "is_made", "reason", row=text)).mutate(**unmapped)
+
+
+def reconcile(events: ir.Table, stored: ir.Table) -> Reconciled:
+    """Tell what EVENTS of some files, as `accept` gives them, are to `stored`, those of before with the same ids.
+
+    Of two with one id the same is kept as if both had been accepted at once, so the order of files does not matter.
+    What is there already, from the same file and equal in every column, is known.
+    """
+    twins = materialize(events.semi_join(stored, "event_id")).cast(EVENTS.schema)
+    stored = stored.cast(EVENTS.schema)  # Ibis minds nullability
+    known = materialize(twins.intersect(stored))
+    rivals = twins.anti_join(known, "event_id").mutate(is_stored=False)
+    ranked = _rank(rivals.union(stored.semi_join(rivals, "event_id").mutate(is_stored=True)))
+    late = materialize(ranked.filter(ranked["rank"] > 0))
+    lost, displaced = EVENTS.check(late.filter(~late.is_stored)), EVENTS.check(late.filter(late.is_stored))
+    added = materialize(events.anti_join(known, "event_id").anti_join(lost, "event_id"))
+    return Reconciled(added, known, lost, displaced)
+
+
+def reject_duplicates(events: ir.Table) -> ir.Table:
+    """Turn EVENTS that an earlier twin keeps from being accepted into REJECTED, each as JSON.
+
+    Rows of one file that are equal have a number, `copy`, if they are given one; what was accepted first has 0.
+    """
+    text = ibis.struct({name: events[name] for name in EVENTS.schema.names if name != "source_file"})
+    if "copy" not in events.columns:
+        events = events.mutate(copy=ibis.literal(0, "int64"))
+    return _reject(events.mutate(reason=ibis.literal("duplicate_id"), row=text.cast("json").cast("string")))
+
+
+def _rank(events: ir.Table) -> ir.Table:
+    """Rank the events that share an id, from 0, whatever order they come in."""
+    first = ("ingested_at", "occurred_at")
+    others = [name for name in EVENTS.schema.names if name not in ("event_id", *first)]
+    order = [events[name] for name in (*first, *others)]
+    return events.mutate(rank=ibis.row_number().over(group_by=events.event_id, order_by=order))
 
 
 def _reject(judged: ir.Table) -> ir.Table:
     """Give each rejected row an id of its content, and of its number among equal ones."""
     content = ibis.literal("\x1f").join([judged.source_file, judged.reason, judged.row.fill_null("")])
-    copy = ibis.row_number().over(group_by=[judged.source_file, judged.reason, judged.row])
-    return REJECTED.check(judged.mutate(rejected_id=(content + "\x1f" + copy.cast("string")).hexdigest("md5")))
+    return REJECTED.check(judged.mutate(rejected_id=(content + "\x1f" + judged.copy.cast("string")).hexdigest("md5")))
 
 
-def _tie_breakers() -> list[str]:
-    return [name for name in EVENTS.schema.names if name not in ("event_id", "ingested_at", "occurred_at")]
-
-
-def _event_id(raw: ir.Table) -> ir.StringValue:
-    """Return the source's id, or else (no id, a blank one) one of the row's content."""
-    mapped = [name for name in EVENTS.schema.names if name in raw.columns and name != "event_id"]
-    content = ibis.literal("\x1f").join([raw[name].cast("string").fill_null("\x1e") for name in mapped])
-    copy = ibis.row_number().over(group_by=[raw.source_file, *(raw[name] for name in mapped)], order_by=raw.row)
-    made = content.hexdigest("md5") + ibis.ifelse(copy > 0, ibis.literal("-") + copy.cast("string"), "")
-    return _text(raw, "event_id").fill_null(made) if "event_id" in raw.columns else made
+def _id_of_content(raw: ir.Table) -> ir.StringValue:
+    """Return a hash of what a row has in the mapped columns; equal rows have equal ones."""
+    mapped = [name for name in EVENTS.schema.names if name in raw.columns and name not in ("event_id", "source_file")]
+    content = ibis.literal("\x1f").join([_as_written(raw[name]).fill_null("\x1e") for name in mapped])
+    return content.hexdigest("md5")
 
 
 def _is_given(value: ir.Value) -> ir.BooleanValue:
-    return value.cast("string").strip().fill_null("") != ""
+    text = value.cast("string")
+    # Whatever sorts from "!" on begins with no space: so nearly every row is spared the costly strip.
+    return ibis.ifelse(text >= "!", True, text.strip().fill_null("") != "")
 
 
 def as_text(value: ir.Value) -> ir.StringValue:
     """Return a column as text, blank as null; a whole number without the .0 that float columns give to ids."""
+    return ibis.ifelse(_is_given(value), _as_written(value), None)
+
+
+def _as_written(value: ir.Value) -> ir.StringValue:
     text = value.cast("string")
     if value.type().is_floating():
         exact = ibis.ifelse(value.abs() < MAXIMUM_EXACT_INTEGER, value, None)
         text = ibis.ifelse(exact == exact.floor(), exact.cast("int64").cast("string"), text)
         text = ibis.ifelse(value.isnan(), None, text)
-    return ibis.ifelse(_is_given(value), text, None)
+    return text
 
 
-def _text(raw: ir.Table, name: str) -> ir.StringValue:
-    return as_text(raw[name]) if name in raw.columns else ibis.null("string")
-
-
-def _number(raw: ir.Table, name: str) -> ir.FloatingValue:
+def _number(value: ir.Value) -> ir.FloatingValue:
     """Return a column as a number, and null where it is blank or no sensible number."""
-    if name not in raw.columns:
-        return ibis.null("float64")
-    number = raw[name].try_cast("float64")
+    number = value.try_cast("float64")
     return ibis.ifelse(number.abs() <= MAXIMUM_NUMBER, number, None)
 
 
@@ -243,4 +290,7 @@ def _read_time(raw: ir.Value, unit: str, zone: str, name: str) -> ir.TimestampVa
     has_offset = text.length().between(11, 64) & text.re_search(HAS_OFFSET)
     # The engine wants seconds where there is an offset, and no space before the offset.
     text = text.re_replace(HOUR_AND_MINUTE, r"\1:00\2").re_replace(SPACED_OFFSET, r"\1")
-    return ibis.ifelse(has_offset, text.try_cast(TIME), local_to_utc(zone, text.try_cast(dt.Timestamp())))
+    instant = ibis.ifelse(has_offset, text.try_cast(TIME), local_to_utc(zone, text.try_cast(dt.Timestamp())))
+    # What needs none of the above, as most times do, is spared it.
+    is_plain = raw.cast("string").re_search(PLAIN_TIME)
+    return ibis.ifelse(is_plain, local_to_utc(zone, raw.cast("string").try_cast(dt.Timestamp())), instant)

@@ -11,28 +11,30 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable
 from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, create_table_with_add_actions
-from ibis.backends.duckdb import Backend as DuckDB
 
-from features.table import ContractError, Table
+from features import engines
+from features.engines import Engine, half_of_memory_bytes
+from features.table import TIME, ContractError, Table
 
 DAY = "day"
 DAY_OF = "day of "
 INSTANT_IN_PATH = "%Y-%m-%dT%H%M%S.%fZ"
 STAGING = ".staging-"
-PARTITION = "habitus_partition"
+ORIGIN = "habitus_origin"
 
 
 @contextlib.contextmanager
@@ -67,12 +69,18 @@ def _is_running(process: int) -> bool:
 class Lake:
     """Hold the tables under a folder and the engine that works on them; close it, or use it in `with`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory_limit_bytes: int | None = None, engine: Engine | None = None) -> None:
+        """Work with an engine: the given one, or else DuckDB.
+
+        DuckDB takes at most so much memory, half of the machine's without a limit, and puts beside the tables what is
+        more. Of another engine's memory the lake knows nothing.
+        """
+        self.memory_limit_bytes = None if engine else memory_limit_bytes or half_of_memory_bytes()
         self.folder = folder
-        self.engine: DuckDB = ibis.duckdb.connect()
-        self.engine.raw_sql("SET TimeZone = 'UTC'")
-        # Progress bars are the program's business, not the engine's.
-        self.engine.raw_sql("SET enable_progress_bar = false")
+        self._is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        spill_folder = folder / f"{STAGING}{os.getpid()}-spilled"
+        self.engine: Any = engine or engines.connect(self.memory_limit_bytes, spill_folder)
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +93,9 @@ class Lake:
     def close(self) -> None:
         """Close the engine; expressions made with it no longer run."""
         self.engine.disconnect()
+        if self._is_new:
+            with contextlib.suppress(OSError):  # something was written
+                self.folder.rmdir()
 
     def has(self, table: Table) -> bool:
         """Tell whether a table was ever written."""
@@ -94,91 +105,187 @@ class Lake:
         """Return the number of a table's latest commit."""
         return DeltaTable(str(self.folder / table.name)).version()
 
-    def read(self, table: Table, version: int | None = None) -> ir.Table:
-        """Return the rows of a table, as of its latest or an earlier version; none if it was never written."""
-        files = self._files(table, version) if self.has(table) else []
+    def origin(self, table: Table) -> dict[str, Any]:
+        """Return what the latest commit says the rows were made of; empty if it does not say, or there is none."""
+        if not self.has(table):
+            return {}
+        [latest] = DeltaTable(str(self.folder / table.name)).history(1)
+        origin: dict[str, Any] = json.loads(latest.get(ORIGIN, "{}"))
+        return origin
+
+    def read(self, table: Table, version: int | None = None, only: Collection[datetime] | None = None) -> ir.Table:
+        """Return the rows of a table or of its partitions `only`; of its latest or an earlier version.
+
+        None if it was never written.
+        """
+        files = self.files(table, version, only)
         if not files:
             return ibis.memtable(pa.Table.from_pylist([], schema=table.schema.to_pyarrow()), schema=table.schema)
-        rows = self.engine.read_parquet(files, hive_partitioning=False, union_by_name=True)
-        return table.check(rows)
+        return table.check(self.engine.read_files(files, table.schema))
 
-    def write(self, table: Table, rows: ir.Table, only: Sequence[datetime] | None = None) -> bool:
+    def files(self, table: Table, version: int | None = None, only: Collection[datetime] | None = None) -> list[str]:
+        """List the Parquet files of a table or of its partitions `only`; of its latest or an earlier version."""
+        scope = None if only is None else {_folder_of(table, instant) for instant in only}
+        # Not file_uris(), which are encoded where a folder's name has a space or an umlaut.
+        return sorted(
+            str(self.folder / table.name / path)
+            for path in self._row_counts(table, version)
+            if scope is None or Path(path).parent.name in scope
+        )
+
+    def partitions(self, table: Table, version: int | None = None) -> dict[datetime, int]:
+        """Return how many rows each partition holds, by instant (a day's is its midnight), in order; none is empty."""
+        row_counts: dict[datetime, int] = {}
+        for path, row_count in self._row_counts(table, version).items():
+            instant = _instant_of(table, Path(path).parent.name)
+            row_counts[instant] = row_counts.get(instant, 0) + row_count
+        return dict(sorted(row_counts.items()))
+
+    def row_count(self, table: Table) -> int:
+        """Return how many rows a table holds, without reading them."""
+        return sum(self._row_counts(table).values())
+
+    def changed(self, table: Table, since: int) -> list[datetime] | None:
+        """List the partitions that are not as they were at an earlier version; None where that version is gone."""
+        try:
+            before = _paths_by_partition([*self._row_counts(table, since)])
+        except (DeltaError, TableNotFoundError):
+            return None
+        if any(not (self.folder / table.name / path).exists() for paths in before.values() for path in paths):
+            return None
+        after = _paths_by_partition([*self._row_counts(table)])
+        parts = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
+        return sorted(_instant_of(table, part) for part in parts)
+
+    def write(
+        self,
+        table: Table,
+        rows: ir.Table,
+        only: Collection[datetime] | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Replace a table's rows, or only its partitions `only`, in one commit; tell whether anything changed.
 
-        Raises ContractError where a column, type, required value or key is not as the contract says; the table then
-        stays as it was. A table whose columns have changed is replaced as a whole; its history remains.
+        `origin` says what the rows were made of, for `origin` to return. Raises ContractError where a column, type,
+        required value or key is not as the contract says; the table then stays as it was. A table whose columns have
+        changed is replaced as a whole; its history remains.
         """
         with staging_folder(self.folder) as staging:
-            adds = self._stage(table, table.check(rows), staging)
+            with self._kept(table, table.check(rows)) as kept:
+                self._check_rows(table, kept)
+                adds = self._stage(table, kept, staging)
             if only is not None:
                 _check_scope(table, adds, only)
-            return self._commit(table, adds, only, staging)
+            return self._commit(table, adds, only, origin, staging)
 
-    def content(self, table: Table, only: Sequence[datetime] | None = None) -> str:
+    def write_in_parts(
+        self, table: Table, parts: Iterable[tuple[ir.Table, datetime]], origin: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Replace the rows of a table by day, as `write` does, by parts that need not fit into memory together.
+
+        A part is rows and the day from which on the later parts' rows are: what is before is complete.
+        """
+        adds: list[AddAction] = []
+        with staging_folder(self.folder) as staging, contextlib.ExitStack() as waiting:
+            before: ir.Table | None = None
+            for part, complete_until in parts:
+                rows = table.check(part)
+                with self._kept(table, rows if before is None else rows.union(before)) as kept:
+                    waiting.close()
+                    self._check_rows(table, kept)
+                    is_complete = kept[_partitioned_by(table)] < ibis.literal(complete_until, TIME)
+                    adds += self._stage(table, kept.filter(is_complete), staging)
+                    before = waiting.enter_context(self._kept(table, kept.filter(~is_complete)))
+            if before is not None:
+                adds += self._stage(table, before, staging)
+            return self._commit(table, adds, None, origin, staging)
+
+    def content(self, table: Table, only: Collection[datetime] | None = None) -> str:
         """Return a hash of what a table, or its partitions `only`, hold: equal rows, equal hash."""
-        scope = None if only is None else {_folder_of(table, instant) for instant in only}
-        names = sorted(
-            Path(file).name for file in self._files(table) if scope is None or Path(file).parent.name in scope
-        )
+        names = sorted(Path(file).name for file in self.files(table, None, only))
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
-    def _files(self, table: Table, version: int | None = None) -> list[str]:
-        folder = self.folder / table.name
-        # Not file_uris(), which are encoded where a folder's name has a space or an umlaut.
-        return sorted(str(folder / path) for path in _paths(DeltaTable(str(folder), version=version)))
+    def _row_counts(self, table: Table, version: int | None = None) -> dict[str, int]:
+        """Return the files of a version, and how many rows each holds."""
+        if not self.has(table):
+            return {}
+        actions = pa.table(DeltaTable(str(self.folder / table.name), version=version).get_add_actions())
+        return dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
 
-    def _stage(self, table: Table, rows: ir.Table, staging: Path) -> list[AddAction]:
-        """Write the rows to a folder of their own, a file for each partition; return what a commit would add."""
-        con = self.engine.con
+    @contextlib.contextmanager
+    def _kept(self, table: Table, rows: ir.Table) -> Iterator[ir.Table]:
+        """Run a query into a table that is gone at the end."""
         name = f"rows_{uuid.uuid4().hex}"
-        self.engine.create_table(name, rows, temp=True)
         try:
-            self._check_rows(table, name)
-            # One thread writes one file for each partition, always with the same bytes.
-            con.execute("SET threads = 1")
-            con.execute(
-                f"""COPY (SELECT {_quoted(table.schema.names)}, {_partition_sql(table)} AS {PARTITION} FROM {name}
-                ORDER BY {PARTITION}, {_quoted(table.key)})
-                TO '{_escaped(staging)}' (FORMAT parquet, COMPRESSION zstd, PARTITION_BY ({PARTITION}))"""
-            )
+            yield self.engine.keep(name, rows, _order(table))
         finally:
-            con.execute("RESET threads")
             self.engine.drop_table(name, force=True)
-        return [_name_by_content(table, file, staging) for file in sorted(staging.rglob("*.parquet"))]
 
-    def _check_rows(self, table: Table, name: str) -> None:
-        distinct = f"SELECT DISTINCT {_quoted(table.key)} FROM {name}"
-        null_counts = ", ".join(f"count(*) - count({_quoted([column])})" for column in table.required)
-        [(repeated, *nulls)] = self.engine.con.execute(
-            f"SELECT count(*) - (SELECT count(*) FROM ({distinct})), {null_counts} FROM {name}"
-        ).fetchall()
-        wrong = [f"{count} rows have no {column}" for column, count in zip(table.required, nulls, strict=True) if count]
+    def _stage(self, table: Table, kept: ir.Table, staging: Path) -> list[AddAction]:
+        """Write the rows of each partition to a file, in their order; return what a commit would add."""
+        folder = staging / uuid.uuid4().hex
+        folder.mkdir()
+        at = _partitioned_by(table) if table.partition else None
+        by_day = _partition_column(table) == DAY
+        files = self.engine.write_files(kept, at, by_day=by_day, order=_order(table), folder=folder)
+        return [
+            _name_by_content(table, _folder_of(table, instant) if instant else "", file, staging)
+            for instant, file in files.items()
+        ]
+
+    def _check_rows(self, table: Table, kept: ir.Table) -> None:
+        nulls = {name: kept[name].isnull().sum() for name in table.required}
+        [counts] = kept.agg(habitus_rows=kept.count(), **nulls).to_pyarrow().to_pylist()
+        repeated = counts.pop("habitus_rows") - kept.select(*table.key).distinct().count().to_pyarrow().as_py()
+        wrong = [f"{count} rows have no {column}" for column, count in counts.items() if count]
         wrong += [f"{repeated} rows repeat a key ({', '.join(table.key)})"] if repeated else []
         if wrong:
             raise ContractError(f"{table.name}: {'; '.join(wrong)}")
 
-    def _commit(self, table: Table, adds: list[AddAction], only: Sequence[datetime] | None, staging: Path) -> bool:
+    def _commit(
+        self,
+        table: Table,
+        adds: list[AddAction],
+        only: Collection[datetime] | None,
+        origin: Mapping[str, Any] | None,
+        staging: Path,
+    ) -> bool:
         """Swap in what differs from the current version."""
         folder = self.folder / table.name
         schema = _delta_schema(table)
         column = _partition_column(table)
         partition_by = [column] if column else []
+        properties = CommitProperties(custom_metadata={ORIGIN: json.dumps(origin, sort_keys=True)}) if origin else None
         current = DeltaTable(str(folder)) if self.has(table) else None
         if current is None or current.schema() != schema:
             _move(adds, staging, folder)
-            create_table_with_add_actions(str(folder), schema, adds, mode="overwrite", partition_by=partition_by)
+            create_table_with_add_actions(
+                str(folder),
+                schema,
+                adds,
+                mode="overwrite",
+                partition_by=partition_by,
+                commit_properties=properties,
+            )
             return True
-        before = _paths_by_partition(_paths(current))
+        before = _paths_by_partition([*self._row_counts(table)])
         after = _paths_by_partition([add.path for add in adds])
         scope = before.keys() | after.keys() if only is None else {_folder_of(table, instant) for instant in only}
         changed = {part for part in scope if before.get(part) != after.get(part)}
         if not changed:
+            if origin and origin != self.origin(table):  # the same rows, of something else
+                current.create_write_transaction([], mode="append", schema=schema, commit_properties=properties)
             return False
         fresh = [add for add in adds if Path(add.path).parent.name in changed]
         _move(fresh, staging, folder)
         filters = [(column, "in", [_value_of(table, part) for part in sorted(changed)])] if column else None
         current.create_write_transaction(
-            list(fresh), mode="overwrite", schema=schema, partition_by=partition_by, partition_filters=filters
+            list(fresh),
+            mode="overwrite",
+            schema=schema,
+            partition_by=partition_by,
+            partition_filters=filters,
+            commit_properties=properties,
         )
         return True
 
@@ -193,16 +300,28 @@ def _partition_column(table: Table) -> str | None:
     return DAY if table.partition.startswith(DAY_OF) else table.partition
 
 
-def _partition_sql(table: Table) -> str:
-    if table.partition is None:
-        return "''"
-    if table.partition.startswith(DAY_OF):
-        return f"strftime({table.partition.removeprefix(DAY_OF)}, '%Y-%m-%d')"
-    return f"strftime({table.partition}, '{INSTANT_IN_PATH}')"
+def _partitioned_by(table: Table) -> str:
+    """Return the column that says which partition a row belongs to."""
+    assert table.partition is not None
+    return table.partition.removeprefix(DAY_OF)
+
+
+def _order(table: Table) -> list[str]:
+    """List the columns that rows are in order of: by partition first, and in it so that the bytes are the same."""
+    return [*dict.fromkeys([*([_partitioned_by(table)] if table.partition else []), *table.key])]
 
 
 def _folder_of(table: Table, instant: datetime) -> str:
-    return f"{_partition_column(table)}={instant.astimezone(UTC).strftime(INSTANT_IN_PATH)}"
+    """Return a partition's folder: "day=2024-01-31"."""
+    at = instant.astimezone(UTC)
+    text = f"{at:%Y-%m-%d}".rjust(10, "0") if _partition_column(table) == DAY else at.strftime(INSTANT_IN_PATH)
+    return f"{_partition_column(table)}={text}"
+
+
+def _instant_of(table: Table, folder: str) -> datetime:
+    text = folder.partition("=")[2]
+    form = "%Y-%m-%d" if _partition_column(table) == DAY else INSTANT_IN_PATH
+    return datetime.strptime(text, form).replace(tzinfo=UTC)
 
 
 def _value_of(table: Table, folder: str) -> str:
@@ -212,11 +331,6 @@ def _value_of(table: Table, folder: str) -> str:
     return datetime.strptime(text, INSTANT_IN_PATH).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _paths(current: DeltaTable) -> list[str]:
-    paths: list[str] = pa.table(current.get_add_actions()).column("path").to_pylist()
-    return paths
-
-
 def _paths_by_partition(paths: list[str]) -> dict[str, set[str]]:
     by_partition: dict[str, set[str]] = {}
     for path in paths:
@@ -224,26 +338,25 @@ def _paths_by_partition(paths: list[str]) -> dict[str, set[str]]:
     return by_partition
 
 
-def _name_by_content(table: Table, file: Path, staging: Path) -> AddAction:
+def _name_by_content(table: Table, part: str, file: Path, staging: Path) -> AddAction:
     """Move a staged file to its name within the table, and say of it what a commit needs."""
-    content = file.read_bytes()
-    column = _partition_column(table)
-    folder = f"{column}={file.parent.name.partition('=')[2]}" if column else ""
-    path = Path(folder) / f"{hashlib.sha256(content).hexdigest()[:32]}.parquet"
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    path = Path(part) / f"{digest[:32]}.parquet"
     (staging / path).parent.mkdir(parents=True, exist_ok=True)
     file.rename(staging / path)
-    row_count = pq.read_metadata(staging / path).num_rows
+    column = _partition_column(table)
     return AddAction(
         path=path.as_posix(),
-        size=len(content),
-        partition_values={column: _value_of(table, folder)} if column else {},
+        size=(staging / path).stat().st_size,
+        partition_values={column: _value_of(table, part)} if column else {},
         modification_time=0,
         data_change=True,
-        stats=json.dumps({"numRecords": row_count}),
+        stats=json.dumps({"numRecords": pq.read_metadata(staging / path).num_rows}),
     )
 
 
-def _check_scope(table: Table, adds: list[AddAction], only: Sequence[datetime]) -> None:
+def _check_scope(table: Table, adds: list[AddAction], only: Collection[datetime]) -> None:
     beyond = {Path(add.path).parent.name for add in adds} - {_folder_of(table, instant) for instant in only}
     if beyond:
         raise ContractError(f"{table.name}: rows of other partitions than those to write: {', '.join(sorted(beyond))}")
@@ -260,11 +373,3 @@ def _delta_schema(table: Table) -> DeltaSchema:
     if _partition_column(table) == DAY:
         schema = schema.append(pa.field(DAY, pa.date32()))
     return DeltaSchema.from_arrow(schema)
-
-
-def _quoted(columns: Iterable[str]) -> str:
-    return ", ".join('"' + column.replace('"', '""') + '"' for column in columns)
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("'", "''")

@@ -11,17 +11,20 @@ import json
 import re
 import uuid
 import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
 import duckdb
+import ibis
 import ibis.expr.types as ir
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Format = Literal["csv", "jsonl", "parquet"]
-ROW_AS_JSON = "json_merge_patch(to_json(habitus_source), '{\"habitus_path\": null}')::VARCHAR"
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -32,6 +35,16 @@ FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+NOTHING = {
+    "csv": "its first line must name the columns; it is empty",
+    "jsonl": "holds no JSON objects, one on each line",
+    "parquet": "has no columns",
+}
+"""What is wrong where no file of a format has a column."""
+NO_ROWS = (
+    "SELECT NULL::VARCHAR AS habitus_path, NULL::VARCHAR AS habitus_line, NULL::BOOLEAN AS habitus_malformed WHERE 0"
+)
+STORED = "source_"
 DELIMITERS = (",", "\t", ";", "|")
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line that is read; a longer one is malformed."""
@@ -40,6 +53,10 @@ BLOCK_BYTES = 1024 * 1024
 
 class SourceError(Exception):
     """Say in one line what is wrong with a source: the file, the key or column, and what would be right."""
+
+
+class UnreadableError(SourceError):
+    """Say which file cannot be read, and why."""
 
 
 def _check_zone(name: str) -> str:
@@ -122,6 +139,7 @@ class Source(Settings):
     time_zone: TimeZone | None = None
     columns: Columns
     names: dict[str, str] = Field(default_factory=dict)
+    skip_unreadable: bool = False
 
 
 class Users(Settings):
@@ -133,66 +151,139 @@ class Users(Settings):
     attributes: Names
 
 
-def find_files(files: str | list[str], folder: Path) -> list[Path]:
+def find_files(files: str | list[str], folder: Path, known: Collection[str] = ()) -> list[Path]:
     """List the files that paths or globs name, relative to a folder, sorted.
 
-    Raises SourceError for a path or glob that names none.
+    Raises SourceError for a path or glob that names none, unless it is one of those that are known from before.
     """
     found: set[Path] = set()
     for pattern in [files] if isinstance(files, str) else files:
         matches = [folder / match for match in glob.glob(pattern, root_dir=folder, recursive=True)]
         matches = [match for match in {folder / pattern, *matches} if match.is_file()]
-        if not matches:
+        name = name_of(folder / pattern, folder).replace("**/", "*")
+        if not matches and name not in known and not any(fnmatch(path, name) for path in known):
             raise SourceError(f"{pattern}: no such file; paths are relative to {folder}")
         found.update(matches)
     return sorted(found)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Hold a source's rows, as `read_events` gives them, and the engine's type of each column of its files."""
+
+    rows: ir.Table
+    columns: dict[str, str]
 
 
 def read_events(engine: DuckDB, source: Source, folder: Path) -> ir.Table:
     """Read a source's rows under the names of EVENTS.
 
     Columns: those that the source maps, with the types the source has (CSV: text); `source_file`, relative to the
-    folder; `row`, the row as JSON or as its line; `malformed`, true for a row that could not be read at all.
-    Raises SourceError for a file that cannot be read and for a column that does not exist.
+    folder; `row` and `line`, of which `row_text` makes the row's text; `malformed`, true for a row that could not be
+    read at all.
+    Raises UnreadableError for a file that cannot be read, SourceError for a column that does not exist.
     """
-    rows = _read(engine, source.files, source.format, folder)
+    return read_files(engine, source, folder, find_files(source.files, folder)).rows
+
+
+def read_files(
+    engine: DuckDB, source: Source, folder: Path, files: list[Path], known: Iterable[Mapping[str, str]] = ()
+) -> Raw:
+    """Read some of a source's files as `read_events` does.
+
+    `known` are columns that other files have: null where these files lack them, and of the wider type of both.
+    """
+    rows = _read(engine.con, files, source.format, known)
+    _refuse_nothing(rows)
     selected = {
         name: _column(engine, rows, f"events.columns.{name}", given) for name, given in source.columns.mapped().items()
     }
-    return _project(engine, rows, selected, folder)
+    return Raw(_project(engine, rows, selected, folder), rows.columns)
+
+
+def find_unreadable(source: Source, files: list[Path]) -> dict[Path, str]:
+    """Read each file alone and whole, and say why where that fails: what is damaged inside shows in no other way."""
+    found = {}
+    for path in files:
+        con = duckdb.connect()  # an engine of its own, which what it reads leaves with
+        try:
+            con.execute(f"SELECT max(hash(COLUMNS(*))) FROM ({_read(con, [path], source.format).sql})").fetchall()
+        except UnreadableError as error:
+            found[path] = str(error)
+        except duckdb.OutOfMemoryException:
+            pass  # which says nothing of the file
+        except duckdb.Error as error:
+            found[path] = f"{path.name}: cannot be read: {first_line(error)}"
+        finally:
+            con.close()
+    return found
+
+
+def forget_files(engine: DuckDB) -> None:
+    """Drop what reading text files stored with an engine; what was made of it by then stays."""
+    for name in engine.list_tables(like=f"^{STORED}"):
+        engine.drop_table(name)
+
+
+def name_of(path: Path, folder: Path) -> str:
+    """Return a file's name as `source_file` has it: its path, relative to the folder where it is within."""
+    return str(path).replace(f"{folder}/", "")
+
+
+def row_text(rows: ir.Table) -> ir.StringValue:
+    """Return rows as `read_events` gives them as text: their line, or their columns as JSON.
+
+    JSON is dear, and few rows need it: ask for it in the one expression that says which.
+    """
+    if rows.row.type().is_string():
+        return rows.row
+    return ibis.coalesce(rows.line, rows.row.cast("json").cast("string"))
 
 
 def read_users(engine: DuckDB, users: Users, folder: Path) -> ir.Table:
     """Read the attributes of users: user_id and a column for each attribute, and otherwise as `read_events` does."""
-    rows = _read(engine, users.files, users.format, folder)
+    rows = _read(engine.con, find_files(users.files, folder), users.format)
+    _refuse_nothing(rows)
     selected = {"user_id": _column(engine, rows, "users.user_id", users.user_id)}
     selected |= {name: _column(engine, rows, "users.attributes", name) for name in users.attributes}
     return _project(engine, rows, selected, folder)
 
 
 class _Rows:
-    """Hold a query for a source's rows and the names of its columns.
+    """Hold a query for a source's rows and the types of its columns.
 
-    Beside the source's columns, the query gives habitus_path, habitus_row (JSON, or the line) and habitus_malformed.
+    Beside the source's columns, the query gives habitus_path, habitus_line (of JSON lines, and of what is malformed)
+    and habitus_malformed.
     """
 
-    def __init__(self, sql: str, columns: list[str], files: str) -> None:
+    def __init__(self, sql: str, columns: dict[str, str], files: str, format: Format) -> None:
         self.sql = sql
         self.columns = columns
         self.files = files
+        self.format = format
 
 
-def _read(engine: DuckDB, files: str | list[str], format: Format | None, folder: Path) -> _Rows:
-    paths = find_files(files, folder)
+def _read(
+    con: duckdb.DuckDBPyConnection,
+    paths: list[Path],
+    format: Format | None,
+    known: Iterable[Mapping[str, str]] = (),
+) -> _Rows:
     formats = {format or _format_of(path) for path in paths}
     if len(formats) > 1:
-        raise SourceError(f"{files}: files of several formats ({', '.join(sorted(formats))}); name files of one")
-    reader = {"csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet}[formats.pop()]
+        names = ", ".join(sorted(formats))
+        raise SourceError(f"{_some(paths)}: files of several formats ({names}); name files of one")
+    [format] = formats
+    reader = {"csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet}[format]
     for path in paths:
         _check_is_whole(path)
     try:
-        sql = reader(engine.con, paths)
-        described = engine.con.execute(f"DESCRIBE {sql}").fetchall()
+        sql = reader(con, paths)
+        columns = _describe(con, sql)
+        others = [other for other in known if other and other != columns]
+        if others:
+            sql = " UNION ALL BY NAME ".join([sql, *map(_no_rows, others)])
+            columns = _describe(con, sql)
     except duckdb.Error as error:
         has_mixed_ends = "reached an invalid state" in str(error)
         why = (
@@ -200,11 +291,29 @@ def _read(engine: DuckDB, files: str | list[str], format: Format | None, folder:
             if has_mixed_ends
             else first_line(error)
         )
-        raise SourceError(f"{_culprit(str(error), paths)}: cannot be read: {why}") from error
+        raise UnreadableError(f"{_culprit(str(error), paths)}: cannot be read: {why}") from error
     except (OSError, csv.Error) as error:
-        raise SourceError(f"{_culprit(str(error), paths)}: cannot be read: {error}") from error
-    columns = [name for name, *_ in described if not name.startswith("habitus_")]
-    return _Rows(sql, columns, ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else ""))
+        raise UnreadableError(f"{_culprit(str(error), paths)}: cannot be read: {error}") from error
+    return _Rows(sql, columns, _some(paths), format)
+
+
+def _refuse_nothing(rows: _Rows) -> None:
+    if not rows.columns:
+        raise SourceError(f"{rows.files}: {NOTHING[rows.format]}")
+
+
+def _describe(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
+    described = con.execute(f"DESCRIBE {sql}").fetchall()
+    return {name: kind for name, kind, *_ in described if not name.startswith("habitus_")}
+
+
+def _no_rows(columns: Mapping[str, str]) -> str:
+    """Return a query for columns without rows: beside others, the engine finds the types that hold both."""
+    return f"SELECT {', '.join(f'NULL::{kind} AS {_identifier(name)}' for name, kind in columns.items())} WHERE false"
+
+
+def _some(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
 
 
 def _format_of(path: Path) -> Format:
@@ -223,25 +332,26 @@ def _check_is_whole(path: Path) -> None:
             while file.read(BLOCK_BYTES):
                 pass
     except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{path.name}: cannot be read: {error}") from error
+        raise UnreadableError(f"{path.name}: cannot be read: {error}") from error
 
 
 def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
     groups: dict[str, list[Path]] = {}
     for path in paths:
         groups.setdefault(_read_header(path), []).append(path)
-    parts = []
+    parts = [NO_ROWS]
     for header, members in groups.items():
+        if not header:  # an empty file: engines that write in parts leave such where a part has no rows
+            continue
         delimiter = max(DELIMITERS, key=header.count)
         names = _column_names(header, delimiter)
         if len({name.lower() for name in names}) < len(names):
-            raise SourceError(f"{members[0].name}: its first line must name the columns, each once; it is {header!r}")
+            raise UnreadableError(
+                f"{members[0].name}: its first line must name the columns, each once; it is {header!r}"
+            )
         dialect = f"header=true, delim={_text(delimiter)}, quote='\"', escape='\"'"
         rows, malformed = _read_text(con, members, names, dialect)
-        parts.append(
-            f"""SELECT *, {ROW_AS_JSON} AS habitus_row, false AS habitus_malformed
-            FROM (SELECT * FROM {rows}) AS habitus_source"""
-        )
+        parts.append(f"SELECT *, false AS habitus_malformed FROM {rows}")
         parts.append(f"SELECT *, true AS habitus_malformed FROM {malformed}")
     return " UNION ALL BY NAME ".join(parts)
 
@@ -260,21 +370,22 @@ def _read_text(con: duckdb.DuckDBPyConnection, paths: list[Path], names: list[st
     )
     con.execute(
         f"""CREATE TEMP TABLE {malformed} AS
-        SELECT any_value(file_path) AS habitus_path, trim(any_value(csv_line), chr(13) || chr(10)) AS habitus_row
+        SELECT any_value(file_path) AS habitus_path, trim(any_value(csv_line), chr(13) || chr(10)) AS habitus_line
         FROM reject_errors JOIN reject_scans USING (scan_id, file_id) GROUP BY scan_id, file_id, line"""
     )
     return rows, malformed
 
 
 def _read_header(path: Path) -> str:
+    """Return the first line of a file; blank only if the file is empty."""
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         line = file.readline(LINE_BYTES)
     try:
         header = re.split("[\r\n]", line.decode("utf-8-sig"), maxsplit=1)[0]
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path.name}: cannot be read: it is not in UTF-8") from error
-    if not header.strip():
-        raise SourceError(f"{path.name}: its first line must name the columns; it is empty")
+        raise UnreadableError(f"{path.name}: cannot be read: it is not in UTF-8") from error
+    if line and not header.strip():
+        raise UnreadableError(f"{path.name}: {NOTHING['csv']}")
     return header
 
 
@@ -286,25 +397,25 @@ def _column_names(header: str, delimiter: str) -> list[str]:
 
 def _read_json_lines(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
     # Lines are read as text first: the JSON reader turns a damaged line into nulls and says nothing.
-    rows, malformed = _read_text(con, paths, ["habitus_row"], "header=false, delim='\x01', quote='', escape=''")
+    rows, malformed = _read_text(con, paths, ["habitus_line"], "header=false, delim='\x01', quote='', escape=''")
     lines = _temporary_name("jsonl")
     con.execute(
         f"""CREATE TEMP TABLE {lines} AS
-        SELECT habitus_row, habitus_path,
-            json_type(CASE WHEN json_valid(habitus_row) THEN habitus_row END) IS DISTINCT FROM 'OBJECT'
+        SELECT habitus_line, habitus_path,
+            json_type(CASE WHEN json_valid(habitus_line) THEN habitus_line END) IS DISTINCT FROM 'OBJECT'
                 AS habitus_malformed
-        FROM {rows} WHERE trim(habitus_row) <> ''
+        FROM {rows} WHERE trim(habitus_line) <> ''
         UNION ALL BY NAME SELECT *, true AS habitus_malformed FROM {malformed};
         DROP TABLE {rows}; DROP TABLE {malformed}"""
     )
     found = con.execute(
-        f"SELECT json_group_structure(habitus_row::JSON) FROM {lines} WHERE NOT habitus_malformed"
+        f"SELECT json_group_structure(habitus_line::JSON) FROM {lines} WHERE NOT habitus_malformed"
     ).fetchone()
     structure = _plain_types(json.loads(found[0])) if found and found[0] else None
-    if not isinstance(structure, dict):
-        raise SourceError(f"{paths[0].name}: holds no JSON objects, one on each line")
-    as_structure = f"from_json(CASE WHEN NOT habitus_malformed THEN habitus_row END, {_text(json.dumps(structure))})"
-    return f"""SELECT unnest({as_structure}), habitus_path, habitus_row, habitus_malformed FROM {lines}"""
+    if not isinstance(structure, dict) or not structure:
+        return f"SELECT * FROM {lines}"
+    as_structure = f"from_json(CASE WHEN NOT habitus_malformed THEN habitus_line END, {_text(json.dumps(structure))})"
+    return f"""SELECT unnest({as_structure}), habitus_path, habitus_line, habitus_malformed FROM {lines}"""
 
 
 def _plain_types(structure: object) -> object:
@@ -317,17 +428,17 @@ def _plain_types(structure: object) -> object:
 
 
 def _read_parquet(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
-    return f"""SELECT * EXCLUDE habitus_path, habitus_path, {ROW_AS_JSON} AS habitus_row,
-        false AS habitus_malformed
-        FROM (SELECT * FROM read_parquet({_texts(paths)}, union_by_name=true, hive_partitioning=false,
-            filename='habitus_path')) AS habitus_source"""
+    return f"""SELECT *, NULL::VARCHAR AS habitus_line, false AS habitus_malformed
+        FROM read_parquet({_texts(paths)}, union_by_name=true, hive_partitioning=false, filename='habitus_path')"""
 
 
 def _project(engine: DuckDB, rows: _Rows, selected: dict[str, str], folder: Path) -> ir.Table:
     prefix = _text(f"{folder}/")
     columns = ", ".join(f"{sql} AS {_identifier(name)}" for name, sql in selected.items())
+    as_struct = f"{{{', '.join(f'{_text(name)}: {_identifier(name)}' for name in rows.columns)}}}"
     return engine.sql(
-        f"""SELECT {columns}, replace(habitus_path, {prefix}, '') AS source_file, habitus_row AS row,
+        f"""SELECT {columns}, replace(habitus_path, {prefix}, '') AS source_file,
+        {"habitus_line" if rows.format == "jsonl" else as_struct} AS row, habitus_line AS line,
         habitus_malformed AS malformed FROM ({rows.sql})""",
         dialect="duckdb",
     )
@@ -338,8 +449,11 @@ def _column(engine: DuckDB, rows: _Rows, key: str, given: str | Computed | list[
     match given:
         case Computed(sql=str(sql)):
             try:
-                # Twice, as it might be several columns only without the brackets; beside a column, it is no aggregate.
-                found = engine.con.execute(f"DESCRIBE SELECT {sql}, ({sql}), habitus_row FROM ({rows.sql})").fetchall()
+                # Twice, as it might be several columns only without the brackets; beside a column, it is no aggregate;
+                # before a line's end, it is no comment.
+                found = engine.con.execute(
+                    f"DESCRIBE SELECT {sql}, ({sql}\n), habitus_path FROM ({rows.sql})"
+                ).fetchall()
             except duckdb.Error as error:
                 raise SourceError(f"{key}: {sql!r} does not work on {rows.files}: {first_line(error)}") from error
             if len(found) != 3:
@@ -373,7 +487,7 @@ def _culprit(message: str, paths: list[Path]) -> str:
 
 
 def _temporary_name(kind: str) -> str:
-    return f"source_{kind}_{uuid.uuid4().hex}"
+    return f"{STORED}{kind}_{uuid.uuid4().hex}"
 
 
 def _text(value: str) -> str:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
+from ibis.backends import BaseBackend
 
+MATERIALIZED = "materialized_"
 TIME = dt.Timestamp(timezone="UTC")
 """Every instant in Habitus: microseconds, UTC."""
 
@@ -54,7 +56,14 @@ def materialize(expr: ir.Table) -> ir.Table:
 
     Ibis' own `cache` drops its table when the expression is collected, and complains if the engine is closed by then.
     """
-    return expr.get_backend().create_table(f"materialized_{uuid.uuid4().hex}", expr, temp=True)
+    return expr.get_backend().create_table(f"{MATERIALIZED}{uuid.uuid4().hex}", expr, temp=True)
+
+
+def forget_materialized(engine: BaseBackend, keep: ir.Table | None = None) -> None:
+    """Drop what `materialize` stored with an engine, but for one table."""
+    for name in engine.list_tables(like=f"^{MATERIALIZED}"):
+        if keep is None or name != keep.op().name:
+            engine.drop_table(name)
 
 
 def _is_same(found: dt.DataType, wanted: dt.DataType) -> bool:

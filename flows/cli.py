@@ -49,6 +49,9 @@ AsOf = Annotated[
         show_default=False,
     ),
 ]
+Rebuild = Annotated[
+    bool, typer.Option("--rebuild", help="Read all files again, and make the tables what they hold now.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 
 
@@ -59,9 +62,9 @@ def run(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def ingest(config: Config, as_json: Json = False) -> None:
-    """Accept or reject every row of the configured files."""
-    _start("ingest", config, None, as_json)
+def ingest(config: Config, rebuild: Rebuild = False, as_json: Json = False) -> None:
+    """Accept or reject every row of the configured files that are not known yet."""
+    _start("ingest", config, None, as_json, rebuild=rebuild)
 
 
 @app.command()
@@ -94,6 +97,42 @@ def publish(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
     _start("publish", config, as_of, as_json)
 
 
+@app.command()
+def preview(
+    config: Config,
+    gap: Annotated[
+        str | None, typer.Option("--gap", help="The pause that ends a session: 45m, 90s, 1.5h.", show_default=False)
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of [sessions] or [features], such as features.windows_days=[7,30].",
+            show_default=False,
+        ),
+    ] = None,
+    as_of: AsOf = None,
+    as_json: Json = False,
+) -> None:
+    """Show what other settings of sessions and features would change, without changing anything."""
+    _quieten()
+    flow = importlib.import_module("flows.preview")
+    with _complaining(config):
+        configuration = load(config)
+        settings = dict(flow.parse_setting(text) for text in setting or [])
+        settings |= {"sessions.gap_minutes": flow.parse_gap(gap)} if gap else {}
+        if not settings:
+            raise ConfigurationError("name what to preview: --gap 45m, or --set KEY=VALUE")
+        instant = parse_as_of(as_of, configuration.time_zone) if as_of else None
+        with _progress():
+            found = flow.preview(configuration, settings, instant)
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(found))
+    else:
+        flow.show(found, Console(highlight=False))
+
+
 def main() -> None:
     """Run the command; a mistake in what a person wrote is one line and exit status 2."""
     try:
@@ -103,7 +142,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _start(stage: str, config: Path, as_of: str | None, as_json: bool) -> None:
+def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options: bool) -> None:
     """Call a stage's flow, show its progress on standard error and its result on standard output."""
     try:
         configuration = load(config)
@@ -116,7 +155,7 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool) -> None:
         # Prefect, MLflow and scikit-learn take seconds to import, which a mistake in the configuration need not.
         flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
         mistakes: tuple[type[Exception], ...] = importlib.import_module("flows.world").MISTAKES
-        arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {})
+        arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {}) | options
         complaint, status = "", 0
         try:
             result = flow(**arguments)
@@ -132,6 +171,16 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool) -> None:
         print(screen.to_json(result))
     elif stage == "run":
         screen.show(result, str(config), _program(), Console(highlight=False))
+
+
+@contextmanager
+def _complaining(config: Path) -> Iterator[None]:
+    """Show a mistake in what a person wrote as one line."""
+    try:
+        yield
+    except ConfigurationError as error:
+        _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
+        raise typer.Exit(2) from None
 
 
 def _program() -> str:

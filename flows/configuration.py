@@ -1,6 +1,7 @@
 """habitus.toml: the one file that says where events are, what they mean, and where segments go."""
 
 import difflib
+import os
 import tomllib
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from features.labels import LabelSettings
+from features.lake import Lake
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import Settings, Source, TimeZone, Users
@@ -47,6 +49,19 @@ class StorageSettings(Settings):
     mlruns: Path = Path("mlruns")
 
 
+class EngineSettings(Settings):
+    """Say how much memory the engine takes; what is more goes to disk, beside the lake."""
+
+    memory_limit: str | None = Field(default=None, pattern=r"^[1-9]\d*(MB|GB)$")
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """Return the limit in bytes; None for half of the machine's memory."""
+        if self.memory_limit is None:
+            return None
+        return int(self.memory_limit[:-2]) * {"MB": 10**6, "GB": 10**9}[self.memory_limit[-2:]]
+
+
 class PublishSettings(Settings):
     """Say where published versions go, relative to the configuration, and which share of users is held out."""
 
@@ -66,6 +81,7 @@ class Configuration(Settings):
     labels: LabelSettings = LabelSettings()
     training: TrainingSettings = TrainingSettings()
     segments: SegmentSettings = SegmentSettings()
+    engine: EngineSettings = EngineSettings()
     storage: StorageSettings = StorageSettings()
     publish: PublishSettings = PublishSettings()
     _file: Path = PrivateAttr(default=Path("habitus.toml"))
@@ -108,6 +124,25 @@ class Configuration(Settings):
         """Return the folder of published versions."""
         return (self.folder / self.publish.folder).resolve()
 
+    def open_lake(self) -> Lake:
+        """Open the lake with the engine that HABITUS_ENGINE names; close it, or use it in `with`.
+
+        Raises ConfigurationError where there is no such engine.
+        """
+        match os.environ.get("HABITUS_ENGINE", "duckdb"):
+            case "duckdb":
+                return Lake(self.lake, self.engine.memory_limit_bytes)
+            case "spark":
+                try:
+                    from features import spark
+                except ImportError as error:
+                    raise ConfigurationError(
+                        f"HABITUS_ENGINE=spark needs `pip install habitus[spark]`: {error}"
+                    ) from error
+                return Lake(self.lake, engine=spark.connect())
+            case other:
+                raise ConfigurationError(f"HABITUS_ENGINE={other}: there is no such engine; set duckdb or spark")
+
 
 def load(file: Path | str) -> Configuration:
     """Read a configuration.
@@ -127,7 +162,7 @@ def load(file: Path | str) -> Configuration:
     try:
         configuration = Configuration.model_validate(given)
     except ValidationError as error:
-        raise ConfigurationError(f"{file}: {_explain(error)}") from error
+        raise ConfigurationError(f"{file}: {explain(error)}") from error
     configuration._file = path
     return configuration
 
@@ -147,7 +182,7 @@ def parse_as_of(text: str, time_zone: str) -> datetime:
     return instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(time_zone))
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """Say what the first mistake is and what would be right."""
     details = error.errors()
     # An unknown key explains a missing one (it is often the same, misspelt), our own words explain most.

@@ -1,88 +1,345 @@
-"""Ingest: the configured files become EVENTS, REJECTED and ATTRIBUTES."""
+"""Ingest: the files that are not known yet become EVENTS and REJECTED; users become ATTRIBUTES."""
 
+import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 from prefect import flow, task
 
 from features.attributes import ATTRIBUTES, describe_users
-from features.events import EVENTS, REASONS, REJECTED, accept
+from features.events import EVENTS, REASONS, REJECTED, Reconciled, accept, reconcile, reject_duplicates
+from features.files import FILES, content_of, count_rows, fingerprint
 from features.lake import Lake
-from features.sources import SourceError, first_line, read_events, read_users
+from features.sessions import stack
+from features.sources import (
+    SourceError,
+    UnreadableError,
+    find_files,
+    find_unreadable,
+    first_line,
+    forget_files,
+    name_of,
+    read_files,
+    read_users,
+    row_text,
+)
+from features.table import TIME, ContractError, materialize
 from flows.configuration import Configuration, load
 from flows.instant import name_run, scheduled_start
 from flows.world import TOUCHES_THE_WORLD
 
 logger = logging.getLogger("habitus")
 
+File = dict[str, Any]
+"""A row of FILES."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Count what became of the rows of new files: accepted, rejected by reason, and known add up to read.
+
+    Known are rows that the same file gave before. An accepted event is late if it is older than the watermark, the
+    latest event before this run; null where there was none, or nothing was accepted.
+    """
+
+    files: int = 0
+    read: int = 0
+    accepted: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    known: int = 0
+    watermark: datetime | None = None
+    late_share: float | None = None
+    late_by_max_s: float | None = None
+
 
 @dataclass(frozen=True)
 class Ingested:
-    """Count what became of the rows: accepted and rejected, by reason, add up to what was read."""
+    """Count what the tables hold: accepted, and rejected by reason, add up to read. `batch` is what this run added."""
 
+    known_files: int
     read: int
     accepted: int
     rejected: dict[str, int]
-    users: int
+    watermark: datetime
+    batch: Batch
     changed: bool
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Hold files by their content, what became of their rows, and the columns that they have."""
+
+    files: dict[str, Path]
+    events: ir.Table
+    rejected: ir.Table
+    columns: dict[str, str]
+
+
 @flow(flow_run_name=name_run)
-def ingest(config: str) -> Ingested:
-    """Accept or reject every row of the configured files."""
+def ingest(config: str, rebuild: bool = False) -> Ingested:
+    """Accept or reject every row of the files that are not known yet; to rebuild, of all files."""
     now = scheduled_start() or datetime.now(UTC)
     logger.debug("reading %s", Path(config).name)
-    ingested = accept_files(config, now)
-    rejected = ingested.read - ingested.accepted
-    counts = tuple(f"{count:,}" for count in (ingested.accepted, rejected, ingested.read, ingested.users))
-    logger.info("ingest: %s accepted + %s rejected = %s rows read, %s users", *counts)
-    for reason, count in ingested.rejected.items():
+    ingested = accept_files(config, now, rebuild)
+    batch = ingested.batch
+    known = f"{ingested.known_files:,} file{'' if ingested.known_files == 1 else 's'} known"
+    logger.info("ingest: %s, %s new%s", known, f"{batch.files:,}", _rows_in_words(batch))
+    for reason, count in batch.rejected.items():
         logger.info("  rejected %s: %s", f"{count:,}", REASONS[reason])
+    logger.info("  %swatermark %s", _lateness_in_words(batch), f"{ingested.watermark:%Y-%m-%d %H:%M}")
     return ingested
 
 
 @task(**TOUCHES_THE_WORLD)
-def accept_files(config: str, now: datetime) -> Ingested:
-    """Read, judge and store the rows; nothing is stored if any of it goes wrong."""
+def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
+    """Read, judge and store the rows of new files; nothing is stored if any of it goes wrong."""
     configuration = load(config)
-    source = configuration.events
-    with Lake(configuration.lake) as lake:
-        raw = read_events(lake.engine, source, configuration.folder)
-        try:
-            events, rejected = accept(raw, source, configuration.time_zone, now)
-        except duckdb.ConversionException as error:
-            raise SourceError(f"events.columns: {first_line(error)}") from error
-        except duckdb.Error as error:
-            raise SourceError(f"events.files: {source.files} cannot be read: {first_line(error)}") from error
-        counts = rejected.reason.value_counts(name="count").to_pandas().set_index("reason")["count"]
-        by_reason = {reason: int(counts[reason]) for reason in REASONS if reason in counts}
-        accepted = int(events.count().to_pyarrow().as_py())
-        if not accepted:
-            raise SourceError(_explain_nothing(configuration, raw, by_reason))
-        attributes = None
-        if configuration.users:
-            users = read_users(lake.engine, configuration.users, configuration.folder)
-            _refuse_malformed(configuration, users)
-            attributes = describe_users(users, configuration.attributes)
-        changed = lake.write(EVENTS, events)
-        changed |= lake.write(REJECTED, rejected)
+    # Source files are read with DuckDB, whatever works on the tables.
+    with Lake(configuration.lake, configuration.engine.memory_limit_bytes) as lake:
+        known: list[File] = lake.read(FILES).to_pyarrow().to_pylist()
+        known_paths = [] if rebuild else [file["path"] for file in known]
+        paths = find_files(configuration.events.files, configuration.folder, known_paths)
+        with ThreadPoolExecutor() as pool:
+            contents = dict(zip(paths, pool.map(content_of, paths), strict=True))
+        anew = rebuild or _is_outdated(lake, configuration, known)
+        if anew and not rebuild:
+            _refuse_to_lose(lake, configuration, known, contents)
+        known_contents = set() if anew else {file["content"] for file in known}
+        # Of files with the same content, the first.
+        new = {content: path for path, content in reversed(contents.items()) if content not in known_contents}
+        judged = _judge(lake, configuration, new, now, [] if anew else known)
+        forget_files(lake.engine)
+        attributes = _describe_users(lake, configuration)
+        batch, changed = Batch(), False
+        if judged and anew:
+            batch, changed = _replace(lake, configuration, judged, known)
+        elif judged:
+            batch, changed = _add(lake, configuration, judged, known)
         if attributes is not None:
             changed |= lake.write(ATTRIBUTES, attributes)
-        user_count = int(events.user_id.nunique().to_pyarrow().as_py())
-    return Ingested(accepted + sum(by_reason.values()), accepted, by_reason, user_count, changed)
+        rejected = _count_by_reason(lake.read(REJECTED))
+        accepted = lake.row_count(EVENTS)
+        total = accepted + sum(rejected.values())
+        return Ingested(len(contents) - len(new), total, accepted, rejected, _watermark(lake), batch, changed)
 
 
-def _refuse_malformed(configuration: Configuration, users: ir.Table) -> None:
-    """Stop at rows of the users' file that cannot be read: unlike events, there is no table for them."""
+def _is_outdated(lake: Lake, configuration: Configuration, known: list[File]) -> bool:
+    """Tell whether what is known was read otherwise than it would be now, or nothing is."""
+    mapping = fingerprint(configuration.events, configuration.time_zone)
+    return not lake.row_count(EVENTS) or {file["fingerprint"] for file in known} != {mapping}
+
+
+def _refuse_to_lose(lake: Lake, configuration: Configuration, known: list[File], contents: Mapping[Path, str]) -> None:
+    """Stop where reading all files again would lose events of files that are no longer there."""
+    here = set(contents.values())
+    gone = [file["path"] for file in known if file["content"] not in here]
+    if not known and lake.has(EVENTS):  # a run broke off before it could say what it had read
+        here = {name_of(path, configuration.folder) for path in contents}
+        gone = [path for path in _sources(lake) if path not in here]
+    if gone:
+        raise SourceError(
+            f"events: rows are read otherwise than before, so all files have to be read again, but {len(gone):,} that "
+            f"were ingested are gone or changed, first {min(gone)}: put them back, or make the tables what the files "
+            "hold now with `habitus ingest --rebuild`"
+        )
+
+
+def _sources(lake: Lake) -> list[str]:
+    """List the files that events came from."""
+    try:
+        events = lake.read(EVENTS)
+    except ContractError:  # events of before they said where they came from
+        return []
+    names: list[str] = events.source_file.value_counts().source_file.to_pyarrow().to_pylist()
+    return names
+
+
+def _judge(
+    lake: Lake, configuration: Configuration, files: dict[str, Path], now: datetime, known: list[File]
+) -> _Judged | None:
+    """Judge the rows of files, given by their content, without those that cannot be read; None without any."""
+    if not files and not known:
+        raise SourceError(f"events.files: {configuration.events.files} names no file that can be read")
+    if not files:
+        return None
+    source, folder = configuration.events, configuration.folder
+    columns = [json.loads(text) for text in sorted({file["columns"] for file in known})]
+    paths = sorted(files.values())
+    try:
+        raw = read_files(lake.engine, source, folder, paths, columns)
+        events, rejected = accept(raw.rows, source, configuration.time_zone, now)
+    except duckdb.ConversionException as error:
+        raise SourceError(f"events.columns: {first_line(error)}") from error
+    except (UnreadableError, duckdb.Error) as error:
+        unreadable = find_unreadable(source, paths)
+        if not unreadable:
+            raise SourceError(f"events.files: {source.files} cannot be read: {first_line(error)}") from error
+        if not source.skip_unreadable:
+            why = min(unreadable.values())
+            raise UnreadableError(f"{why}; mend or remove it, or set events.skip_unreadable = true") from error
+        for why in unreadable.values():
+            logger.warning("  skipped %s", why)
+        readable = {content: path for content, path in files.items() if path not in unreadable}
+        return _judge(lake, configuration, readable, now, known)
+    if not known and not _count(events):
+        raise SourceError(_explain_nothing(configuration, raw.rows, _count_by_reason(rejected)))
+    return _Judged(files, events, materialize(rejected), raw.columns)
+
+
+def _replace(lake: Lake, configuration: Configuration, judged: _Judged, known: list[File]) -> tuple[Batch, bool]:
+    """Make the tables what the files hold."""
+    none = judged.events.filter(ibis.literal(False))
+    batch, files = _sum_up(configuration, judged, judged.events, judged.rejected, none, None)
+    if known and sorted(known, key=_key) != files:
+        _write_files(lake, [])  # if this breaks off, the next run begins anew
+    changed = lake.write(REJECTED, judged.rejected)
+    changed |= lake.write(EVENTS, judged.events)
+    changed |= _write_files(lake, files)
+    return batch, changed
+
+
+def _add(lake: Lake, configuration: Configuration, judged: _Judged, known: list[File]) -> tuple[Batch, bool]:
+    """Add to the tables what is new.
+
+    Each step may be repeated: if this breaks off anywhere, EVENTS and REJECTED are the same after another run. So
+    REJECTED hold what the last reading of a file rejected, and its events that gave way to those of other files since.
+    """
+    names = [name_of(path, configuration.folder) for path in judged.files.values()]
+    events = materialize(judged.events)
+    found = reconcile(events, _twins(lake, configuration, events))
+    rejected = stack(judged.rejected, reject_duplicates(found.lost))
+    batch, files = _sum_up(configuration, judged, found.added, rejected, found.known, _watermark(lake))
+    again = {file["path"] for file in known}.intersection(names)
+    superseded = _superseded(lake, again, found)
+
+    before = lake.read(REJECTED)
+    theirs = found.displaced.filter(found.displaced.source_file.notin(names))
+    fresh = materialize(stack(rejected, reject_duplicates(theirs)))
+    kept = before.filter(before.source_file.notin(names)).anti_join(fresh, "rejected_id")
+    changed = lake.write(REJECTED, stack(fresh, kept))
+
+    days = _days(stack(found.added, found.displaced))
+    if days:
+        stored = lake.read(EVENTS, only=days).anti_join(found.displaced, "event_id")
+        changed |= lake.write(EVENTS, stack(found.added, stored), only=days)
+    kept_files = [file for file in known if file["path"] not in superseded]
+    changed |= _write_files(lake, [*kept_files, *files])
+    return batch, changed
+
+
+def _twins(lake: Lake, configuration: Configuration, events: ir.Table) -> ir.Table:
+    """Read the EVENTS of the lake that have the ids of others."""
+    # An id of content is made of the time too: its twin is of the same day.
+    is_made = configuration.events.columns.event_id is None
+    stored = lake.read(EVENTS, only=_days(events) if is_made else None)
+    ids = materialize(stored.select("event_id", "occurred_at").semi_join(events, "event_id"))
+    return materialize(lake.read(EVENTS, only=_days(ids)).semi_join(ids, "event_id"))
+
+
+def _superseded(lake: Lake, again: set[str], found: Reconciled) -> set[str]:
+    """Find the files, of those read again, whose events of before are all in what they hold now, or gave way to it."""
+    if not again:
+        return set()
+    events = lake.read(EVENTS)
+    before = _count_by_source(events.filter(events.source_file.isin(again)))
+    accounted = _count_by_source(stack(found.known, found.displaced))
+    return {name for name in again if before.get(name, 0) == accounted.get(name, 0)}
+
+
+def _sum_up(
+    configuration: Configuration,
+    judged: _Judged,
+    accepted: ir.Table,
+    rejected: ir.Table,
+    known: ir.Table,
+    watermark: datetime | None,
+) -> tuple[Batch, list[File]]:
+    """Count what became of the rows, together and for each file."""
+    counts = count_rows(accepted, rejected, known)
+    mapping = fingerprint(configuration.events, configuration.time_zone)
+    columns = json.dumps(judged.columns, sort_keys=True)
+    files: list[File] = []
+    for content, path in judged.files.items():
+        name = name_of(path, configuration.folder)
+        rows = {"read": sum(counts[name].values()), **counts[name]}
+        files.append({"path": name, "content": content, "fingerprint": mapping, "columns": columns, **rows})
+    batch = Batch(
+        files=len(files),
+        read=sum(file["read"] for file in files),
+        accepted=sum(file["accepted"] for file in files),
+        rejected=_count_by_reason(rejected),
+        known=sum(file["known"] for file in files),
+        **_lateness(accepted, watermark),
+    )
+    return batch, sorted(files, key=_key)
+
+
+def _lateness(accepted: ir.Table, watermark: datetime | None) -> dict[str, Any]:
+    if watermark is None:
+        return {}
+    is_late = accepted.occurred_at < ibis.literal(watermark, TIME)
+    found = accepted.agg(rows=accepted.count(), late=is_late.sum(), first=accepted.occurred_at.min())
+    [row] = found.to_pyarrow().to_pylist()
+    share = row["late"] / row["rows"] if row["rows"] else None
+    by = (watermark - row["first"]).total_seconds() if row["late"] else None
+    return {"watermark": watermark, "late_share": share, "late_by_max_s": by}
+
+
+def _watermark(lake: Lake) -> datetime:
+    """Return the time of the latest event."""
+    latest: datetime = lake.read(EVENTS, only=[max(lake.partitions(EVENTS))]).occurred_at.max().to_pyarrow().as_py()
+    return latest
+
+
+def _days(events: ir.Table) -> list[datetime]:
+    days: list[datetime] = events.select(day=events.occurred_at.truncate("D")).distinct().day.to_pyarrow().to_pylist()
+    return sorted(days)
+
+
+def _key(file: File) -> tuple[str, str]:
+    return file["path"], file["content"]
+
+
+def _write_files(lake: Lake, files: list[File]) -> bool:
+    return lake.write(FILES, ibis.memtable(pa.Table.from_pylist(files, schema=FILES.schema.to_pyarrow())))
+
+
+def _count(rows: ir.Table) -> int:
+    return int(rows.count().to_pyarrow().as_py())
+
+
+def _count_by_source(events: ir.Table) -> dict[str, int]:
+    counts = events.source_file.value_counts(name="rows").to_pyarrow().to_pylist()
+    return {row["source_file"]: row["rows"] for row in counts}
+
+
+def _count_by_reason(rejected: ir.Table) -> dict[str, int]:
+    """Count rejected rows, in the order in which reasons are looked for."""
+    counts = rejected.reason.value_counts(name="rows").to_pyarrow().to_pylist()
+    found = {row["reason"]: row["rows"] for row in counts}
+    return {reason: found[reason] for reason in REASONS if reason in found}
+
+
+def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None:
+    """Read the users' attributes; stop at rows that cannot be read: unlike for events, there is no table for them."""
+    if configuration.users is None:
+        return None
+    users = read_users(lake.engine, configuration.users, configuration.folder)
     malformed = users.filter(users.malformed)
-    count = int(malformed.count().to_pyarrow().as_py())
+    count = _count(malformed)
     if count:
-        row = malformed.row.min().to_pyarrow().as_py()
+        row = row_text(malformed).min().to_pyarrow().as_py()
         raise SourceError(f"users.files: {count} rows cannot be read, such as {row!r}; mend or remove them")
+    return describe_users(users, configuration.attributes)
 
 
 def _explain_nothing(configuration: Configuration, raw: ir.Table, by_reason: dict[str, int]) -> str:
@@ -99,3 +356,30 @@ def _explain_nothing(configuration: Configuration, raw: ir.Table, by_reason: dic
         )
     counts = ", ".join(f"{count:,} with {REASONS[name]}" for name, count in by_reason.items())
     return f"events.files: no row of {configuration.events.files} was accepted: {counts}"
+
+
+def _rows_in_words(batch: Batch) -> str:
+    if not batch.files:
+        return ""
+    terms = {"accepted": batch.accepted, "rejected": sum(batch.rejected.values()), "known": batch.known}
+    shown = [f"{count:,} {name}" for name, count in terms.items() if count or name != "known"]
+    return f"; {' + '.join(shown)} = {batch.read:,} rows read"
+
+
+def _lateness_in_words(batch: Batch) -> str:
+    if batch.late_share is None:
+        return ""
+    late = f"{batch.late_share:.1%} of new events were late".replace("%", " %")
+    return f"{late}, by up to {_duration(batch.late_by_max_s)}; " if batch.late_by_max_s else f"{late}; "
+
+
+def _duration(seconds: float) -> str:
+    """Say a duration in its largest unit.
+
+    >>> [_duration(seconds) for seconds in (0.5, 60, 3 * 86400 + 7200)]
+    ['1 second', '1 minute', '3 days']
+    """
+    units = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+    unit = next((name for name, length in units.items() if seconds >= length), "second")
+    count = max(round(seconds / units[unit]), 1)
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"

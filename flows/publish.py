@@ -7,7 +7,6 @@ from pathlib import Path
 
 from prefect import flow, task
 
-from features.lake import Lake
 from flows.configuration import ConfigurationError, load
 from flows.instant import name_run, resolve_as_of
 from flows.world import TOUCHES_THE_WORLD
@@ -39,7 +38,7 @@ def publish(config: str, as_of: datetime | None = None) -> Published:
 def write_files(config: str, as_of: datetime | None) -> Published:
     """Read assignments, write their files, switch the latest version."""
     configuration = load(config)
-    with Lake(configuration.lake) as lake:
+    with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
         assignments = lake.read(ASSIGNMENTS)
         rows = from_arrow(assignments.filter(assignments.as_of == as_of).to_pyarrow())

@@ -8,13 +8,13 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from features.lake import Lake
+from features.increments import Sessionized
 from flows.configuration import Configuration, load
 from flows.ingest import Ingested, ingest
 from flows.instant import name_run, resolve_as_of
 from flows.publish import Published, publish
 from flows.score import Scored, score
-from flows.sessions import Sessionized, sessions
+from flows.sessions import sessions
 from flows.snapshot import Snapshots, snapshot
 from flows.train import Trained, train
 
@@ -48,7 +48,7 @@ def refresh(config: str, as_of: datetime | None = None) -> Result:
 def _run(config: str, as_of: datetime | None, training: bool) -> Result:
     configuration = load(config)
     ingested = ingest(config)
-    with Lake(configuration.lake) as lake:
+    with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
     _rename(f"{flow_run.flow_name} {configuration.name} as of {as_of:%Y-%m-%d %H:%M}")
     result = Result(

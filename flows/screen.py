@@ -39,7 +39,7 @@ def _show_data(result: Result, console: Console) -> None:
     console.print(Padding(rows, (0, 0, 0, 2)))
     for reason, count in ingested.rejected.items():
         console.print(Padding(f"{count:>9,}  {REASONS[reason]}", (0, 0, 0, 4)), style="yellow")
-    counts = f"{result.sessionized.sessions:,} sessions of {result.sessionized.users:,} users"
+    counts = f"{result.sessionized.sessions:,} sessions"
     console.print(
         Padding(f"{counts}; {result.scored.users:,} users before {result.as_of:%Y-%m-%d %H:%M}", (0, 0, 0, 2))
     )

@@ -1,14 +1,11 @@
-"""Sessions: EVENTS become SESSIONS."""
+"""Sessions: EVENTS become SESSIONS, all of them or those that new events touch."""
 
 import logging
-from dataclasses import dataclass
+from datetime import datetime
 
 from prefect import flow, task
 
-import features.sessions
-from features.events import EVENTS
-from features.lake import Lake
-from features.sessions import SESSIONS
+from features.increments import Sessionized, update_sessions
 from flows.configuration import load
 from flows.instant import name_run
 from flows.world import TOUCHES_THE_WORLD
@@ -16,30 +13,27 @@ from flows.world import TOUCHES_THE_WORLD
 logger = logging.getLogger("habitus")
 
 
-@dataclass(frozen=True)
-class Sessionized:
-    """Count the sessions."""
-
-    sessions: int
-    users: int
-    changed: bool
-
-
 @flow(flow_run_name=name_run)
 def sessions(config: str) -> Sessionized:
-    """Group all events into sessions."""
+    """Group events into sessions: those that changed since the last time, or all."""
     logger.debug("sessionizing")
     made = sessionize(config)
-    logger.info("sessions: %s sessions of %s users", f"{made.sessions:,}", f"{made.users:,}")
+    if made.rebuilt:
+        logger.info("sessions: %s sessions, all made anew", f"{made.sessions:,}")
+    else:
+        counts = tuple(f"{count:,}" for count in (made.sessions, made.added, made.revised, made.aliased))
+        logger.info("sessions: %s sessions; %s new, %s revised, %s now part of another", *counts)
     return made
 
 
 @task(**TOUCHES_THE_WORLD)
 def sessionize(config: str) -> Sessionized:
-    """Read events, store their sessions."""
+    """Store the sessions of the events that there are."""
     configuration = load(config)
-    with Lake(configuration.lake) as lake:
-        changed = lake.write(SESSIONS, features.sessions.sessionize(lake.read(EVENTS), configuration.sessions.gap))
-        stored = lake.read(SESSIONS)
-        [counts] = stored.agg(sessions=stored.count(), users=stored.user_id.nunique()).to_pyarrow().to_pylist()
-    return Sessionized(**counts, changed=changed)
+    with configuration.open_lake() as lake:
+        return update_sessions(lake, configuration.sessions.gap, show_progress)
+
+
+def show_progress(day: datetime, last_day: datetime) -> None:
+    """Say which day is being worked on."""
+    logger.debug("sessionizing: %s of %s", f"{day:%Y-%m-%d}", f"{last_day:%Y-%m-%d}")

@@ -58,7 +58,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
     configuration = load(config)
     registry = Registry(configuration.mlruns)
     name = model_name(configuration, "segments")
-    with Lake(configuration.lake) as lake:
+    with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
         snapshot = read_snapshots(lake, configuration, [as_of])
         content = lake.content(table_of(configuration), [as_of])
@@ -96,7 +96,7 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
     configuration = load(config)
     registry = Registry(configuration.mlruns)
     name = model_name(configuration, kind)
-    with Lake(configuration.lake) as lake:
+    with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
         dates = past_dates(configuration, lake, as_of)
         if dates is None or not dates.train:

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
 from ibis.backends.duckdb import Backend as DuckDB
 from typer.testing import CliRunner
 
+from features import engines
 from features.events import EVENTS
 from features.lake import Lake
 from flows.cli import ONE_OFF_SETTINGS, app
@@ -29,8 +29,7 @@ os.environ |= ONE_OFF_SETTINGS | {
 
 @pytest.fixture
 def engine() -> Iterator[DuckDB]:
-    engine = ibis.duckdb.connect()
-    engine.raw_sql("SET TimeZone = 'UTC'")
+    engine = engines.connect()
     yield engine
     engine.disconnect()
 
@@ -47,7 +46,7 @@ def events_of(engine: DuckDB, rows: list[dict[str, Any]]) -> ir.Table:
     for number, row in enumerate(rows, start=1):
         occurred_at = instant(row["occurred_at"])
         whole.append(
-            {"event_id": f"e{number}", "user_id": "u", "event_name": "page_view"}
+            {"event_id": f"e{number}", "user_id": "u", "event_name": "page_view", "source_file": "events.csv"}
             | row
             | {"occurred_at": occurred_at, "ingested_at": instant(row.get("ingested_at", occurred_at))}
         )

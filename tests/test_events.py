@@ -1,4 +1,5 @@
 import csv
+import json
 import tomllib
 import uuid
 from datetime import UTC, date, datetime, timedelta
@@ -10,11 +11,12 @@ from typing import Any
 import ibis
 import pyarrow as pa
 import pytest
+from conftest import events_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 
-from features.events import EVENTS, REASONS, REJECTED, accept
+from features.events import EVENTS, REASONS, REJECTED, accept, reconcile
 from features.sessions import sessionize
 from features.sources import Source, SourceError, read_events
 
@@ -91,15 +93,14 @@ def test_an_accepted_row_is_an_event_with_what_the_source_says(engine: DuckDB) -
     }
     times = {"occurred_at": "2024-01-01T10:00:00Z", "ingested_at": "2024-01-01T10:05:00Z"}
     events, rejected = judge(engine, [said | times])
-    assert events == [
-        said | {"occurred_at": at("2024-01-01T10:00"), "ingested_at": at("2024-01-01T10:05")},
-    ]
+    read = {"occurred_at": at("2024-01-01T10:00"), "ingested_at": at("2024-01-01T10:05"), "source_file": "e.csv"}
+    assert events == [said | read]
     assert rejected == []
 
 
 def test_what_a_source_does_not_map_is_null(engine: DuckDB) -> None:
     [event], _ = judge(engine, [{}])
-    given = {"event_id", "user_id", "occurred_at", "ingested_at", "event_name"}
+    given = {"event_id", "user_id", "occurred_at", "ingested_at", "event_name", "source_file"}
     assert {name for name, value in event.items() if value is not None} == given
 
 
@@ -403,7 +404,21 @@ def test_of_rows_with_one_id_the_first_to_be_ingested_is_kept(engine: DuckDB) ->
     ]
     [event], rejected = judge(engine, rows)
     assert event["page"] == "/first"
-    assert [(row["row"], row["reason"]) for row in rejected] == [("row 1", "duplicate_id"), ("row 3", "duplicate_id")]
+    assert [row["reason"] for row in rejected] == ["duplicate_id"] * 2
+
+
+def test_of_a_duplicate_the_event_is_kept_that_it_would_have_been(engine: DuckDB) -> None:
+    rows: list[Row] = [
+        {"event_id": "e1", "page": "/first", "ingested_at": "2024-01-02"},
+        {"event_id": "e1", "page": "/late", "ingested_at": "2024-01-03 10:00:00+02:00", "source_file": "b.csv"},
+    ]
+    _, [row] = judge(engine, rows)
+    kept = {name: value for name, value in json.loads(row["row"]).items() if value is not None}
+    assert row["source_file"] == "b.csv"
+    assert kept == {
+        **{"event_id": "e1", "user_id": "u", "event_name": "view", "page": "/late"},
+        **{"occurred_at": "2024-01-01 00:00:00+00", "ingested_at": "2024-01-03 08:00:00+00"},
+    }
 
 
 def test_of_rows_ingested_at_once_the_first_to_occur_is_kept(engine: DuckDB) -> None:
@@ -481,6 +496,10 @@ def test_whole_numbers_are_ids_without_a_fraction(engine: DuckDB) -> None:
     assert [event["user_id"] for event in judge(engine, rows)[0]] == list(expected.values())
 
 
+def test_an_id_of_content_does_not_depend_on_how_a_number_is_stored(engine: DuckDB) -> None:
+    assert judge(engine, [{"quantity": 7}])[0] == judge(engine, [{"quantity": 7.0}])[0]
+
+
 def test_an_id_that_is_not_a_number_is_none(engine: DuckDB) -> None:
     assert reasons(engine, [{"user_id": float("nan")}]) == ["no_user"]
 
@@ -488,6 +507,55 @@ def test_an_id_that_is_not_a_number_is_none(engine: DuckDB) -> None:
 def test_large_whole_numbers_are_ids_with_all_their_digits(engine: DuckDB) -> None:
     [event], _ = judge(engine, [{"user_id": 9223372036854775807}])
     assert event["user_id"] == "9223372036854775807"
+
+
+# --- a batch beside the events of before ---
+
+
+def reconciled(engine: DuckDB, batch: list[Row], stored: list[Row]) -> dict[str, list[tuple[str, Any]]]:
+    """Return the ids and pages of the events of each kind."""
+    sides = [events_of(engine, [{"occurred_at": "2024-01-01"} | row for row in rows]) for rows in (batch, stored)]
+    found = reconcile(*sides)
+    return {
+        kind: sorted((row["event_id"], row["page"]) for row in getattr(found, kind).to_pyarrow().to_pylist())
+        for kind in ("added", "known", "lost", "displaced")
+    }
+
+
+def test_an_event_with_a_new_id_is_added(engine: DuckDB) -> None:
+    found = reconciled(engine, [{"event_id": "e2", "page": "/b"}], [{"event_id": "e1", "page": "/a"}])
+    assert found == {"added": [("e2", "/b")], "known": [], "lost": [], "displaced": []}
+
+
+def test_an_event_that_is_there_from_the_same_file_is_known(engine: DuckDB) -> None:
+    event = {"event_id": "e1", "page": None, "revenue": 1.5}
+    assert reconciled(engine, [event], [event]) == {"added": [], "known": [("e1", None)], "lost": [], "displaced": []}
+
+
+def test_an_event_that_was_ingested_earlier_displaces_its_twin(engine: DuckDB) -> None:
+    early = {"event_id": "e1", "page": "/early", "ingested_at": "2024-01-02"}
+    late = {"event_id": "e1", "page": "/late", "ingested_at": "2024-01-03"}
+    displacing = {"added": [("e1", "/early")], "known": [], "lost": [], "displaced": [("e1", "/late")]}
+    assert reconciled(engine, [early], [late]) == displacing
+    losing = {"added": [], "known": [], "lost": [("e1", "/late")], "displaced": []}
+    assert reconciled(engine, [late], [early]) == losing
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"occurred_at": "2024-01-01"}, {"occurred_at": "2024-01-02"}),
+        ({"page": "/a"}, {"page": "/b"}),
+        ({"page": "/b"}, {"page": None}),
+        ({"revenue": 1.0}, {"revenue": 2.0}),
+        ({"source_file": "a.csv"}, {"source_file": "b.csv"}),
+    ],
+)
+def test_twins_ingested_at_once_are_told_apart_by_their_other_columns(engine: DuckDB, first: Row, second: Row) -> None:
+    same = {"event_id": "e1", "page": "/", "ingested_at": "2024-01-03"}
+    assert reconciled(engine, [same | first], [same | second])["displaced"]
+    assert reconciled(engine, [same | second], [same | first])["lost"]
+    assert judge(engine, [same | second, same | first])[0] == judge(engine, [same | first])[0]
 
 
 # --- laws ---

@@ -2,7 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -402,3 +402,123 @@ def test_what_another_process_is_writing_is_left_alone(lake: Lake) -> None:
     lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
 
     assert other.exists()
+
+
+# --- partitions, origins, parts ---
+
+VISITS = Table(
+    name="visits",
+    schema=ibis.schema({"visit_id": "!string", "at": TIME.copy(nullable=False)}),
+    key=("visit_id",),
+    partition="day of at",
+)
+MONDAY, TUESDAY, THURSDAY = (datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2, 4))
+NOON = timedelta(hours=12)
+
+
+def visits(*rows: tuple[str, datetime]) -> ir.Table:
+    return rows_of(VISITS, list(rows))
+
+
+def test_partitions_are_read_alone(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 2.0), ("ada", JULY, 3.0)]))
+    assert [row[2] for row in lake.read(BALANCES, only=[MAY, JULY]).order_by("as_of").to_pandas().values] == [1.0, 3.0]
+
+
+def test_partitions_that_are_not_there_are_empty(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
+    assert lake.read(BALANCES, only=[JUNE]).count().to_pyarrow().as_py() == 0
+    assert lake.read(BALANCES, only=[]).count().to_pyarrow().as_py() == 0
+
+
+def test_partitions_are_counted_in_order_of_time(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", JUNE, 1.0), ("ben", JUNE, 1.0), ("ada", MAY, 1.0)]))
+    assert list(lake.partitions(BALANCES).items()) == [(MAY, 1), (JUNE, 2)]
+    assert lake.row_count(BALANCES) == 3
+
+
+def test_a_days_partition_is_its_midnight(lake: Lake) -> None:
+    lake.write(VISITS, visits(("a", MONDAY + NOON), ("b", TUESDAY - timedelta(microseconds=1)), ("c", TUESDAY)))
+    assert lake.partitions(VISITS) == {MONDAY: 2, TUESDAY: 1}
+
+
+@pytest.mark.parametrize("year", [1, 1969, 1970, 9999])
+def test_a_day_of_any_year_is_a_partition(lake: Lake, year: int) -> None:
+    at = datetime(year, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    lake.write(VISITS, visits(("a", at)))
+    assert list(lake.partitions(VISITS)) == [datetime(year, 12, 31, tzinfo=UTC)]
+    assert read(lake, VISITS) == [("a", at)]
+
+
+def test_changed_partitions_are_listed_since_any_version(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]))
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0), ("ada", JUNE, 2.0)]))
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", JUNE, 2.0), ("ada", JULY, 3.0)]))
+    assert lake.changed(BALANCES, since=0) == [MAY, JUNE, JULY]
+    assert lake.changed(BALANCES, since=1) == [MAY, JULY]
+    assert lake.changed(BALANCES, since=2) == []
+
+
+def test_it_is_unknown_what_changed_since_a_version_whose_files_are_gone(lake: Lake) -> None:
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
+    [file] = files(lake, BALANCES)
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 2.0)]))
+    (lake.folder / "balances" / file).unlink()
+    assert lake.changed(BALANCES, since=0) is None
+    assert lake.changed(BALANCES, since=99) is None
+
+
+def test_a_table_says_what_it_was_made_of(lake: Lake) -> None:
+    assert lake.origin(BALANCES) == {}
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]), origin={"events_version": 3})
+    assert lake.origin(BALANCES) == {"events_version": 3}
+
+
+def test_the_same_rows_of_something_else_are_another_version(lake: Lake) -> None:
+    rows = rows_of(BALANCES, [("ada", MAY, 1.0)])
+    lake.write(BALANCES, rows, origin={"events_version": 3})
+    assert not lake.write(BALANCES, rows, origin={"events_version": 4})
+    assert lake.origin(BALANCES) == {"events_version": 4}
+    assert read(lake, BALANCES) == [("ada", MAY, 1.0)]
+
+
+def test_a_table_written_in_parts_is_that_written_at_once(lake: Lake, tmp_path: Path) -> None:
+    monday = visits(("b", MONDAY + NOON), ("c", TUESDAY))
+    tuesday = visits(("a", TUESDAY + NOON), ("d", THURSDAY))
+    with Lake(tmp_path / "other lake") as other:
+        other.write(VISITS, ibis.union(monday, tuesday))
+        lake.write_in_parts(VISITS, iter([(monday, TUESDAY), (tuesday, THURSDAY)]))
+        assert lake.content(VISITS) == other.content(VISITS)
+        assert read(lake, VISITS) == read(other, VISITS)
+
+
+def test_parts_replace_what_was_there(lake: Lake) -> None:
+    lake.write(VISITS, visits(("x", THURSDAY)))
+    assert lake.write_in_parts(VISITS, iter([(visits(("a", MONDAY)), TUESDAY)]))
+    assert read(lake, VISITS) == [("a", MONDAY)]
+
+
+def test_no_parts_make_an_empty_table(lake: Lake) -> None:
+    lake.write_in_parts(VISITS, iter([]))
+    assert lake.has(VISITS)
+    assert read(lake, VISITS) == []
+
+
+def test_a_part_that_fails_leaves_the_table_as_it_was(lake: Lake) -> None:
+    lake.write(VISITS, visits(("x", THURSDAY)))
+    with pytest.raises(ContractError, match="1 rows repeat a key"):
+        lake.write_in_parts(
+            VISITS, iter([(visits(("a", MONDAY)), TUESDAY), (visits(("b", TUESDAY), ("b", TUESDAY)), THURSDAY)])
+        )
+    assert read(lake, VISITS) == [("x", THURSDAY)]
+    assert not list(lake.folder.glob(".staging-*/*"))
+
+
+def test_more_than_the_memory_limit_goes_to_disk_and_is_gone_afterwards(tmp_path: Path) -> None:
+    with Lake(tmp_path / "lake", memory_limit_bytes=120_000_000) as lake:
+        rows = ibis.range(3_000_000).unnest().name("number").as_table()
+        at = ibis.literal(MONDAY, TIME)
+        made = rows.select(visit_id=rows.number.cast("string").hexdigest("md5"), at=at)
+        lake.write(VISITS, lake.engine.create_table("made", made))
+        assert lake.row_count(VISITS) == 3_000_000
+    assert [path.name for path in (tmp_path / "lake").iterdir()] == ["visits"]

@@ -49,7 +49,7 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_the_commands_exist() -> None:
-    assert commands("habitus") == {"run"}
+    assert commands("habitus") == {"run", "preview"}
     for command in re.findall(r"`habitus ([a-z |\n]+) CONFIG`", README)[0].split("|"):
         assert habitus(command.strip(), "--help").exit_code == 0
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
 
-from features.sources import Source, SourceError, Users, find_files, read_events, read_users
+from features.sources import Source, SourceError, Users, find_files, read_events, read_files, read_users, row_text
 
 COLUMNS: dict[str, Any] = {"user_id": "user", "occurred_at": "time", "event_name": "name"}
 LINE = '{"user":"ada","time":"2024-01-01","name":"view"}\n'
@@ -40,7 +40,8 @@ def read(
     write(folder, files)
     given = {"files": sorted(files), "columns": COLUMNS} | source
     given["columns"] = COLUMNS | (columns or {})
-    rows: list[dict[str, Any]] = read_events(engine, Source(**given), folder).to_pyarrow().to_pylist()
+    found = read_events(engine, Source(**given), folder)
+    rows: list[dict[str, Any]] = found.mutate(row=row_text(found)).drop("line").to_pyarrow().to_pylist()
     return sorted(rows, key=lambda row: row["source_file"])
 
 
@@ -90,6 +91,15 @@ def test_a_glob_that_names_no_file_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, {"a.csv": "x"})
     with pytest.raises(SourceError, match=r"^\*\.parquet: no such file; paths are relative to "):
         find_files(["a.csv", "*.parquet"], tmp_path)
+
+
+def test_a_glob_that_named_a_file_before_may_name_none_now(tmp_path: Path) -> None:
+    for known in ("a.csv", "in/a.csv", "a[1].csv"):
+        assert find_files([known, "./" + known], tmp_path, [known]) == []
+    assert find_files("**/*.csv", tmp_path, ["a.csv"]) == find_files("in/*.csv", tmp_path, ["in/a.csv"]) == []
+    assert find_files(str(tmp_path / "*.csv"), tmp_path, ["a.csv"]) == []
+    with pytest.raises(SourceError, match=r"^\*\.tsv: no such file"):
+        find_files("*.tsv", tmp_path, ["a.csv"])
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
@@ -295,9 +305,21 @@ def test_a_file_with_a_header_only_has_no_rows(engine: DuckDB, tmp_path: Path) -
     assert read(engine, tmp_path, {"e.csv": "user,time,name\n"}) == []
 
 
-def test_an_empty_file_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["b.csv", "b.csv.gz"])
+def test_an_empty_file_beside_others_has_no_rows(engine: DuckDB, tmp_path: Path, name: str) -> None:
+    empty = gzip.compress(b"") if name.endswith(".gz") else b""
+    files: dict[str, str | bytes] = {"a.csv": "user,time,name\nada,1,view\n", name: empty}
+    assert users_of(read(engine, tmp_path, files)) == ["ada"]
+
+
+def test_an_empty_file_alone_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"^e\.csv: its first line must name the columns; it is empty$"):
+        read(engine, tmp_path, {"e.csv": ""})
+
+
+def test_a_file_whose_first_line_is_blank_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^b\.csv: its first line must name the columns; it is empty$"):
-        read(engine, tmp_path, {"a.csv": "user,time,name\n", "b.csv": ""})
+        read(engine, tmp_path, {"a.csv": "user,time,name\n", "b.csv": "\nada,1,view\n"})
 
 
 @pytest.mark.parametrize("header", ["user,time,name,user", "user,time,name,User"])
@@ -588,6 +610,32 @@ def test_an_id_needs_columns_each_once(event_id: list[str]) -> None:
 def test_a_computed_column_is_an_expression_or_a_constant(given: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="give either sql or value"):
         Source.model_validate({"files": "e.csv", "columns": COLUMNS | {"user_id": given}})
+
+
+# --- beside files of before ---
+
+
+def read_beside(engine: DuckDB, folder: Path, name: str, content: str, known: dict[str, str]) -> dict[str, Any]:
+    """Read one row of a file whose source had other columns before."""
+    write(folder, {name: content})
+    source = Source.model_validate({"files": name, "columns": COLUMNS | {"page": "url", "category": "place.city"}})
+    read = read_files(engine, source, folder, [folder / name], [known])
+    assert known.keys() <= read.columns.keys()
+    [row] = read.rows.to_pyarrow().to_pylist()
+    return dict(row)
+
+
+def test_columns_that_only_other_files_had_are_null(engine: DuckDB, tmp_path: Path) -> None:
+    known = {"url": "VARCHAR", "place": "STRUCT(city VARCHAR)"}
+    for name, content in (("e.csv", "user,time,name\nada,1,view\n"), ("e.jsonl", LINE)):
+        row = read_beside(engine, tmp_path, name, content, known)
+        assert (row["user_id"], row["page"], row["category"]) == ("ada", None, None)
+
+
+def test_fields_of_a_field_that_only_other_files_had_are_null(engine: DuckDB, tmp_path: Path) -> None:
+    line = '{"user":"ada","time":"1","name":"view","url":7,"place":{"land":"GB"}}'
+    row = read_beside(engine, tmp_path, "e.jsonl", line, {"url": "VARCHAR", "place": "STRUCT(city VARCHAR)"})
+    assert (row["page"], row["category"]) == ("7", None)
 
 
 # --- users ---

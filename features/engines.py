@@ -1,0 +1,113 @@
+"""Engines: what runs the expressions, and turns files into rows and rows into files. DuckDB; Spark is in `spark`."""
+
+import os
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import ibis
+import ibis.expr.types as ir
+from ibis.backends.duckdb import Backend
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_US = 86_400 * 1_000_000
+
+
+class Engine(Protocol):
+    """Ibis' backend, of which the lake asks three things more."""
+
+    def read_files(self, files: Sequence[str], schema: ibis.Schema) -> ir.Table:
+        """Return the rows of Parquet files under a schema; a column that a file does not have is null."""
+
+    def keep(self, name: str, rows: ir.Table, order: Sequence[str]) -> ir.Table:
+        """Run a query into a table, as `write_files` will want it."""
+
+    def write_files(
+        self, rows: ir.Table, at: str | None, *, by_day: bool, order: Sequence[str], folder: Path
+    ) -> dict[datetime | None, Path]:
+        """Write rows that were kept to a Parquet file for each instant in column `at`, or each UTC day of it, in order.
+
+        Without a column to one file. Return the files, somewhere in the folder, by their instant or day's midnight.
+        The same rows give the same bytes.
+        """
+
+
+class DuckDB(Backend):
+    """DuckDB in the process."""
+
+    def read_files(self, files: Sequence[str], schema: ibis.Schema) -> ir.Table:
+        """Return the rows of Parquet files under a schema; a column that a file does not have is null."""
+        return self.read_parquet(files, hive_partitioning=False, union_by_name=True)
+
+    def keep(self, name: str, rows: ir.Table, order: Sequence[str]) -> ir.Table:
+        """Run a query into a table that all connections see, in order, so that a file's rows are in one place."""
+        return self.create_table(name, rows.order_by(*order))
+
+    def write_files(
+        self, rows: ir.Table, at: str | None, *, by_day: bool, order: Sequence[str], folder: Path
+    ) -> dict[datetime | None, Path]:
+        """Write a file for each instant."""
+        query, column = self.compile(rows), _quoted(at)
+        width_us = DAY_US if by_day else 1
+        begins_us: list[int | None] = [None]
+        if at is not None:
+            us = f"epoch_us({column})"
+            # Not date_trunc, which goes through the calendar for each row.
+            found = self.con.execute(
+                f"SELECT DISTINCT {us} - ({us} % {width_us} + {width_us}) % {width_us} FROM ({query}) ORDER BY 1"
+            ).fetchall()
+            begins_us = [begin_us for (begin_us,) in found]
+
+        def write(begin_us: int | None) -> Path:
+            file = folder / f"{uuid.uuid4().hex}.parquet"
+            within = "true"
+            if begin_us is not None:
+                begin, end = (f"make_timestamptz({at_us})" for at_us in (begin_us, begin_us + width_us))
+                within = f"{column} >= {begin} AND {column} < {end}"
+            with self.con.cursor() as con:
+                con.execute("SET enable_progress_bar = false")
+                con.execute(
+                    f"""COPY (SELECT * FROM ({query}) WHERE {within})
+                    TO '{_escaped(file)}' (FORMAT parquet, COMPRESSION zstd)"""
+                )
+            return file
+
+        # A partition is small for two threads, and there are many.
+        [[thread_count]] = self.con.execute("SELECT current_setting('threads')").fetchall()
+        with ThreadPoolExecutor(thread_count) as pool:
+            files = pool.map(write, begins_us)
+            return {_instant(begin_us): file for begin_us, file in zip(begins_us, files, strict=True)}
+
+
+def connect(memory_limit_bytes: int | None = None, spill_folder: Path | None = None) -> DuckDB:
+    """Start DuckDB, which takes at most so much memory (half of the machine's) and spills what is more."""
+    engine: DuckDB = DuckDB().connect()
+    engine.raw_sql("SET TimeZone = 'UTC'")
+    # Signed, as Spark has no unsigned integers.
+    engine.raw_sql("CREATE TEMP MACRO content_hash(content) AS (hash(content) >> 1)::BIGINT")
+    # Progress bars are the program's business, not the engine's.
+    engine.raw_sql("SET enable_progress_bar = false")
+    engine.raw_sql(f"SET memory_limit = '{(memory_limit_bytes or half_of_memory_bytes()) // 1024}KiB'")
+    if spill_folder is not None:
+        engine.raw_sql(f"SET temp_directory = '{_escaped(spill_folder)}'")
+    return engine
+
+
+def half_of_memory_bytes() -> int:
+    """Return half of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _instant(us: int | None) -> datetime | None:
+    return None if us is None else EPOCH + timedelta(microseconds=us)
+
+
+def _quoted(column: str | None) -> str:
+    return '"' + (column or "").replace('"', '""') + '"'
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("'", "''")

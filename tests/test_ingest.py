@@ -1,0 +1,638 @@
+"""Ingest by increments: whatever the files, their batches and their order, the tables are those of one batch."""
+
+import json
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import events_of, habitus
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.events import EVENTS, REJECTED
+from features.files import FILES
+from features.lake import Lake
+from features.sources import SourceError, UnreadableError
+from features.table import Table
+from flows.ingest import Ingested, accept_files
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CONFIG = """
+name = "shop"
+[events]
+files = ["{files}"]
+[events.columns]
+event_id = "id"
+user_id = "user"
+occurred_at = "at"
+event_name = "event"
+"""
+HEADER = "id,user,at,event"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A folder with a configuration, files and a lake."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "habitus.toml"
+
+    def configure(self, text: str = CONFIG, files: str = "*.csv") -> None:
+        self.folder.mkdir(exist_ok=True)
+        self.config.write_text(text.replace("{files}", files))
+
+    def put(self, name: str, *lines: str, header: str = HEADER) -> None:
+        (self.folder / name).write_text("\n".join([header, *lines]) + "\n")
+
+    def ingest(self, rebuild: bool = False) -> Ingested:
+        return accept_files.fn(str(self.config), NOW, rebuild)
+
+    def rows(self, table: Table, *columns: str) -> list[Any]:
+        """Return the rows of a table in the order of their key; of one column, its values."""
+        with Lake(self.folder / "lake") as lake:
+            found = lake.read(table)
+            rows: list[Row] = found.order_by(*table.key).select(*columns or found.columns).to_pyarrow().to_pylist()
+        return [row[columns[0]] for row in rows] if len(columns) == 1 else rows
+
+    def ids(self) -> list[str]:
+        return self.rows(EVENTS, "event_id")
+
+    def partitions(self) -> dict[str, str]:
+        """Return the file of each day."""
+        with Lake(self.folder / "lake") as lake:
+            return {Path(file).parent.name: Path(file).name for file in lake.files(EVENTS)}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    shop = Shop(tmp_path / "shop")
+    shop.configure()
+    return shop
+
+
+# --- which files are read ---
+
+
+def test_only_new_files_are_read(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01 10:00:00,home")
+    first = shop.ingest()
+    shop.put("b.csv", "3,ben,2024-03-02 10:00:00,home")
+    second = shop.ingest()
+
+    assert (first.known_files, first.batch.files, first.batch.read) == (0, 1, 2)
+    assert (second.known_files, second.batch.files, second.batch.read) == (1, 1, 1)
+    assert (second.read, second.accepted, second.rejected) == (3, 2, {"no_user": 1})
+    assert shop.ids() == ["1", "3"]
+
+
+def test_without_new_files_nothing_is_read_and_nothing_changes(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01 10:00:00,home")
+    first, again = shop.ingest(), shop.ingest()
+
+    assert (again.known_files, again.batch.files, again.batch.read, again.changed) == (1, 0, 0, False)
+    assert (again.read, again.accepted, again.rejected) == (first.read, first.accepted, first.rejected)
+    assert again.watermark == first.watermark == datetime(2024, 3, 1, 10, tzinfo=UTC)
+
+
+def test_a_file_with_another_name_is_known_by_its_content(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    (shop.folder / "a.csv").rename(shop.folder / "b.csv")
+
+    assert shop.ingest().known_files == 1
+    assert shop.rows(EVENTS, "source_file") == ["a.csv"]
+
+
+def test_of_files_with_the_same_content_the_first_is_read(shop: Shop) -> None:
+    for name in ("b.csv", "a.csv", "c.csv"):
+        shop.put(name, "1,ada,2024-03-01 10:00:00,home")
+
+    ingested = shop.ingest()
+    assert (ingested.known_files, ingested.batch.files, ingested.read) == (2, 1, 1)
+    assert shop.rows(EVENTS, "source_file") == ["a.csv"]
+
+
+def test_events_of_files_that_were_taken_away_stay(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    (shop.folder / "a.csv").unlink()
+    assert shop.ingest().accepted == 1  # no file is there at all
+
+    shop.put("b.csv", "2,ben,2024-03-01 11:00:00,home")
+    assert shop.ingest().known_files == 0
+    assert shop.ids() == ["1", "2"]
+
+
+def test_a_name_that_never_named_a_file_is_still_an_error(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    shop.configure(files='*.csv", "b/*.tsv')
+
+    with pytest.raises(SourceError, match=r"^b/\*\.tsv: no such file"):
+        shop.ingest()
+
+
+def test_what_is_known_of_a_file_is_its_content_and_what_became_of_its_rows(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "1,ada,2024-03-01 11:00:00,home", "2,,2024-03-01,home")
+    shop.ingest()
+
+    [file] = shop.rows(FILES, "path", "content", "read", "accepted", "rejected", "known")
+    assert file["path"] == "a.csv"
+    assert len(file["content"]) == 64
+    assert (file["read"], file["accepted"], file["rejected"], file["known"]) == (3, 1, 2, 0)
+
+
+def test_the_same_files_give_the_same_bytes(shop: Shop, tmp_path: Path) -> None:
+    other = Shop(tmp_path / "other")
+    other.configure()
+    for one in (shop, other):
+        one.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
+        one.ingest()
+
+    with Lake(shop.folder / "lake") as here, Lake(other.folder / "lake") as there:
+        assert [here.content(table) == there.content(table) for table in (EVENTS, REJECTED, FILES)] == [True] * 3
+
+
+# --- a file that is read again ---
+
+
+def test_rows_that_a_file_gave_before_are_known(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
+    shop.ingest()
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home", "3,ben,2024-03-02 10:00:00,home")
+    grown = shop.ingest()
+
+    assert (grown.batch.read, grown.batch.accepted, grown.batch.rejected, grown.batch.known) == (
+        3,
+        1,
+        {"no_user": 1},
+        1,
+    )
+    assert (grown.read, grown.accepted, grown.rejected) == (3, 2, {"no_user": 1})
+    assert shop.ids() == ["1", "3"]
+
+
+def test_rejected_rows_of_a_file_that_was_mended_are_gone(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
+    shop.put("b.csv", "3,,2024-03-01 10:00:00,home")
+    shop.ingest()
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ben,2024-03-01,home")
+    mended = shop.ingest()
+
+    assert (mended.accepted, mended.rejected) == (2, {"no_user": 1})
+    assert shop.rows(REJECTED, "source_file") == ["b.csv"]
+
+
+def test_a_row_that_was_mended_under_its_id_is_a_twin_like_any_other(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    shop.put("a.csv", "1,ada,2024-03-01 09:00:00,home")
+    mended = shop.ingest()
+    assert (mended.batch.accepted, mended.rejected) == (1, {})  # what it was is in no file now
+    shop.put("a.csv", "1,ada,2024-03-01 11:00:00,home")
+    assert shop.ingest().batch.rejected == {"duplicate_id": 1}
+
+    assert shop.rows(EVENTS, "occurred_at") == [datetime(2024, 3, 1, 9, tzinfo=UTC)]
+
+
+def test_a_grown_file_takes_the_place_of_what_it_was(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ada,2024-03-01 11:00:00,home")
+    shop.ingest()
+    assert shop.rows(FILES, "read") == [2]
+
+    shop.put("a.csv", "3,ada,2024-03-01 12:00:00,home")
+    shop.ingest()
+    assert sorted(shop.rows(FILES, "read")) == [1, 2]  # what it held before is in no file now
+    assert shop.ids() == ["1", "2", "3"]
+
+
+# --- twins ---
+
+
+def test_of_twins_in_two_batches_the_first_to_be_ingested_is_kept(shop: Shop) -> None:
+    shop.configure(CONFIG + 'ingested_at = "known"\n')
+    header = HEADER + ",known"
+    shop.put("a.csv", "1,ada,2024-03-05,late,2024-03-09", "2,ben,2024-03-05,early,2024-03-06", header=header)
+    shop.ingest()
+    shop.put("b.csv", "1,ada,2024-03-01,early,2024-03-08", "2,ben,2024-03-07,late,2024-03-08", header=header)
+    ingested = shop.ingest()
+
+    assert shop.rows(EVENTS, "event_name", "source_file") == [
+        {"event_name": "early", "source_file": "b.csv"},
+        {"event_name": "early", "source_file": "a.csv"},
+    ]
+    assert sorted(shop.rows(REJECTED, "source_file")) == ["a.csv", "b.csv"]
+    assert {json.loads(row)["event_name"] for row in shop.rows(REJECTED, "row")} == {"late"}
+    assert (ingested.read, ingested.accepted, ingested.rejected) == (4, 2, {"duplicate_id": 2})
+
+
+def test_equal_rows_of_a_file_are_all_counted_when_the_accepted_one_gives_way(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-02,home", "1,ada,2024-03-02,home")
+    assert shop.ingest().rejected == {"duplicate_id": 1}
+    shop.put("b.csv", "1,ada,2024-03-01,home")
+    ingested = shop.ingest()
+
+    assert (ingested.read, ingested.accepted, ingested.rejected) == (3, 1, {"duplicate_id": 2})
+    assert shop.rows(REJECTED, "source_file") == ["a.csv", "a.csv"]
+
+
+def test_only_days_that_change_are_written(shop: Shop) -> None:
+    shop.put("a.csv", *(f"{day},ada,2024-03-0{day} 10:00:00,home" for day in range(1, 6)))
+    shop.ingest()
+    before = shop.partitions()
+    # A new event, a twin that comes too late, and one that moves its event to another day.
+    shop.put("b.csv", "9,ben,2024-03-02 11:00:00,home", "3,ada,2024-03-05 10:00:00,home", "5,ada,2024-03-04,home")
+    shop.ingest()
+
+    after = shop.partitions()
+    assert {day for day in before if before[day] != after.get(day)} == {f"day=2024-03-0{day}" for day in (2, 4, 5)}
+    assert "day=2024-03-05" not in after
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_ids_of_content_tell_twins_in_two_batches(shop: Shop, order: str) -> None:
+    shop.configure(CONFIG.replace('event_id = "id"\n', ""))
+    rows = {"a": ["ada,2024-03-01,home"], "b": ["ada,2024-03-01,home", "ada,2024-03-01,home", "ada,2024-03-02,home"]}
+    for name in order:
+        shop.put(f"{name}.csv", *rows[name], header="user,at,event")
+        ingested = shop.ingest()
+
+    assert (ingested.read, ingested.accepted, ingested.rejected) == (4, 3, {"duplicate_id": 1})
+    assert sorted(shop.rows(EVENTS, "source_file")) == ["a.csv", "b.csv", "b.csv"]
+
+
+HOUR = st.integers(0, 5).map(lambda number: f"2024-03-0{1 + number // 3} {23 * (number % 3 == 2):02}:00:00")
+LINE = st.tuples(
+    st.sampled_from(["", *"123456"]),
+    st.sampled_from(["ada", "ada", "ben", ""]),
+    HOUR | st.just("soon"),
+    st.sampled_from(["home", "cart"]),
+    st.sampled_from(["", "2024-03-05", "2024-03-06"]),
+).map(",".join)
+FILE = st.lists(LINE, min_size=1, max_size=8).map(tuple)
+
+
+@given(files=st.lists(FILE, min_size=2, max_size=4, unique=True), seed=st.integers(0, 10**6))
+@settings(max_examples=4, deadline=None)
+def test_any_batches_in_any_order_give_the_tables_of_one_batch(files: list[tuple[str, ...]], seed: int) -> None:
+    chance = random.Random(seed)
+    names = [f"{number}.csv" for number in range(len(files))]
+    lines = dict(zip(names, files, strict=True)) | {"good.csv": ("good,ada,2024-03-01,home,",)}
+    with TemporaryDirectory() as folder:
+        once, often = Shop(Path(folder) / "once"), Shop(Path(folder) / "often")
+        for shop in (once, often):
+            shop.configure(CONFIG + 'ingested_at = "known"\n')
+            shop.put("good.csv", *lines["good.csv"], header=HEADER + ",known")
+        for name in names:
+            once.put(name, *lines[name], header=HEADER + ",known")
+        counted = once.ingest()
+        for position, name in enumerate(chance.sample(names, len(names))):
+            often.put(name, *lines[name], header=HEADER + ",known")
+            if chance.random() < 0.7 or position == len(names) - 1:
+                batch = often.ingest().batch
+                assert batch.read == batch.accepted + sum(batch.rejected.values()) + batch.known
+
+        assert often.rows(EVENTS) == once.rows(EVENTS)
+        assert often.rows(REJECTED) == once.rows(REJECTED)
+        assert counted.read == len(often.rows(EVENTS)) + len(often.rows(REJECTED)) == sum(map(len, lines.values()))
+
+
+# --- breaking off ---
+
+
+def test_a_run_that_breaks_off_between_commits_is_repaired_by_the_next(shop: Shop, tmp_path: Path) -> None:
+    undisturbed = Shop(tmp_path / "undisturbed")
+    undisturbed.configure()
+    for one in (shop, undisturbed):
+        one.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home", "3,ada,2024-03-02 10:00:00,home")
+        one.ingest()
+        # A twin that displaces, one that loses, two that are equal, a file that has grown.
+        one.put("b.csv", "1,ada,2024-03-01 09:00:00,home", "3,ada,2024-03-03,home", "4,,2024-03-01,home")
+        one.put("c.csv", "5,ben,2024-03-04,home", "5,ben,2024-03-04,home")
+    undisturbed.ingest()
+    for table in (REJECTED, EVENTS, FILES):
+        in_the_way = shop.folder / "lake" / table.name / "_delta_log" / f"{1:020}.json"
+        in_the_way.mkdir()
+        with pytest.raises(Exception, match="commit"):
+            shop.ingest()
+        in_the_way.rmdir()
+    shop.ingest()
+
+    assert shop.rows(EVENTS) == undisturbed.rows(EVENTS)
+    assert shop.rows(REJECTED) == undisturbed.rows(REJECTED)
+    counts = ("path", "content", "read", "rejected")
+    assert shop.rows(FILES, *counts) == undisturbed.rows(FILES, *counts)
+
+
+def test_files_that_vanish_before_a_first_run_is_repaired_are_not_lost(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    in_the_way = shop.folder / "lake" / "files" / "_delta_log"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    with pytest.raises(Exception, match="_delta_log"):
+        shop.ingest()
+    in_the_way.unlink()
+    (shop.folder / "a.csv").rename(shop.folder / "a.done")
+    shop.put("b.csv", "2,ada,2024-03-01 10:00:00,home")
+
+    with pytest.raises(SourceError, match=r"1 that were ingested are gone or changed, first a\.csv: .*--rebuild"):
+        shop.ingest()
+    assert shop.ids() == ["1"]
+
+
+# --- reading all files again ---
+
+
+def test_another_mapping_reads_all_files_again(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.put("b.csv", "2,ada,2024-03-01 11:00:00,home")
+    shop.ingest()
+    shop.configure(CONFIG + "[events.names]\nhome = 'page_view'\n")
+    again = shop.ingest()
+
+    assert (again.known_files, again.batch.files, again.accepted) == (0, 2, 2)
+    assert shop.rows(EVENTS, "event_name") == ["page_view", "page_view"]
+
+
+def test_another_time_zone_reads_all_files_again(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    shop.configure('time_zone = "Europe/Berlin"\n' + CONFIG)
+    shop.ingest()
+
+    assert shop.rows(EVENTS, "occurred_at") == [datetime(2024, 3, 1, 9, tzinfo=UTC)]
+
+
+def test_other_names_of_files_read_none_again(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    shop.configure(CONFIG.replace("[events]", "[events]\nskip_unreadable = true"), files="[ab].csv")
+
+    assert shop.ingest().known_files == 1
+
+
+def test_files_that_are_gone_stop_another_mapping(shop: Shop) -> None:
+    for number, name in enumerate(("c", "b", "a")):
+        shop.put(f"{name}.csv", f"{number},ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    (shop.folder / "c.csv").unlink()
+    (shop.folder / "b.csv").unlink()
+    shop.configure(CONFIG.replace('"event"', '"id"'))
+
+    with pytest.raises(SourceError, match=r"2 that were ingested are gone or changed, first b\.csv: .*--rebuild"):
+        shop.ingest()
+    assert shop.ids() == ["0", "1", "2"]
+    assert shop.ingest(rebuild=True).accepted == 1
+    assert shop.rows(EVENTS, "event_name") == ["2"]
+    assert shop.rows(FILES, "path") == ["a.csv"]
+
+
+def test_a_file_that_has_grown_since_does_not_stop_another_mapping(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ada,2024-03-01 11:00:00,home")
+    shop.ingest()
+    shop.configure(CONFIG.replace('"event"', '"id"'))
+
+    assert shop.ingest().accepted == 2
+
+
+def test_a_rebuild_leaves_what_only_gone_files_held_out_of_every_table(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
+    shop.ingest()
+    shop.put("a.csv", "3,ada,2024-03-02 10:00:00,home")
+    shop.ingest()
+    rebuilt = shop.ingest(rebuild=True)
+
+    assert (rebuilt.read, rebuilt.accepted, rebuilt.rejected, rebuilt.batch.watermark) == (1, 1, {}, None)
+    assert (shop.ids(), shop.rows(REJECTED), shop.rows(FILES, "read")) == (["3"], [], [1])
+
+
+def test_a_rebuild_of_the_same_files_changes_nothing(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+
+    assert not shop.ingest(rebuild=True).changed
+
+
+def test_a_rebuild_without_files_is_an_error(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+    shop.ingest()
+    (shop.folder / "a.csv").unlink()
+
+    with pytest.raises(SourceError, match="no such file"):
+        shop.ingest(rebuild=True)
+    assert shop.ids() == ["1"]
+
+
+def test_events_with_the_columns_of_before_are_replaced(shop: Shop) -> None:
+    columns = {name: kind for name, kind in EVENTS.schema.items() if name != "source_file"}
+    before = Table("events", ibis.schema(columns), EVENTS.key, EVENTS.partition)
+    with Lake(shop.folder / "lake") as lake:
+        lake.write(before, events_of(lake.engine, [{"occurred_at": "2024-03-01"}]))
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
+
+    assert shop.ingest().accepted == 1
+    assert shop.ids() == ["1"]
+
+
+# --- lateness ---
+
+
+def test_the_first_run_knows_no_lateness(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ada,2024-03-05 10:00:00,home")
+    first = shop.ingest()
+
+    assert first.watermark == datetime(2024, 3, 5, 10, tzinfo=UTC)
+    assert (first.batch.watermark, first.batch.late_share, first.batch.late_by_max_s) == (None, None, None)
+
+
+def test_events_from_before_the_watermark_are_late(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-05 10:00:00,home")
+    shop.ingest()
+    shop.put(
+        "b.csv",
+        "2,ada,2024-03-05 09:59:59,home",
+        "3,ada,2024-03-05 10:00:00,home",
+        "4,ada,2024-03-02 10:00:00,home",
+        "5,ada,2024-03-06 10:00:00,home",
+        "1,ada,2024-03-07,a duplicate is not late",
+    )
+    second = shop.ingest()
+
+    assert second.batch.watermark == datetime(2024, 3, 5, 10, tzinfo=UTC)
+    assert (second.batch.late_share, second.batch.late_by_max_s) == (0.5, 3 * 86400)
+    assert second.watermark == datetime(2024, 3, 6, 10, tzinfo=UTC)
+
+
+# --- files that cannot be read ---
+
+
+def parquet(path: Path, first_id: int, damaged: bool = False) -> None:
+    """Write a thousand events, whose second row group is damaged where only reading its rows finds out."""
+    ids = [f"{first_id + number}" for number in range(1000)]
+    columns = {"id": ids, "user": ids, "at": ["2024-03-01 10:00:00"] * 1000, "event": ids}
+    pq.write_table(pa.table(columns), path, row_group_size=500, use_dictionary=False)
+    if damaged:
+        start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+        content = bytearray(path.read_bytes())
+        content[start : start + 1000] = b"\xff" * 1000
+        path.write_bytes(content)
+
+
+def test_a_file_that_is_damaged_in_its_middle_is_named(shop: Shop) -> None:
+    shop.configure(files="*.parquet")
+    for number, name in enumerate(("a", "b", "c")):
+        parquet(shop.folder / f"{name}.parquet", 1000 * number, damaged=name == "b")
+
+    with pytest.raises(UnreadableError, match=r"b\.parquet: cannot be read: "):
+        shop.ingest()
+    assert not (shop.folder / "lake" / "events").exists()
+
+
+def test_files_that_cannot_be_read_are_skipped_if_so_said_and_tried_again(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.configure(CONFIG.replace("[events]", "[events]\nskip_unreadable = true"), files="*.parquet")
+    parquet(shop.folder / "a.parquet", 0)
+    parquet(shop.folder / "b.parquet", 1000, damaged=True)
+    (shop.folder / "c.parquet").write_bytes(b"")
+    assert shop.ingest().accepted == 1000
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [next(name for name in ("a", "b", "c") if f"{name}.parquet" in line) for line in warned] == ["b", "c"]
+    assert shop.rows(FILES, "path") == ["a.parquet"]
+
+    assert shop.ingest().accepted == 1000
+    parquet(shop.folder / "b.parquet", 1000)
+    assert shop.ingest().accepted == 2000
+
+
+def test_files_of_which_none_can_be_read_are_an_error(shop: Shop) -> None:
+    shop.configure(CONFIG.replace("[events]", "[events]\nskip_unreadable = true"), files="*.parquet")
+    parquet(shop.folder / "b.parquet", 1000, damaged=True)
+
+    with pytest.raises(SourceError, match="no file that can be read"):
+        shop.ingest()
+
+
+# --- odd files ---
+
+
+def test_a_column_that_a_new_file_lacks_is_null_in_it(shop: Shop) -> None:
+    shop.configure(CONFIG + 'page = "url"\n')
+    shop.put("a.csv", "1,ada,2024-03-01,home,/home", header=HEADER + ",url")
+    shop.ingest()
+    shop.put("b.csv", "2,ada,2024-03-02,home")
+    shop.ingest()
+
+    assert shop.rows(EVENTS, "page") == ["/home", None]
+
+
+def test_fields_that_new_json_lines_lack_are_null_in_them(shop: Shop) -> None:
+    mapping = CONFIG.replace('"user"', '"who.id"') + 'revenue = { sql = "price * 2" }\n'
+    shop.configure(mapping, files="*.jsonl")
+    line = {"id": "1", "who": {"id": "ada"}, "at": "2024-03-01", "event": "home"}
+    (shop.folder / "a.jsonl").write_text(json.dumps(line | {"price": 1.5}))
+    shop.ingest()
+    (shop.folder / "b.jsonl").write_text(json.dumps(line | {"id": "2"}))
+    (shop.folder / "c.jsonl").write_text(json.dumps(line | {"id": "3", "who": {"name": "ada"}}))
+    (shop.folder / "d.jsonl").write_text("")
+    shop.ingest()
+
+    assert shop.rows(EVENTS, "event_id", "revenue") == [
+        {"event_id": "1", "revenue": 3.0},
+        {"event_id": "2", "revenue": None},
+    ]
+    assert shop.rows(REJECTED, "reason") == ["no_user"]
+
+
+def test_a_new_column_that_no_file_has_is_still_an_error(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-01,home")
+    shop.ingest()
+    shop.configure(CONFIG + 'page = "url"\n')
+
+    with pytest.raises(SourceError, match=r"^events\.columns\.page: a\.csv has no column 'url'"):
+        shop.ingest()
+
+
+def test_days_without_rows_and_days_without_files_are_fine(shop: Shop) -> None:
+    shop.put("2024-03-01.csv", "1,ada,2024-03-01,home")
+    shop.put("2024-03-02.csv")
+    (shop.folder / "2024-03-03.csv").write_text("")
+    shop.put("2024-03-05.csv", "2,ada,2024-03-05,home")
+    assert shop.ingest().read == 2
+    (shop.folder / "2024-03-06.csv").write_bytes(b"")
+    shop.put("2024-03-07.csv", "3,,2024-03-07,home")
+
+    ingested = shop.ingest()
+    assert (ingested.accepted, ingested.rejected) == (2, {"no_user": 1})
+    assert shop.rows(FILES, "read") == [1, 0, 0, 1, 1]
+
+
+def test_clocks_of_1970_are_accepted_and_those_of_2099_are_not(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,1970-01-01 00:00:00,home", "2,ada,2099-01-01 00:00:00,home", "3,ada,2024-03-01,home")
+    ingested = shop.ingest()
+
+    assert shop.ids() == ["1", "3"]
+    assert ingested.rejected == {"time_in_the_future": 1}
+    assert shop.partitions().keys() == {"day=1970-01-01", "day=2024-03-01"}
+
+
+def test_a_megabyte_in_any_column_is_kept(shop: Shop) -> None:
+    long = "x" * 1_000_000
+    shop.put("a.csv", f"{long},ada,2024-03-01,home", f"2,{long},2024-03-01,home", f"3,ada,2024-03-01,{long}")
+    shop.put("b.csv", f"4,ada,{long},home", f"{long},ben,2024-03-02,home")
+    ingested = shop.ingest()
+
+    assert (ingested.accepted, ingested.rejected) == (3, {"unparseable_time": 1, "duplicate_id": 1})
+    assert [max(map(len, (row["event_id"], row["user_id"], row["event_name"]))) for row in shop.rows(EVENTS)] == [
+        1_000_000
+    ] * 3
+    assert all(len(row) > 1_000_000 for row in shop.rows(REJECTED, "row"))
+
+
+def test_a_user_may_have_very_many_events(shop: Shop) -> None:
+    shop.put("a.csv", *(f"{number},ada,2024-03-01,home" for number in range(200_000)))
+    shop.put("b.csv", *(f"{number},ada,2024-03-01,home" for number in range(199_000, 201_000)))
+
+    assert shop.ingest().batch.accepted == 201_000
+
+
+# --- as a command ---
+
+
+def test_the_command_says_what_was_new_and_how_late(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-05 10:00:00,home")
+    assert habitus("ingest", str(shop.config)).exit_code == 0
+    shop.put("b.csv", "2,ada,2024-03-02 10:00:00,home", "3,ben,2024-03-06 10:00:00,home", "1,ben,2024-03-06,home")
+    said = [line.split(" s  ")[1] for line in habitus("ingest", str(shop.config)).stderr.splitlines()]
+
+    assert said == [
+        "ingest: 1 file known, 1 new; 2 accepted + 1 rejected = 3 rows read",
+        "  rejected 1: an event id that was there already",
+        "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-06 10:00",
+    ]
+
+
+def test_the_command_rebuilds(shop: Shop) -> None:
+    shop.put("a.csv", "1,ada,2024-03-05 10:00:00,home")
+    assert habitus("ingest", str(shop.config)).exit_code == 0
+    shop.put("a.csv", "2,ada,2024-03-05 10:00:00,home")
+    done = habitus("ingest", "--rebuild", str(shop.config), "--json")
+
+    assert json.loads(done.stdout)["accepted"] == 1
+    assert shop.ids() == ["2"]
