@@ -3,20 +3,26 @@
 import logging
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 import ibis
+import ibis.expr.types as ir
 import pandas as pd
 from prefect import flow, task
 
+from features.engines import DuckDB
 from features.lake import Lake
 from features.snapshots import in_words
-from flows.configuration import Configuration, load
+from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import name_run, resolve_as_of
+from flows.snapshot import table_of
 from flows.train import find_serving, model_name, read_snapshots
 from flows.world import TOUCHES_THE_WORLD
-from models import propensities, rules, segments
-from models.registry import Registry, Version
-from publish.assignments import ASSIGNMENTS, PROPENSITIES, Scores, assign, to_arrow
+from models import segments
+from models.registry import Registry
+from publish import scoring
+from publish.assignments import ASSIGNMENTS, PROPENSITIES
 
 logger = logging.getLogger("habitus")
 
@@ -56,57 +62,65 @@ def score(config: str, as_of: datetime | None = None) -> Scored:
 def assign_users(config: str, as_of: datetime | None) -> Scored:
     """Read a snapshot and the models that serve, store assignments."""
     configuration = load(config)
-    registry = Registry(configuration.mlruns)
-    with Lake(configuration.lake) as lake:
+    with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
-        snapshot = read_snapshots(lake, configuration, [as_of])
-        serving = find_serving(registry, model_name(configuration, "segments"), as_of, snapshot)
-        model = segments.SegmentModel.from_dict(serving.model, serving.metadata) if serving else None
-        scores = {}
-        for kind in PROPENSITIES:
-            version = find_serving(registry, model_name(configuration, kind), as_of, snapshot)
-            if version is not None:
-                scores[kind] = _score(configuration, kind, version, snapshot)
-        assigned = assign(
-            snapshot,
-            None if model is None else segments.assign(model, snapshot),
-            None if serving is None else serving.number,
-            rules.match(snapshot),
-            scores,
-            configuration.publish.holdout_share,
-            configuration.name,
-        )
-        lake.write(ASSIGNMENTS, ibis.memtable(to_arrow(assigned)), only=[as_of])
-    counts = {kind: int(assigned[f"{kind}_probability"].notna().sum()) for kind in PROPENSITIES}
-    return Scored(as_of, len(assigned), counts, _segments(model, assigned))
+        if isinstance(lake.engine, DuckDB):
+            snapshot = read_snapshots(lake, configuration, [as_of])
+            serving = _find_all_serving(configuration, as_of, snapshot)
+            assigned = ibis.memtable(scoring.score(snapshot, serving))
+        else:  # which may hold more users than this process can: parts are scored where they are
+            users = _read_snapshot(lake, configuration, as_of)
+            serving = _find_all_serving(configuration, as_of, users.limit(0).to_pandas())
+            parts = lake.engine.map_frames(users, partial(scoring.score, serving=serving), ASSIGNMENTS.schema)
+            assigned = scoring.rank(parts)
+        lake.write(ASSIGNMENTS, assigned, only=[as_of])
+        return _sum_up(lake.read(ASSIGNMENTS, only=[as_of]), as_of, serving.segments)
 
 
-def _score(configuration: Configuration, kind: str, version: Version, snapshot: pd.DataFrame) -> Scores:
-    """Score the users whom the label applies to."""
-    days = getattr(configuration.labels, kind).eligible_days
-    eligible = snapshot if days is None else snapshot[snapshot["recency_days"] <= days]
-    eligible = eligible.reset_index(drop=True)
-    if eligible.empty:
-        return Scores(pd.DataFrame(columns=["probability", "percentile", "reasons"]), version.number)
-    probability = propensities.predict(version.model, eligible)
-    by_user = pd.DataFrame(
-        {
-            "probability": probability,
-            "percentile": propensities.percentiles(probability),
-            "reasons": propensities.reasons(version.model, eligible),
+def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:
+    table = table_of(configuration)
+    if as_of not in lake.partitions(table):
+        asked = f"{as_of:%Y-%m-%dT%H:%M:%SZ}"
+        raise ConfigurationError(f"no snapshot at {asked}: run `habitus snapshot {configuration.file}` first")
+    return lake.read(table, only=[as_of])
+
+
+def _find_all_serving(configuration: Configuration, as_of: datetime, snapshot: pd.DataFrame) -> scoring.Serving:
+    """Load what serves at an instant; of a snapshot only the columns matter."""
+    registry = Registry(configuration.mlruns)
+    found = {
+        kind: find_serving(registry, model_name(configuration, kind), as_of, snapshot)
+        for kind in ("segments", *PROPENSITIES)
+    }
+    discovered = found.pop("segments")
+    return scoring.Serving(
+        segments=segments.SegmentModel.from_dict(discovered.model, discovered.metadata) if discovered else None,
+        segments_version=discovered.number if discovered else None,
+        propensities={
+            kind: scoring.Propensity(one.model, one.number, getattr(configuration.labels, kind).eligible_days)
+            for kind, one in found.items()
+            if one is not None
         },
-        index=pd.Index(eligible["user_id"], name="user_id"),
+        holdout_share=configuration.publish.holdout_share,
+        salt=configuration.name,
     )
-    return Scores(by_user, version.number)
 
 
-def _segments(model: segments.SegmentModel | None, assigned: pd.DataFrame) -> list[SegmentNow]:
+def _sum_up(assigned: ir.Table, as_of: datetime, model: segments.SegmentModel | None) -> Scored:
+    counts = {kind: assigned[f"{kind}_probability"].count() for kind in PROPENSITIES}
+    [scored] = assigned.agg(users=assigned.count(), **counts).to_pyarrow().to_pylist()
+    users = scored.pop("users")
+    return Scored(as_of, users, scored, _segments(model, assigned, users))
+
+
+def _segments(model: segments.SegmentModel | None, assigned: ir.Table, everyone: int) -> list[SegmentNow]:
     if model is None:
         return []
-    sizes = assigned["segment_id"].value_counts()
+    counts: list[dict[str, Any]] = assigned.segment_id.value_counts(name="users").to_pyarrow().to_pylist()
+    sizes = {row["segment_id"]: row["users"] for row in counts}
     now = []
     for segment in model.segments:
-        users = int(sizes.get(segment.segment_id, 0))
+        users = sizes.get(segment.segment_id, 0)
         typical = [in_words(trait.feature, trait.value) for trait in segment.typical]
-        now.append(SegmentNow(segment.segment_id, segment.name, users, users / len(assigned), typical))
+        now.append(SegmentNow(segment.segment_id, segment.name, users, users / everyone, typical))
     return sorted(now, key=lambda one: (-one.users, one.segment_id))
