@@ -1,0 +1,188 @@
+"""Measure Habitus beside other tools: `make bench`. Results go to benchmarks/results and to docs/benchmarks.md."""
+
+import itertools
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+from apart import FailedError, Taken, call_apart
+from contestants import increment as day
+from digest import digest
+from lakes import KEPT, lake_of
+from machine import machine
+from page import RESULTS, write_page
+
+from features.synthetic import Traffic
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Say which package a contestant needs, and how many events it is asked to take at most."""
+
+    package: str
+    most_events: int | None = None
+
+
+HABITUS = "habitus"
+CONTESTANTS = {
+    HABITUS: Contestant("ibis"),
+    "duckdb_fast": Contestant("duckdb"),
+    "duckdb_lag": Contestant("duckdb"),
+    "polars_slots": Contestant("polars"),
+    "pandas_groupby": Contestant("pandas", most_events=10_000_000),
+    "pyspark_windows": Contestant("pyspark"),
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def sessions(
+    events: Annotated[int, typer.Option(help="How many events there are.")] = 10_000_000,
+    days: Annotated[int, typer.Option(help="On how many days sessions begin.")] = 180,
+    rounds: Annotated[int, typer.Option(help="How often each contestant runs, in turn with the others.")] = 3,
+    only: Annotated[str, typer.Option(help=f"Which run beside habitus, by comma: {', '.join(CONTESTANTS)}.")] = "",
+) -> None:
+    """Make all sessions of the same events with every contestant, and check that they are the same sessions."""
+    chosen = {HABITUS, *(only.split(",") if only else CONTESTANTS)}
+    if unknown := chosen - CONTESTANTS.keys():
+        raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}", param_hint="--only")
+    able = [name for name in CONTESTANTS if name in chosen and _is_able(name, events)]
+    print(f"{events:,} events over {days} days: making them, unless they are there", flush=True)
+    lake = lake_of(Traffic(events, days))
+    runs: dict[str, list[Taken]] = {name: [] for name in able}
+    failed: dict[str, str] = {}
+    made = ""
+    for number, name in ((number, name) for number in range(1, rounds + 1) for name in able):
+        if name in failed:
+            continue
+        try:
+            found, taken = _run(f"contestants.{name}:sessionize", lake)
+        except FailedError as error:
+            if name == HABITUS:
+                raise SystemExit(str(error)) from error
+            failed[name] = str(error).splitlines()[-1]
+            print(f"  {number}/{rounds} {name:16} failed: {failed[name]}", flush=True)
+            continue
+        made = made or found
+        if found != made:
+            raise SystemExit(f"{name} makes other sessions than habitus: {found}, not {made}")
+        runs[name].append(taken)
+        print(f"  {number}/{rounds} {name:16} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+    through = {name: taken for name, taken in runs.items() if name not in failed}
+    _store(
+        f"sessions-{events}",
+        {
+            "measure": "sessions",
+            "events": events,
+            "days": days,
+            "sessions": int(made.partition("-")[0]),
+            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in through.items()},
+            "failed": failed,
+        },
+    )
+    for name, taken_by_round in through.items():
+        ratio = median(t.seconds for t in taken_by_round) / median(t.seconds for t in runs[HABITUS])
+        print(f"{name:16} {ratio:5.2f} times as long as habitus")
+
+
+@app.command()
+def increment(
+    events_per_day: Annotated[int, typer.Option(help="How many events a day has.")] = 277_778,
+    days: Annotated[str, typer.Option(help="How many days of history there are, by comma.")] = "30,180",
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 3,
+) -> None:
+    """Bring sessions up to date after a day, and make them all anew, on histories of several lengths."""
+    lengths = [int(length) for length in days.split(",")]
+    with tempfile.TemporaryDirectory(prefix="grown-", dir=KEPT) as folder:
+        grown = {length: Path(folder) / str(length) for length in lengths}
+        added = {
+            length: day.add_a_day(lake_of(Traffic(events_per_day * length, length)), grown[length])
+            for length in lengths
+        }
+        made: dict[int, str] = {}
+        runs: dict[str, list[Taken]] = {f"{kind} {length}": [] for length in lengths for kind in day.KINDS}
+        for number, length, kind in itertools.product(range(1, rounds + 1), lengths, day.KINDS):
+            with tempfile.TemporaryDirectory(prefix="out-", dir=folder) as out:
+                day.copy(grown[length], Path(out), with_sessions=kind == "increment")
+                taken = call_apart(f"contestants.increment:{kind}", out)
+                found = day.content(Path(out))
+            if found != made.setdefault(length, found):
+                raise SystemExit(f"the {kind} makes other sessions: {found}, not {made[length]}")
+            runs[f"{kind} {length}"].append(taken)
+            print(f"  {number}/{rounds} {length:4} days {kind:10} {taken.seconds:7.2f} s", flush=True)
+    _store(
+        f"increment-{events_per_day}",
+        {
+            "measure": "increment",
+            "events": events_per_day,
+            "days": lengths,
+            "added": added,
+            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+        },
+    )
+
+
+@app.command()
+def memory(
+    events: Annotated[int, typer.Option(help="How many events there are.")] = 50_000_000,
+    days: Annotated[int, typer.Option(help="On how many days sessions begin.")] = 180,
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 3,
+) -> None:
+    """Make all sessions with half of the machine's memory, and with 1 GB."""
+    lake = lake_of(Traffic(events, days))
+    runs: dict[str, list[Taken]] = {"sessionize": [], "sessionize_in_1_gb": []}
+    for number, name in itertools.product(range(1, rounds + 1), runs):
+        _, taken = _run(f"contestants.habitus:{name}", lake)
+        runs[name].append(taken)
+        print(f"  {number}/{rounds} {name:20} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+    _store(
+        f"memory-{events}",
+        {
+            "measure": "memory",
+            "events": events,
+            "days": days,
+            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+        },
+    )
+
+
+@app.command()
+def page() -> None:
+    """Write docs/benchmarks.md from the results that there are."""
+    write_page()
+
+
+def _is_able(name: str, events: int) -> bool:
+    contestant = CONTESTANTS[name]
+    if find_spec(contestant.package) is None:
+        print(f"{name} is left out: {contestant.package} is not installed")
+        return False
+    if contestant.most_events is not None and events > contestant.most_events:
+        print(f"{name} is left out: so many events need more memory than most machines have")
+        return False
+    return True
+
+
+def _run(function: str, lake: Path) -> tuple[str, Taken]:
+    """Make sessions in a process of its own and a folder that is gone afterwards; return their digest."""
+    with tempfile.TemporaryDirectory(prefix="out-", dir=lake.parent) as out:
+        taken = call_apart(function, lake, out)
+        return digest(Path(out) / "sessions"), taken
+
+
+def _store(name: str, result: dict[str, object]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    whole = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), **result}
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    write_page()
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,174 @@
+"""docs/benchmarks.md, made from the results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Result = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+TITLES = {
+    "habitus": "**Habitus**, to a lake, in one commit",
+    "duckdb_fast": "DuckDB SQL, the fastest we could write",
+    "duckdb_lag": "DuckDB SQL, LAG and a running SUM",
+    "polars_slots": "Polars, by (user, slot), categories, streaming",
+    "pandas_groupby": "pandas, sort, diff, cumsum, groupby",
+    "pyspark_windows": "PySpark `local[2]`, windows",
+}
+
+INTRODUCTION = """\
+# Benchmarks
+
+This page is made by `make bench` from the files in `benchmarks/results`. Do not edit it.
+
+    make bench                                          # 10 M events over 180 days
+    make bench EVENTS=100000000                         # more of them
+    make bench EVENTS=50000000 ONLY=duckdb_fast ROUNDS=5
+
+Times are of one machine at one time: compare them within a table only.
+"""
+
+SESSIONS = """\
+## All sessions of {events:,} events
+
+{events:,} events over {days} days become {sessions:,} sessions. Median of {rounds} rounds in which all took turns
+(in brackets the shortest and the longest), {date}.
+
+{table}
+
+{machine}
+"""
+
+ABOUT_SESSIONS = """\
+### What is measured
+
+From opening the files of events to the last byte of all 22 columns of the sessions contract on disk, in zstd-compressed
+Parquet. Each run has a process of its own; imports do not count, and Spark is started and warm before its clock runs.
+Memory is the most that the process and its children (the JVM) held at any moment. Files are in the page cache, for all.
+
+Habitus does more than the others: it looks for sessions over 24 hours, checks keys and required columns, writes a file
+for each day in the order of the key, and commits them to a Delta table.
+
+Every run's result is compared with Habitus' by number of rows and a sum of hashes over every column, nulls included,
+times in microseconds, amounts in millionths. A run that differs ends the benchmark.
+
+- *DuckDB SQL, the fastest we could write*: the ideas of Habitus without its checks. Events are aggregated by user and
+  slot of time as long as the gap, in chunks of about a million events; only slots that touch a neighbour are aggregated
+  again; two workers with one thread each take turns with the chunks; sessions at borders of chunks are fused at last.
+- *DuckDB SQL, LAG and a running SUM*: one query, as an analyst writes it.
+- *Polars*: the same slots; the number of a row breaks ties, as files are in the order of time and event_id. It has no
+  md5, so ids are made by Python's.
+- *pandas*: as it is commonly written, for up to 10 M events.
+- *PySpark*: window functions on two cores with 8 GB for the driver.
+
+The others need not look for sessions over 24 hours, as the data has none.
+
+### The data
+
+`features/synthetic.py` makes it, the same for the same seed: users whose activity falls by a power law, each with a
+session in two weeks on average; evenings four times as busy as mornings, weekends quieter; 8 events a session on
+average, a fifth with one event, a few with hundreds; pauses log-normal, some of no time at all, so that ids break ties,
+some of exactly the limit. Every contestant reads the files of the lake that Habitus wrote: one for each day, each event
+once, in the order of time and event_id.
+"""
+
+
+def write_page() -> None:
+    """Write the page from all results."""
+    results = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
+    sections = [section(of_measure) for measure, section in SECTIONS.items() if (of_measure := _of(results, measure))]
+    PAGE.write_text("\n".join([INTRODUCTION, *sections]))
+
+
+def sessions_section(results: list[Result]) -> str:
+    """Return a table for each size, and what it is about."""
+    return "\n".join([*(_sessions_of(result) for result in results), ABOUT_SESSIONS])
+
+
+def increment_section(results: list[Result]) -> str:
+    """Return what a day costs beside a rebuild, on histories of several lengths."""
+    parts = ["## A day's increment\n"]
+    for result in results:
+        lines = ["| history | events added | increment | rebuild | share |", "|---|---|---|---|---|"]
+        for length in result["days"]:
+            seconds = {
+                kind: _median(result["runs"][f"{kind} {length}"], "seconds") for kind in ("increment", "rebuild")
+            }
+            share = f"{seconds['increment'] / seconds['rebuild']:.1%}".replace("%", " %")
+            lines.append(
+                f"| {length} days, {length * result['events']:,} events | {result['added'][str(length)]:,} "
+                f"| {seconds['increment']:.2f} s | {seconds['rebuild']:.1f} s | {share} |"
+            )
+        shortest, longest = (
+            _median(result["runs"][f"increment {length}"], "seconds")
+            for length in (result["days"][0], result["days"][-1])
+        )
+        parts.append("\n".join(lines))
+        parts.append(
+            f"\nThe increment on the longest history took {longest / shortest:.2f} times as long as on the shortest. "
+            "Each is compared with the rebuild: the same files, byte for byte. Median of "
+            f"{len(result['runs'][f'increment {length}'])} rounds in turn, {result['date']}; the day brings 2 % of "
+            f"late events, of up to 7 days before. {_machine(result['machine'])}\n"
+        )
+    return "\n".join(parts)
+
+
+def memory_section(results: list[Result]) -> str:
+    """Return what a small memory costs."""
+    lines = ["## Little memory\n", "| events | memory | time | peak of the process |", "|---|---|---|---|"]
+    for result in results:
+        for name, limit in (("sessionize", "half of the machine's"), ("sessionize_in_1_gb", "1 GB")):
+            taken = result["runs"][name]
+            seconds, peak = _median(taken, "seconds"), _median(taken, "peak_bytes") / 1e9
+            lines.append(f"| {result['events']:,} | {limit} | {seconds:.1f} s | {peak:.2f} GB |")
+    return "\n".join([*lines, ""])
+
+
+SECTIONS: dict[str, Callable[[list[Result]], str]] = {
+    "sessions": sessions_section,
+    "increment": increment_section,
+    "memory": memory_section,
+}
+"""What is told of each measure, in this order."""
+
+
+def _sessions_of(result: Result) -> str:
+    runs = result["runs"]
+    lines = [
+        "| | time | of Habitus' | events per second | processor time | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    habitus = _median(runs["habitus"], "seconds")
+    for name in sorted(runs, key=lambda name: _median(runs[name], "seconds")):
+        seconds = _median(runs[name], "seconds")
+        every = [run["seconds"] for run in runs[name]]
+        lines.append(
+            f"| {TITLES[name]} | {seconds:.1f} s ({min(every):.1f}–{max(every):.1f}) | {seconds / habitus:.2f}× "
+            f"| {result['events'] / seconds / 1e6:.2f} M | {_median(runs[name], 'cpu_seconds'):.1f} s "
+            f"| {_median(runs[name], 'peak_bytes') / 1e9:.1f} GB |"
+        )
+    lines += [f"| {TITLES[name]} | failed: {why} | | | | |" for name, why in result["failed"].items()]
+    return SESSIONS.format(
+        **{name: result[name] for name in ("events", "days", "sessions", "date")},
+        rounds=len(runs["habitus"]),
+        table="\n".join(lines),
+        machine=_machine(result["machine"]),
+    )
+
+
+def _machine(machine: dict[str, str]) -> str:
+    named = {name: value for name, value in machine.items() if name not in ("cores", "processor", "memory", "system")}
+    versions = ", ".join(f"{name} {value}" for name, value in named.items())
+    return f"{machine['cores']} cores ({machine['processor']}), {machine['memory']}, {machine['system']}; {versions}."
+
+
+def _median(runs: list[dict[str, float]], what: str) -> float:
+    return median(run[what] for run in runs)
+
+
+def _of(results: list[Result], measure: str) -> list[Result]:
+    return sorted((result for result in results if result["measure"] == measure), key=lambda result: result["events"])
