@@ -1,5 +1,6 @@
 """LABELS: what users did after an instant, as far as that is known."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import ibis.expr.types as ir
 from pydantic import Field
 
 from features.events import PURCHASE, epoch_us
+from features.history import count_before
 from features.sources import Settings
 from features.table import TIME, Table
 
@@ -88,8 +90,9 @@ def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: La
     begin_us = _us(settings.delay_days)
     churn_end_us = begin_us + _us(settings.churn.horizon_days)
     conversion_end_us = begin_us + _us(settings.conversion.horizon_days)
-    stayed = _acted(snapshot, known, settings.churn.events, begin_us, churn_end_us)
-    bought = _acted(snapshot, known, settings.conversion.events, begin_us, conversion_end_us)
+    instants = sorted(snapshot.select("as_of").distinct().to_pyarrow()["as_of"].to_pylist())
+    stayed = _acted(snapshot, instants, known, settings.churn.events, begin_us, churn_end_us)
+    bought = _acted(snapshot, instants, known, settings.conversion.events, begin_us, conversion_end_us)
     labels = snapshot.select("user_id", "as_of", "recency_days", known_us=epoch_us(instant) - epoch_us(snapshot.as_of))
     labels = labels.left_join(stayed.mutate(stayed=True), KEY).drop("user_id_right", "as_of_right")
     labels = labels.left_join(bought.mutate(bought=True), KEY).drop("user_id_right", "as_of_right")
@@ -105,10 +108,18 @@ def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: La
     )
 
 
-def _acted(snapshot: ir.Table, events: ir.Table, names: list[str], begin_us: int, end_us: int) -> ir.Table:
+def _acted(
+    snapshot: ir.Table, instants: Sequence[datetime], events: ir.Table, names: list[str], begin_us: int, end_us: int
+) -> ir.Table:
     """Return the (user_id, as_of) that have an event, of these names if any are given, in the window."""
     acts = events.filter(events.event_name.isin(names)) if names else events
-    joined = snapshot.select(*KEY).join(acts.select("user_id", "occurred_at"), "user_id")
+    if instants:
+        begin, end = (at + timedelta(microseconds=us) for at, us in ((instants[0], begin_us), (instants[-1], end_us)))
+        acts = acts.filter(acts.occurred_at >= ibis.literal(begin, TIME), acts.occurred_at < ibis.literal(end, TIME))
+    # Of a user's events between the beginnings of two windows, the first is in every window that any of them is in.
+    begun = count_before(epoch_us(acts.occurred_at) - begin_us + 1, instants)
+    firsts = acts.group_by("user_id", begun=begun).agg(occurred_at=acts.occurred_at.min())
+    joined = snapshot.select(*KEY).join(firsts.drop("begun"), "user_id")
     after_us = epoch_us(joined.occurred_at) - epoch_us(joined.as_of)
     return joined.filter(after_us >= begin_us, after_us < end_us).select(*KEY).distinct()
 

@@ -4,18 +4,20 @@ A feature is a function named after its column: it takes the table that its sect
 over a user's rows. The first sentence of its docstring is its title, in reports and in reasons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Protocol
+from functools import reduce
+from typing import Annotated, Any, Protocol
 
 import ibis
 import ibis.expr.types as ir
 from pydantic import AfterValidator, Field
 
 from features.events import PURCHASE, SUPPORT_VIEW, epoch_us, utc_to_local
-from features.sessions import micros, sessions_at
+from features.history import count_before, instants_table, sessions_then
+from features.sessions import micros, stack
 from features.sources import Settings
-from features.table import TIME, Table
+from features.table import TIME, Table, materialize
 
 
 class Feature(Protocol):
@@ -37,6 +39,12 @@ US_PER_DAY = 86_400 * 1_000_000
 TREND_DAYS = 28
 WINDOWS_DAYS = (1, 7, 28, 90)
 FAVOURITES = ("device", "source", "country")
+KEY = ("user_id", "as_of")
+FIRSTS = {"new_day_count": "local_day", "new_item_count": "item_id", "new_category_count": "category"}
+LASTS = {"support_at": SUPPORT_VIEW, "purchase_at": PURCHASE}
+COUNTS = ("page_view_count", "search_count", "support_count", "cart_add_count")
+US_PER_QUARTER = 15 * 60 * 1_000_000
+ROWS_AT_ONCE = 500_000
 
 
 class FeatureSettings(Settings):
@@ -47,8 +55,8 @@ class FeatureSettings(Settings):
     )
 
 
-# Of a user's sessions, all before as_of. Columns beside SESSIONS': `age_days` of its start, `end_age_days`,
-# `duration_us`, `local_start`.
+# Of a user's sessions, all before as_of. Columns beside those of SESSIONS: `age_days` of the start and `end_age_days`,
+# `duration_us`, `revenue_micros`, `local_hour` of the start, `at_weekend`.
 
 
 def recency_days(sessions: ir.Table) -> ir.FloatingScalar:
@@ -139,7 +147,7 @@ def purchase_count(sessions: ir.Table, days: int | None = None) -> ir.IntegerSca
 
 def revenue_total(sessions: ir.Table) -> ir.FloatingScalar:
     """Revenue. Purchases less refunds, in the source's currency; never null."""
-    return micros(sessions.revenue).sum() / 1_000_000
+    return sessions.revenue_micros.sum() / 1_000_000
 
 
 def revenue_per_purchase(sessions: ir.Table) -> ir.FloatingScalar:
@@ -153,8 +161,8 @@ def conversion_rate(sessions: ir.Table) -> ir.FloatingScalar:
 
 
 def _share_between(sessions: ir.Table, from_hour: int, to_hour: int) -> ir.FloatingScalar:
-    hour = sessions.local_start.hour()
-    return sessions.count(where=(hour >= from_hour) & (hour < to_hour)) / sessions.local_start.count().nullif(0)
+    hour = sessions.local_hour
+    return sessions.count(where=(hour >= from_hour) & (hour < to_hour)) / hour.count().nullif(0)
 
 
 def night_session_share(sessions: ir.Table) -> ir.FloatingScalar:
@@ -179,35 +187,37 @@ def evening_session_share(sessions: ir.Table) -> ir.FloatingScalar:
 
 def weekend_session_share(sessions: ir.Table) -> ir.FloatingScalar:
     """Share of sessions at the weekend. Begun on a Saturday or Sunday, local time; never null."""
-    return sessions.count(where=sessions.local_day.day_of_week.index() >= 5) / sessions.count()
+    return sessions.count(where=sessions.at_weekend) / sessions.count()
 
 
-# Of a user's events, all before as_of. Columns beside EVENTS': `age_days`, `local_day`.
+# Of what was new in a user's events, all before as_of: how many local days, items and categories had no event before
+# (`new_day_count`, `new_item_count`, `new_category_count`), and the days since support visits and purchases
+# (`support_age_days`, `purchase_age_days`; null where it was none).
 
 
-def active_day_count(events: ir.Table) -> ir.IntegerScalar:
+def active_day_count(news: ir.Table) -> ir.IntegerScalar:
     """Active days. Local days with an event; never null."""
-    return events.local_day.nunique()
+    return news.new_day_count.sum()
 
 
-def support_recency_days(events: ir.Table) -> ir.FloatingScalar:
+def support_recency_days(news: ir.Table) -> ir.FloatingScalar:
     """Days since the last support visit. Null without one."""
-    return events.age_days.min(where=events.event_name == SUPPORT_VIEW)
+    return news.support_age_days.min()
 
 
-def purchase_recency_days(events: ir.Table) -> ir.FloatingScalar:
+def purchase_recency_days(news: ir.Table) -> ir.FloatingScalar:
     """Days since the last purchase. Null without one."""
-    return events.age_days.min(where=events.event_name == PURCHASE)
+    return news.purchase_age_days.min()
 
 
-def item_count(events: ir.Table) -> ir.IntegerScalar:
+def item_count(news: ir.Table) -> ir.IntegerScalar:
     """Different items. Zero where none is known; never null."""
-    return events.item_id.nunique()
+    return news.new_item_count.sum()
 
 
-def category_count(events: ir.Table) -> ir.IntegerScalar:
+def category_count(news: ir.Table) -> ir.IntegerScalar:
     """Different categories. Zero where none is known; never null."""
-    return events.category.nunique()
+    return news.new_category_count.sum()
 
 
 SESSION_FEATURES: tuple[Feature, ...] = (
@@ -274,53 +284,58 @@ SNAPSHOTS = snapshots_table(WINDOWS_DAYS, ())
 
 
 def take_snapshot(
+    events: ir.Table, sessions: ir.Table, attributes: ir.Table, as_of: datetime, **definitions: Any
+) -> ir.Table:
+    """Take SNAPSHOTS at one instant, as `take_snapshots` does at many."""
+    [(_, snapshot)] = take_snapshots(events, sessions, attributes, [as_of], **definitions)
+    return snapshot
+
+
+def take_snapshots(
     events: ir.Table,
     sessions: ir.Table,
     attributes: ir.Table,
-    as_of: datetime,
+    instants: Iterable[datetime],
     *,
     gap: timedelta,
     windows_days: Sequence[int] = WINDOWS_DAYS,
     attribute_names: Sequence[str] = (),
     time_zone: str = "UTC",
     day_level: bool = False,
-) -> ir.Table:
-    """Take SNAPSHOTS at `as_of`: one row for each user with a session before it.
+) -> Iterator[tuple[list[datetime], ir.Table]]:
+    """Take SNAPSHOTS at `instants`: at each, one row for every user with a session before it.
 
-    Only what was known at `as_of` counts: events with `occurred_at < as_of` and `ingested_at <= as_of`. Hours, days
+    Only what was known at an instant counts: events with `occurred_at < as_of` and `ingested_at <= as_of`. Hours, days
     and weekends are those of `time_zone`. `day_level` sources have no times of day, so what needs one is null.
     Attributes have no history: they are taken as they are.
+
+    Events and sessions are read once for all instants. Yields instants with their rows, in order, as many at once as
+    are no strain on memory.
     """
-    instant = ibis.literal(as_of, TIME)
-    seen = sessions_at(events, sessions, as_of, gap)
-    local_start = utc_to_local(time_zone, seen.started_at)
-    duration_us = epoch_us(seen.ended_at) - epoch_us(seen.started_at)
-    seen = seen.mutate(
-        age_days=_days_between(seen.started_at, instant),
-        end_age_days=_days_between(seen.ended_at, instant),
-        duration_us=ibis.null("int64") if day_level else duration_us,
-        local_start=ibis.null("timestamp") if day_level else local_start,
-        local_day=local_start.date(),
-    )
-    windowed = {
-        f"{feature.__name__}_{days}d": feature(seen, days) for feature in WINDOWED_FEATURES for days in windows_days
-    }
-    known = events.filter(events.occurred_at < instant, events.ingested_at <= instant)
-    known = known.mutate(
-        age_days=_days_between(known.occurred_at, instant),
-        local_day=utc_to_local(time_zone, known.occurred_at).date(),
-    )
-    parts = [
-        seen.group_by("user_id").agg(**{feature.__name__: feature(seen) for feature in SESSION_FEATURES}, **windowed),
-        known.group_by("user_id").agg(**{feature.__name__: feature(known) for feature in EVENT_FEATURES}),
-        *(_favourite(seen, name) for name in FAVOURITES),
-        *(_attribute(attributes, name) for name in attribute_names),
-    ]
-    snapshot = parts[0].mutate(as_of=instant)
-    for part in parts[1:]:
-        snapshot = snapshot.left_join(part, "user_id").drop("user_id_right")
-    numbers = {name: snapshot[name].cast("float64") for name in feature_names(windows_days)}
-    return snapshots_table(windows_days, attribute_names).check(snapshot.mutate(**numbers))
+    ordered = sorted(set(instants))
+    if not ordered:
+        return
+    described = materialize(_describe(sessions, time_zone, day_level).order_by("user_id"))
+    values = materialize(_count_values(sessions, ordered))
+    news = materialize(_news(events, ordered, time_zone))
+    touched, then = sessions_then(events, sessions, ordered, gap)
+    of_then = materialize(_of_sessions(_describe(then, time_zone, day_level, "as_of"), windows_days))
+    values_then = _values(then, *KEY)
+    values_then = materialize(values_then.group_by(*KEY, "column", "value").agg(n=values_then.count()))
+    user_count = int(described.user_id.nunique().to_pyarrow().as_py())
+    size = max(1, ROWS_AT_ONCE // max(1, user_count))
+    for first in range(0, len(ordered), size):
+        some = ordered[first : first + size]
+        moments = instants_table(some, first)
+        at_once = _of_sessions(described.join(moments, described.ended_at < moments.as_of), windows_days)
+        snapshots = stack(at_once.anti_join(touched, KEY), of_then.semi_join(moments, "as_of"))
+        favourites = _favourites(values, touched, values_then.semi_join(moments, "as_of"), moments)
+        for part in (_of_news(news, moments), favourites):
+            snapshots = snapshots.left_join(part, KEY).drop("user_id_right", "as_of_right")
+        if attribute_names:
+            snapshots = snapshots.left_join(_of_users(attributes, attribute_names), "user_id").drop("user_id_right")
+        numbers = {name: snapshots[name].cast("float64") for name in feature_names(windows_days)}
+        yield some, snapshots_table(windows_days, attribute_names).check(snapshots.mutate(**numbers))
 
 
 def title(name: str) -> str:
@@ -375,13 +390,113 @@ def _days_between(earlier: ir.TimestampValue, later: ir.TimestampValue) -> ir.Fl
     return (epoch_us(later) - epoch_us(earlier)) / US_PER_DAY
 
 
-def _favourite(sessions: ir.Table, name: str) -> ir.Table:
-    """Return each user's most frequent value over sessions; of equally frequent ones the first by name."""
-    counted = sessions.filter(sessions[name].notnull()).group_by(["user_id", name]).agg(frequency=ibis._.count())
-    order = ibis.window(group_by="user_id", order_by=[counted.frequency.desc(), counted[name]])
-    ranked = counted.mutate(rank=ibis.row_number().over(order))
-    return ranked.filter(ranked["rank"] == 0).select("user_id", name)
+def _describe(sessions: ir.Table, time_zone: str, day_level: bool, *further: str) -> ir.Table:
+    """Return what features need of sessions, in as few bytes as will do."""
+    local_start = utc_to_local(time_zone, sessions.started_at)
+    duration_us = epoch_us(sessions.ended_at) - epoch_us(sessions.started_at)
+    return sessions.select(
+        *("user_id", *further, "started_at", "ended_at", "bounced", "engaged", "converted", "cart_abandoned"),
+        **{name: sessions[name].cast("int32") for name in COUNTS},
+        revenue_micros=micros(sessions.revenue),
+        duration_us=ibis.null("int64") if day_level else duration_us,
+        local_hour=ibis.null("int8") if day_level else local_start.hour().cast("int8"),
+        at_weekend=local_start.day_of_week.index() >= 5,
+    )
 
 
-def _attribute(attributes: ir.Table, name: str) -> ir.Table:
-    return attributes.filter(attributes.attribute == name).select("user_id", **{name: attributes.value})
+def _of_sessions(sessions: ir.Table, windows_days: Sequence[int]) -> ir.Table:
+    """Return the features of sessions, each of which is there for every as_of at which it was known."""
+    sessions = sessions.mutate(
+        age_days=_days_between(sessions.started_at, sessions.as_of),
+        end_age_days=_days_between(sessions.ended_at, sessions.as_of),
+    )
+    windowed = {
+        f"{feature.__name__}_{days}d": feature(sessions, days) for feature in WINDOWED_FEATURES for days in windows_days
+    }
+    return sessions.group_by(KEY).agg(
+        **{feature.__name__: feature(sessions) for feature in SESSION_FEATURES}, **windowed
+    )
+
+
+def _news(events: ir.Table, instants: Sequence[datetime], time_zone: str) -> ir.Table:
+    """Return what of users' events was new at the instant numbered `first`: known then, and not at the one before."""
+    until = ibis.literal(instants[-1], TIME)
+    known = events.filter(events.occurred_at < until, events.ingested_at <= until)
+    known = known.mutate(known_us=ibis.greatest(epoch_us(known.occurred_at) + 1, epoch_us(known.ingested_at)))
+    nothing = dict.fromkeys(FIRSTS, ibis.literal(0, "int64")) | dict.fromkeys(LASTS, ibis.null(TIME))
+
+    def at_first(rows: ir.Table, **new: ir.Scalar) -> ir.Table:
+        grouped = rows.group_by("user_id", first=count_before(rows.known_us, instants)).agg(**new)
+        return grouped.select("user_id", "first", **nothing | {name: grouped[name] for name in new})
+
+    parts = []
+    for name, column in FIRSTS.items():
+        rows = _with_local_day(known, time_zone) if column == "local_day" else known.filter(known[column].notnull())
+        firsts = rows.group_by("user_id", column).agg(known_us=rows.known_us.min())
+        # One after the other, since each takes much memory.
+        parts.append(materialize(at_first(firsts, **{name: firsts.count()})))
+    acts = known.filter(known.event_name.isin(LASTS.values()))
+    lasts = {name: acts.occurred_at.max(where=acts.event_name == event_name) for name, event_name in LASTS.items()}
+    news = reduce(stack, [*parts, at_first(acts, **lasts)])
+    return news.group_by("user_id", "first").agg(
+        **{name: news[name].sum().cast("int64") for name in FIRSTS}, **{name: news[name].max() for name in LASTS}
+    )
+
+
+def _of_news(news: ir.Table, moments: ir.Table) -> ir.Table:
+    """Return the features of news."""
+    news = news.join(moments, news["first"] <= moments.number)
+    news = news.mutate(
+        support_age_days=_days_between(news.support_at, news.as_of),
+        purchase_age_days=_days_between(news.purchase_at, news.as_of),
+    )
+    return news.group_by(KEY).agg(**{feature.__name__: feature(news) for feature in EVENT_FEATURES})
+
+
+def _with_local_day(events: ir.Table, time_zone: str) -> ir.Table:
+    """Add the local day, looked up by the quarter of an hour: to convert each time takes several times as long."""
+    events = events.mutate(quarter=epoch_us(events.occurred_at) // US_PER_QUARTER)
+    quarters = events.group_by("quarter").agg(
+        first_day=utc_to_local(time_zone, events.occurred_at.min()).date(),
+        last_day=utc_to_local(time_zone, events.occurred_at.max()).date(),
+    )
+    events = events.join(quarters, "quarter")
+    # Midnight was within a quarter where an offset is of seconds, as they were long ago.
+    day = utc_to_local(time_zone, events.occurred_at).date()
+    return events.mutate(local_day=ibis.ifelse(events.first_day == events.last_day, events.first_day, day))
+
+
+def _count_values(sessions: ir.Table, instants: Sequence[datetime]) -> ir.Table:
+    """Count users' sessions with each value of a favourite's column, at the instants from `first` to before `end`."""
+    of_user = ["user_id", "column", "value"]
+    values = _values(sessions, "user_id", "ended_at")
+    counts = values.group_by(*of_user, first=count_before(epoch_us(values.ended_at) + 1, instants)).agg(
+        n=values.count()
+    )
+    so_far = ibis.cumulative_window(group_by=of_user, order_by="first")
+    following = counts["first"].lead().over(group_by=of_user, order_by="first")
+    return counts.mutate(n=counts.n.sum().over(so_far).cast("int64"), end=following.fill_null(len(instants)))
+
+
+def _favourites(values: ir.Table, touched: ir.Table, values_then: ir.Table, moments: ir.Table) -> ir.Table:
+    """Return each user's most frequent values over sessions; of equally frequent ones the first by name."""
+    counts = values.join(moments, [values["first"] <= moments.number, values.end > moments.number])
+    counts = stack(counts.anti_join(touched, KEY).select(*values_then.columns), values_then)
+    best = ibis.struct({"fewer": -counts.n, "value": counts.value})
+    return counts.group_by(KEY).agg(**{name: best.min(where=counts.column == name)["value"] for name in FAVOURITES})
+
+
+def _values(sessions: ir.Table, *columns: str) -> ir.Table:
+    """Return a row for each value of a favourite's column."""
+    return ibis.union(
+        *(
+            sessions.filter(sessions[name].notnull()).select(*columns, column=ibis.literal(name), value=sessions[name])
+            for name in FAVOURITES
+        )
+    )
+
+
+def _of_users(attributes: ir.Table, names: Sequence[str]) -> ir.Table:
+    return attributes.group_by("user_id").agg(
+        **{name: attributes.value.max(where=attributes.attribute == name) for name in names}
+    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import ibis
+import ibis.expr.types as ir
 from prefect import flow, task
 
 from features.attributes import ATTRIBUTES
@@ -12,7 +13,7 @@ from features.events import EVENTS
 from features.labels import LABELS, SnapshotDates, label, snapshot_dates
 from features.lake import Lake
 from features.sessions import SESSIONS
-from features.snapshots import snapshots_table, take_snapshot
+from features.snapshots import snapshots_table, take_snapshots
 from features.table import Table, materialize
 from flows.configuration import Configuration, load
 from flows.instant import event_span, name_run, resolve_as_of
@@ -34,7 +35,7 @@ class Snapshots:
 @flow(flow_run_name=name_run)
 def snapshot(config: str, as_of: datetime | None = None, training: bool = True) -> Snapshots:
     """Take the snapshot at `as_of` and, unless `training` is off, those to train and to test on, with their labels."""
-    taken = take_snapshots(config, as_of, training)
+    taken = store_snapshots(config, as_of, training)
     past = len(taken.train) + (taken.test is not None)
     logger.info(
         "snapshot: %s users at %s; %s past snapshots with labels",
@@ -46,44 +47,37 @@ def snapshot(config: str, as_of: datetime | None = None, training: bool = True) 
 
 
 @task(**TOUCHES_THE_WORLD)
-def take_snapshots(config: str, as_of: datetime | None, training: bool) -> Snapshots:
+def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snapshots:
     """Read events and sessions, store snapshots and labels, each table by one commit."""
     configuration = load(config)
     table = table_of(configuration)
-    with Lake(configuration.lake) as lake:
+    with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
         past = past_dates(configuration, lake, as_of) if training else None
-        events, sessions, attributes = lake.read(EVENTS), lake.read(SESSIONS), lake.read(ATTRIBUTES)
-        events, sessions = materialize(events), materialize(sessions)
-
-        def take(instant: datetime) -> ibis.Table:
-            return materialize(
-                take_snapshot(
-                    events,
-                    sessions,
-                    attributes,
-                    instant,
-                    gap=configuration.sessions.gap,
-                    windows_days=configuration.features.windows_days,
-                    attribute_names=configuration.attributes,
-                    time_zone=configuration.time_zone,
-                    day_level=configuration.events.time_unit == "day",
-                )
-            )
-
-        instants = [] if past is None else [*past.train, past.test]
-        taken = []
-        for number, instant in enumerate([*instants, as_of], start=1):
-            logger.debug("snapshot %s of %s", number, len(instants) + 1)
-            taken.append(take(instant))
-        *earlier, now = taken
-        lake.write(table, ibis.union(now, *earlier) if earlier else now, only=[as_of, *instants])
+        earlier = [] if past is None else [*past.train, past.test]
+        instants = [*earlier, as_of]
+        logger.debug("recalling what was known at %s instants", len(instants))
+        taken: list[ir.Table] = []
+        done = 0
+        for some, rows in take_snapshots(
+            lake.read(EVENTS),
+            lake.read(SESSIONS),
+            lake.read(ATTRIBUTES),
+            instants,
+            gap=configuration.sessions.gap,
+            windows_days=configuration.features.windows_days,
+            attribute_names=configuration.attributes,
+            time_zone=configuration.time_zone,
+            day_level=configuration.events.time_unit == "day",
+        ):
+            done += len(some)
+            logger.debug("snapshot %s of %s", done, len(instants))
+            taken.append(materialize(rows))
+        lake.write(table, ibis.union(*taken), only=instants)
         if earlier:
-            labels = label(
-                ibis.union(*earlier) if len(earlier) > 1 else earlier[0], events, as_of, configuration.labels
-            )
-            lake.write(LABELS, labels, only=instants)
-        users = int(now.count().to_pyarrow().as_py())
+            labels = label(lake.read(table, only=earlier), lake.read(EVENTS), as_of, configuration.labels)
+            lake.write(LABELS, labels, only=earlier)
+        users = lake.partitions(table).get(as_of, 0)
     return Snapshots(as_of, users, past.train if past else (), past.test if past else None)
 
 

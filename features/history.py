@@ -1,0 +1,91 @@
+"""What was known at instants: which sessions then were not those of today, for many instants at once."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from features.events import epoch_us
+from features.sessions import SESSIONS, sessionize, stack, us
+from features.table import TIME, materialize
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Otherwise(NamedTuple):
+    """Hold of whom and when sessions were not those of today, by user_id and as_of, and all their SESSIONS then."""
+
+    who: ir.Table
+    sessions: ir.Table
+
+
+def instants_table(instants: Sequence[datetime], first: int = 0) -> ir.Table:
+    """Return instants, which ascend, as a table: `as_of`, and its `number`, counted from `first`."""
+    numbers = range(first, first + len(instants))
+    return ibis.memtable(
+        pa.table({"as_of": pa.array(instants, TIME.to_pyarrow()), "number": pa.array(numbers, pa.int64())})
+    )
+
+
+def count_before(time_us: ir.IntegerValue, instants: Sequence[datetime]) -> ir.IntegerValue:
+    """Return how many of `instants`, which ascend, are before a time: the number of the first that is not."""
+
+    def bisect(first: int, last: int) -> ir.IntegerValue:
+        if first == last:
+            return ibis.literal(first, "int64")
+        middle = (first + last) // 2
+        is_before = time_us > us(instants[middle] - EPOCH)
+        return ibis.ifelse(is_before, bisect(middle + 1, last), bisect(first, middle))
+
+    return bisect(0, len(instants))
+
+
+def sessions_then(events: ir.Table, sessions: ir.Table, instants: Sequence[datetime], gap: timedelta) -> Otherwise:
+    """Return, from all EVENTS and their SESSIONS, the sessions that at `instants`, which ascend, were others.
+
+    An instant cuts a session that spans it, and an event that was ingested later was not known. Sessions from the
+    first such one on are made again from the events known then; those that began before do not depend on it. Whoever
+    is not named had, at that instant, the sessions of today that had ended.
+    """
+    who = materialize(_touched(events, sessions, instants))
+    spans = who.group_by("as_of").agg(from_at=who.from_at.min()).to_pyarrow().to_pylist()
+    before = sessions.join(who, "user_id").filter(lambda both: both.started_at < both.from_at)
+    before = before.select("as_of", *SESSIONS.schema.names)
+    if not spans:
+        return Otherwise(who, before)
+    # The events of a user at an instant are sessionized as if they were another user's.
+    near = events.filter(ibis.or_(*(events.occurred_at.between(span["from_at"], span["as_of"]) for span in spans)))
+    known = near.join(who, "user_id").filter(
+        lambda both: (
+            (both.occurred_at >= both.from_at) & (both.occurred_at < both.as_of) & (both.ingested_at <= both.as_of)
+        )
+    )
+    made = sessionize(known.mutate(user_id=known.user_then).select(*events.columns), gap)
+    made = made.rename(user_then="user_id").join(who, "user_then").select("as_of", *SESSIONS.schema.names)
+    return Otherwise(who, materialize(stack(before, made)))
+
+
+def _touched(events: ir.Table, sessions: ir.Table, instants: Sequence[datetime]) -> ir.Table:
+    """Return user_id and as_of where sessions were others, and `from_at`: when the first of them began."""
+
+    def crossed(rows: ir.Table, at: ir.TimestampValue, last_us: ir.IntegerValue) -> ir.Table:
+        """Return rows that have an instant after `at` and up to a last microsecond, and the numbers of those."""
+        numbered = rows.select(
+            "user_id", at=at, first=count_before(epoch_us(at) + 1, instants), end=count_before(last_us + 1, instants)
+        )
+        return numbered.filter(numbered["first"] < numbered.end)
+
+    late = crossed(events, events.occurred_at, epoch_us(events.ingested_at) - 1)
+    spanning = crossed(sessions, sessions.started_at, epoch_us(sessions.ended_at))
+    spans = stack(late, spanning)
+    spans = spans.group_by("user_id", "first", "end").agg(at=spans["at"].min())
+    moments = instants_table(instants)
+    spans = spans.join(moments, [spans["first"] <= moments.number, spans.end > moments.number])
+    spans = spans.group_by("user_id", "as_of").agg(at=spans["at"].min())
+    bounds = sessions.select("user_id", from_at=sessions.started_at, until_at=sessions.ended_at)
+    touched = spans.join(bounds, "user_id").filter(lambda both: both["at"].between(both.from_at, both.until_at))
+    user_then = touched.user_id + "\x1f" + epoch_us(touched.as_of).cast("string")
+    return touched.select("user_id", "as_of", "from_at", user_then=user_then)
