@@ -76,8 +76,7 @@ class DuckDB(Backend):
             return file
 
         # A partition is small for two threads, and there are many.
-        [[thread_count]] = self.con.execute("SELECT current_setting('threads')").fetchall()
-        with ThreadPoolExecutor(thread_count) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             files = pool.map(write, begins_us)
             return {_instant(begin_us): file for begin_us, file in zip(begins_us, files, strict=True)}
 

@@ -26,7 +26,7 @@ def instants_table(instants: Sequence[datetime], first: int = 0) -> ir.Table:
     """Return instants, which ascend, as a table: `as_of`, and its `number`, counted from `first`."""
     numbers = range(first, first + len(instants))
     return ibis.memtable(
-        pa.table({"as_of": pa.array(instants, TIME.to_pyarrow()), "number": pa.array(numbers, pa.int64())})
+        pa.table({"as_of": pa.array(instants, TIME.to_pyarrow()), "number": pa.array(numbers, pa.int32())})
     )
 
 
@@ -35,7 +35,7 @@ def count_before(time_us: ir.IntegerValue, instants: Sequence[datetime]) -> ir.I
 
     def bisect(first: int, last: int) -> ir.IntegerValue:
         if first == last:
-            return ibis.literal(first, "int64")
+            return ibis.literal(first, "int32")
         middle = (first + last) // 2
         is_before = time_us > us(instants[middle] - EPOCH)
         return ibis.ifelse(is_before, bisect(middle + 1, last), bisect(first, middle))

@@ -321,7 +321,7 @@ def take_snapshots(
     touched, then = sessions_then(events, sessions, ordered, gap)
     of_then = materialize(_of_sessions(_describe(then, time_zone, day_level, "as_of"), windows_days))
     values_then = _values(then, *KEY)
-    values_then = materialize(values_then.group_by(*KEY, "column", "value").agg(n=values_then.count()))
+    values_then = materialize(values_then.group_by(*KEY, "column", "value").agg(n=values_then.count().cast("int32")))
     user_count = int(described.user_id.nunique().to_pyarrow().as_py())
     size = max(1, ROWS_AT_ONCE // max(1, user_count))
     for first in range(0, len(ordered), size):
@@ -475,7 +475,9 @@ def _count_values(sessions: ir.Table, instants: Sequence[datetime]) -> ir.Table:
     )
     so_far = ibis.cumulative_window(group_by=of_user, order_by="first")
     following = counts["first"].lead().over(group_by=of_user, order_by="first")
-    return counts.mutate(n=counts.n.sum().over(so_far).cast("int64"), end=following.fill_null(len(instants)))
+    return counts.mutate(
+        n=counts.n.sum().over(so_far).cast("int32"), end=following.fill_null(len(instants)).cast("int32")
+    )
 
 
 def _favourites(values: ir.Table, touched: ir.Table, values_then: ir.Table, moments: ir.Table) -> ir.Table:
@@ -483,15 +485,19 @@ def _favourites(values: ir.Table, touched: ir.Table, values_then: ir.Table, mome
     counts = values.join(moments, [values["first"] <= moments.number, values.end > moments.number])
     counts = stack(counts.anti_join(touched, KEY).select(*values_then.columns), values_then)
     best = ibis.struct({"fewer": -counts.n, "value": counts.value})
-    return counts.group_by(KEY).agg(**{name: best.min(where=counts.column == name)["value"] for name in FAVOURITES})
+    return counts.group_by(KEY).agg(
+        **{name: best.min(where=counts.column == number)["value"] for number, name in enumerate(FAVOURITES)}
+    )
 
 
 def _values(sessions: ir.Table, *columns: str) -> ir.Table:
-    """Return a row for each value of a favourite's column."""
+    """Return a row for each value of a favourite's column, which is called by its number."""
     return ibis.union(
         *(
-            sessions.filter(sessions[name].notnull()).select(*columns, column=ibis.literal(name), value=sessions[name])
-            for name in FAVOURITES
+            sessions.filter(sessions[name].notnull()).select(
+                *columns, column=ibis.literal(number, "int8"), value=sessions[name]
+            )
+            for number, name in enumerate(FAVOURITES)
         )
     )
 
