@@ -15,10 +15,13 @@ from features.table import TIME, materialize
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Otherwise(NamedTuple):
-    """Hold of whom and when sessions were not those of today, by user_id and as_of, and all their SESSIONS then."""
+class AsKnown(NamedTuple):
+    """Hold the SESSIONS of users at instants at which they had others than today, and who and when that is.
 
-    who: ir.Table
+    Of `sessions` each row has the as_of at which it was known; `touched` has a row for each user_id and as_of.
+    """
+
+    touched: ir.Table
     sessions: ir.Table
 
 
@@ -43,49 +46,53 @@ def count_before(time_us: ir.IntegerValue, instants: Sequence[datetime]) -> ir.I
     return bisect(0, len(instants))
 
 
-def sessions_then(events: ir.Table, sessions: ir.Table, instants: Sequence[datetime], gap: timedelta) -> Otherwise:
-    """Return, from all EVENTS and their SESSIONS, the sessions that at `instants`, which ascend, were others.
+def sessions_as_known(events: ir.Table, sessions: ir.Table, instants: Sequence[datetime], gap: timedelta) -> AsKnown:
+    """Return, from all EVENTS and their SESSIONS, the sessions that were others at `instants`, which ascend.
 
-    An instant cuts a session that spans it, and an event that was ingested later was not known. Sessions from the
-    first such one on are made again from the events known then; those that began before do not depend on it. Whoever
-    is not named had, at that instant, the sessions of today that had ended.
+    An instant cuts a session that spans it, and an event that was ingested later was not known. A user's sessions from
+    the first such one on are made again of the events known then; those that began before do not depend on it. Users
+    who are not touched had, at that instant, those of today's sessions that were over.
     """
-    who = materialize(_touched(events, sessions, instants))
-    spans = who.group_by("as_of").agg(from_at=who.from_at.min()).to_pyarrow().to_pylist()
-    before = sessions.join(who, "user_id").filter(lambda both: both.started_at < both.from_at)
+    touched = materialize(_touched(events, sessions, instants))
+    before = sessions.join(touched, "user_id").filter(lambda both: both.started_at < both.from_at)
     before = before.select("as_of", *SESSIONS.schema.names)
+    spans = touched.group_by("as_of").agg(from_at=touched.from_at.min()).to_pyarrow().to_pylist()
     if not spans:
-        return Otherwise(who, before)
-    # The events of a user at an instant are sessionized as if they were another user's.
+        return AsKnown(touched, before)
+    # Engines read few of the files for these times, but all of them to find the users.
     near = events.filter(ibis.or_(*(events.occurred_at.between(span["from_at"], span["as_of"]) for span in spans)))
-    known = near.join(who, "user_id").filter(
+    known = near.join(touched, "user_id").filter(
         lambda both: (
             (both.occurred_at >= both.from_at) & (both.occurred_at < both.as_of) & (both.ingested_at <= both.as_of)
         )
     )
+    # What a user did up to one instant is sessionized as if it were another user's than what they did up to the next.
     made = sessionize(known.mutate(user_id=known.user_then).select(*events.columns), gap)
-    made = made.rename(user_then="user_id").join(who, "user_then").select("as_of", *SESSIONS.schema.names)
-    return Otherwise(who, materialize(stack(before, made)))
+    made = made.rename(user_then="user_id").join(touched, "user_then").select("as_of", *SESSIONS.schema.names)
+    return AsKnown(touched, materialize(stack(before, made)))
 
 
 def _touched(events: ir.Table, sessions: ir.Table, instants: Sequence[datetime]) -> ir.Table:
-    """Return user_id and as_of where sessions were others, and `from_at`: when the first of them began."""
+    """Return user_id and as_of where sessions were others, `from_at` of when the first of them began.
 
-    def crossed(rows: ir.Table, at: ir.TimestampValue, last_us: ir.IntegerValue) -> ir.Table:
-        """Return rows that have an instant after `at` and up to a last microsecond, and the numbers of those."""
+    `user_then` names the two together.
+    """
+
+    def crossing(rows: ir.Table, at: ir.TimestampValue, last_us: ir.IntegerValue) -> ir.Table:
+        """Return rows with instants after `at` and up to a last microsecond, and the numbers of those."""
         numbered = rows.select(
             "user_id", at=at, first=count_before(epoch_us(at) + 1, instants), end=count_before(last_us + 1, instants)
         )
         return numbered.filter(numbered["first"] < numbered.end)
 
-    late = crossed(events, events.occurred_at, epoch_us(events.ingested_at) - 1)
-    spanning = crossed(sessions, sessions.started_at, epoch_us(sessions.ended_at))
+    late = crossing(events, events.occurred_at, epoch_us(events.ingested_at) - 1)
+    spanning = crossing(sessions, sessions.started_at, epoch_us(sessions.ended_at))
     spans = stack(late, spanning)
     spans = spans.group_by("user_id", "first", "end").agg(at=spans["at"].min())
     moments = instants_table(instants)
     spans = spans.join(moments, [spans["first"] <= moments.number, spans.end > moments.number])
     spans = spans.group_by("user_id", "as_of").agg(at=spans["at"].min())
     bounds = sessions.select("user_id", from_at=sessions.started_at, until_at=sessions.ended_at)
-    touched = spans.join(bounds, "user_id").filter(lambda both: both["at"].between(both.from_at, both.until_at))
-    user_then = touched.user_id + "\x1f" + epoch_us(touched.as_of).cast("string")
-    return touched.select("user_id", "as_of", "from_at", user_then=user_then)
+    inside = spans.join(bounds, "user_id").filter(lambda both: both["at"].between(both.from_at, both.until_at))
+    user_then = inside.user_id + "\x1f" + epoch_us(inside.as_of).cast("string")
+    return inside.select("user_id", "as_of", "from_at", user_then=user_then)

@@ -14,7 +14,7 @@ import ibis.expr.types as ir
 from pydantic import AfterValidator, Field
 
 from features.events import PURCHASE, SUPPORT_VIEW, epoch_us, utc_to_local
-from features.history import count_before, instants_table, sessions_then
+from features.history import count_before, instants_table, sessions_as_known
 from features.sessions import micros, stack
 from features.sources import Settings
 from features.table import TIME, Table, materialize
@@ -44,7 +44,8 @@ FIRSTS = {"new_day_count": "local_day", "new_item_count": "item_id", "new_catego
 LASTS = {"support_at": SUPPORT_VIEW, "purchase_at": PURCHASE}
 COUNTS = ("page_view_count", "search_count", "support_count", "cart_add_count")
 US_PER_QUARTER = 15 * 60 * 1_000_000
-ROWS_AT_ONCE = 500_000
+ROWS_AT_ONCE = 200_000
+"""Rows of SNAPSHOTS that one query makes: it takes some hundred megabytes."""
 
 
 class FeatureSettings(Settings):
@@ -309,28 +310,28 @@ def take_snapshots(
     and weekends are those of `time_zone`. `day_level` sources have no times of day, so what needs one is null.
     Attributes have no history: they are taken as they are.
 
-    Events and sessions are read once for all instants. Yields instants with their rows, in order, as many at once as
-    are no strain on memory.
+    What instants have in common is done once. Yields instants and their rows: in order, as many at once as are no
+    strain on memory.
     """
     ordered = sorted(set(instants))
     if not ordered:
         return
     described = materialize(_describe(sessions, time_zone, day_level).order_by("user_id"))
-    values = materialize(_count_values(sessions, ordered))
+    counts = materialize(_count_values(sessions, ordered))
     news = materialize(_news(events, ordered, time_zone))
-    touched, then = sessions_then(events, sessions, ordered, gap)
-    of_then = materialize(_of_sessions(_describe(then, time_zone, day_level, "as_of"), windows_days))
-    values_then = _values(then, *KEY)
-    values_then = materialize(values_then.group_by(*KEY, "column", "value").agg(n=values_then.count().cast("int32")))
+    touched, as_known = sessions_as_known(events, sessions, ordered, gap)
+    of_touched = materialize(_of_sessions(_describe(as_known, time_zone, day_level, "as_of"), windows_days))
+    values = _values(as_known, *KEY)
+    counts_of_touched = materialize(values.group_by(*KEY, "column", "value").agg(n=values.count().cast("int32")))
     user_count = int(described.user_id.nunique().to_pyarrow().as_py())
     size = max(1, ROWS_AT_ONCE // max(1, user_count))
     for first in range(0, len(ordered), size):
         some = ordered[first : first + size]
         moments = instants_table(some, first)
-        at_once = _of_sessions(described.join(moments, described.ended_at < moments.as_of), windows_days)
-        snapshots = stack(at_once.anti_join(touched, KEY), of_then.semi_join(moments, "as_of"))
-        favourites = _favourites(values, touched, values_then.semi_join(moments, "as_of"), moments)
-        for part in (_of_news(news, moments), favourites):
+        seen = described.join(moments, described.ended_at < moments.as_of)
+        snapshots = _of_sessions(seen, windows_days).anti_join(touched, KEY)
+        snapshots = stack(snapshots, of_touched.semi_join(moments, "as_of"))
+        for part in (_of_news(news, moments), _favourites(counts, moments, touched, counts_of_touched)):
             snapshots = snapshots.left_join(part, KEY).drop("user_id_right", "as_of_right")
         if attribute_names:
             snapshots = snapshots.left_join(_of_users(attributes, attribute_names), "user_id").drop("user_id_right")
@@ -473,20 +474,19 @@ def _count_values(sessions: ir.Table, instants: Sequence[datetime]) -> ir.Table:
     counts = values.group_by(*of_user, first=count_before(epoch_us(values.ended_at) + 1, instants)).agg(
         n=values.count()
     )
-    so_far = ibis.cumulative_window(group_by=of_user, order_by="first")
-    following = counts["first"].lead().over(group_by=of_user, order_by="first")
-    return counts.mutate(
-        n=counts.n.sum().over(so_far).cast("int32"), end=following.fill_null(len(instants)).cast("int32")
-    )
+    so_far = counts.n.sum().over(ibis.cumulative_window(group_by=of_user, order_by="first"))
+    next_first = counts["first"].lead().over(group_by=of_user, order_by="first")
+    return counts.mutate(n=so_far.cast("int32"), end=next_first.fill_null(len(instants)).cast("int32"))
 
 
-def _favourites(values: ir.Table, touched: ir.Table, values_then: ir.Table, moments: ir.Table) -> ir.Table:
+def _favourites(counts: ir.Table, moments: ir.Table, touched: ir.Table, counts_of_touched: ir.Table) -> ir.Table:
     """Return each user's most frequent values over sessions; of equally frequent ones the first by name."""
-    counts = values.join(moments, [values["first"] <= moments.number, values.end > moments.number])
-    counts = stack(counts.anti_join(touched, KEY).select(*values_then.columns), values_then)
-    best = ibis.struct({"fewer": -counts.n, "value": counts.value})
-    return counts.group_by(KEY).agg(
-        **{name: best.min(where=counts.column == number)["value"] for number, name in enumerate(FAVOURITES)}
+    then = counts.join(moments, [counts["first"] <= moments.number, counts.end > moments.number])
+    then = then.anti_join(touched, KEY).select(*counts_of_touched.columns)
+    then = stack(then, counts_of_touched.semi_join(moments, "as_of"))
+    best = ibis.struct({"fewer": -then.n, "value": then.value})
+    return then.group_by(KEY).agg(
+        **{name: best.min(where=then.column == number)["value"] for number, name in enumerate(FAVOURITES)}
     )
 
 

@@ -10,12 +10,13 @@ from prefect import flow, task
 
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
+from features.increments import is_current
 from features.labels import LABELS, SnapshotDates, label, snapshot_dates
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshots
 from features.table import Table, materialize
-from flows.configuration import Configuration, load
+from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
 from flows.world import TOUCHES_THE_WORLD
 
@@ -48,17 +49,22 @@ def snapshot(config: str, as_of: datetime | None = None, training: bool = True) 
 
 @task(**TOUCHES_THE_WORLD)
 def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snapshots:
-    """Read events and sessions, store snapshots and labels, each table by one commit."""
+    """Read events and sessions, store snapshots and labels, each table by one commit.
+
+    Raises ConfigurationError where the sessions are not those of the events.
+    """
     configuration = load(config)
     table = table_of(configuration)
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
+        if not is_current(lake, configuration.sessions.gap):
+            raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
         past = past_dates(configuration, lake, as_of) if training else None
         earlier = [] if past is None else [*past.train, past.test]
         instants = [*earlier, as_of]
         logger.debug("recalling what was known at %s instants", len(instants))
         taken: list[ir.Table] = []
-        done = 0
+        count = 0
         for some, rows in take_snapshots(
             lake.read(EVENTS),
             lake.read(SESSIONS),
@@ -70,8 +76,8 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
             time_zone=configuration.time_zone,
             day_level=configuration.events.time_unit == "day",
         ):
-            done += len(some)
-            logger.debug("snapshot %s of %s", done, len(instants))
+            count += len(some)
+            logger.debug("snapshot %s of %s", count, len(instants))
             taken.append(materialize(rows))
         lake.write(table, ibis.union(*taken), only=instants)
         if earlier:

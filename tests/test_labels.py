@@ -267,6 +267,10 @@ def test_each_as_of_is_complete_by_itself(engine: DuckDB) -> None:
     ]
 
 
+def test_without_a_snapshot_there_are_no_labels(engine: DuckDB) -> None:
+    assert labels_of(engine, [at("2024-03-05")], users=[]) == []
+
+
 def test_many_events_make_one_label(engine: DuckDB) -> None:
     rows = [at("2024-03-05", "purchase"), at("2024-03-05", "purchase"), at("2024-03-06", "purchase")]
 

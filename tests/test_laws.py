@@ -20,7 +20,7 @@ from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.labels import ChurnSettings, ConversionSettings, LabelSettings, label
 from features.sessions import sessionize, sessions_at
-from features.snapshots import take_snapshot
+from features.snapshots import take_snapshots
 from features.table import TIME, materialize
 
 Row = dict[str, Any]
@@ -33,6 +33,7 @@ A_DAY = timedelta(days=1)
 
 GAPS = [timedelta(minutes=3), timedelta(minutes=30), timedelta(hours=8), A_DAY]
 MIDNIGHTS = [datetime(1970, 1, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 31, tzinfo=UTC)]
+AFTER = [timedelta(0), -A_MICROSECOND, A_MICROSECOND, 3 * A_DAY]
 LEARNT_AFTER = [timedelta(0), timedelta(0), timedelta(0), A_MICROSECOND, timedelta(hours=1), 3 * A_DAY]
 ACTS: list[Row] = [
     {},
@@ -85,9 +86,7 @@ def worlds(draw: st.DrawFn, min_users: int = 2, max_users: int = 6) -> World:
                 | draw(st.sampled_from(ACTS))
             )
             now += draw(pauses)
-    as_of = draw(st.sampled_from(rows))["occurred_at"] + draw(
-        st.sampled_from([timedelta(0), -A_MICROSECOND, A_MICROSECOND, gap, 3 * A_DAY])
-    )
+    as_of = draw(st.sampled_from(rows))["occurred_at"] + draw(st.sampled_from([*AFTER, gap]))
     return World(gap, rows, as_of)
 
 
@@ -113,14 +112,19 @@ def sessions_of(engine: DuckDB, rows: list[Row], gap: timedelta) -> list[Row]:
 
 
 def snapshot_of(engine: DuckDB, rows: list[Row], as_of: datetime, gap: timedelta) -> list[Row]:
-    return listed(_snapshot(engine, events_of(engine, rows), as_of, gap), "user_id")
+    return snapshots_of(engine, rows, [as_of], gap)
 
 
-def _snapshot(engine: DuckDB, events: ir.Table, as_of: datetime, gap: timedelta) -> ir.Table:
+def snapshots_of(engine: DuckDB, rows: list[Row], instants: list[datetime], gap: timedelta) -> list[Row]:
+    return _snapshots(engine, events_of(engine, rows), instants, gap)
+
+
+def _snapshots(engine: DuckDB, events: ir.Table, instants: list[datetime], gap: timedelta) -> list[Row]:
     nothing = pa.Table.from_pylist([], schema=ATTRIBUTES.schema.to_pyarrow())
     attributes = engine.create_table(f"attributes_{uuid.uuid4().hex}", nothing, temp=True)
     sessions = materialize(sessionize(events, gap))
-    return take_snapshot(events, sessions, attributes, as_of, gap=gap, time_zone="Europe/Berlin")
+    taken = take_snapshots(events, sessions, attributes, instants, gap=gap, time_zone="Europe/Berlin")
+    return [row for _, snapshots in taken for row in listed(snapshots, "as_of", "user_id")]
 
 
 def labels_of(engine: DuckDB, users: list[Row], rows: list[Row], known_at: datetime) -> list[Row]:
@@ -248,6 +252,21 @@ def test_what_was_not_known_at_as_of_changes_no_feature(engine: DuckDB, world: W
     )
 
 
+@law(4)
+@given(world=A_CROWD, numbers=st.lists(st.integers(0, 99), max_size=2), after=st.sampled_from(AFTER))
+def test_many_snapshots_are_those_of_what_was_known_at_each_instant(
+    engine: DuckDB, world: World, numbers: list[int], after: timedelta
+) -> None:
+    others = [world.rows[number % len(world.rows)]["occurred_at"] + after for number in numbers]
+    alone = [
+        row
+        for as_of in sorted({world.as_of, *others})
+        for row in snapshot_of(engine, world._replace(as_of=as_of).known(), as_of, world.gap)
+    ]
+
+    assert snapshots_of(engine, world.rows, [world.as_of, *others], world.gap) == alone
+
+
 @law(3)
 @given(world=A_CROWD)
 def test_another_user_changes_no_ones_features(engine: DuckDB, world: World) -> None:
@@ -286,7 +305,7 @@ def test_a_snapshot_taken_again_is_the_same_to_the_last_bit_with_any_number_of_t
     taken = []
     for threads in (4, 1):
         engine.con.execute(f"SET threads = {threads}")
-        taken.append(repr(listed(_snapshot(engine, many_events, as_of, gap), "user_id")))
+        taken.append(repr(_snapshots(engine, many_events, [as_of], gap)))
 
     assert taken[0] == taken[1]
 

@@ -1,17 +1,19 @@
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import events_of, instant
+from conftest import events_of, instant, small_shop
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
 
 from features.attributes import ATTRIBUTES
+from features.events import EVENTS
 from features.sessions import sessionize
 from features.snapshots import (
     FAVOURITES,
@@ -23,9 +25,12 @@ from features.snapshots import (
     in_words,
     snapshots_table,
     take_snapshot,
+    take_snapshots,
     title,
 )
 from features.table import TIME, materialize
+from flows.configuration import ConfigurationError, load
+from flows.snapshot import store_snapshots
 
 Row = dict[str, Any]
 
@@ -53,10 +58,27 @@ def snapshot_of(
     events = events_of(engine, rows)
     sessions = materialize(sessionize(events, GAP))
     snapshot = take_snapshot(events, sessions, attributes_of(engine, attributes), instant(as_of), gap=GAP, **options)
-    users = snapshot.to_pyarrow().to_pylist()
-    by_user = {user["user_id"]: user for user in users}
-    assert len(by_user) == len(users)
-    return by_user
+    return by_user(snapshot.to_pyarrow().to_pylist())
+
+
+def snapshots_of(engine: DuckDB, rows: list[Row], *instants: str) -> dict[str, dict[str, Row]]:
+    """Take snapshots at many instants; return their rows by instant, as "month-dayThour:minute" of 2024, and user."""
+    events = events_of(engine, rows)
+    sessions = materialize(sessionize(events, GAP))
+    asked = [instant(f"2024-{time}") for time in instants]
+    taken: dict[str, dict[str, Row]] = {}
+    for some, table in take_snapshots(events, sessions, attributes_of(engine), asked, gap=GAP):
+        found = table.to_pyarrow().to_pylist()
+        assert {row["as_of"] for row in found} <= set(some)
+        for as_of in some:
+            taken[f"{as_of:%m-%dT%H:%M}"] = by_user([row for row in found if row["as_of"] == as_of])
+    return taken
+
+
+def by_user(rows: list[Row]) -> dict[str, Row]:
+    found = {row["user_id"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
 # --- what each column says ---
@@ -337,8 +359,8 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def users() -> Iterator[dict[str, Row]]:
+@pytest.fixture(scope="module", params=["alone", "among others"])
+def users(request: pytest.FixtureRequest) -> Iterator[dict[str, Row]]:
     engine = ibis.duckdb.connect()
     engine.raw_sql("SET TimeZone = 'UTC'")
     rows = [
@@ -346,7 +368,10 @@ def users() -> Iterator[dict[str, Row]]:
         for case in CASES
         for number, event in enumerate(case.events)
     ]
-    yield snapshot_of(engine, rows)
+    if request.param == "alone":
+        yield snapshot_of(engine, rows)
+    else:
+        yield snapshots_of(engine, rows, "04-15T10:00", "05-01T00:00", "01-01T00:00", "06-01T00:00")["05-01T00:00"]
     engine.disconnect()
 
 
@@ -446,6 +471,141 @@ def test_all_features_are_numbers_and_favourites_text() -> None:
     assert types["as_of"] == TIME.copy(nullable=False)
 
 
+# --- many instants at once ---
+
+
+def test_snapshots_are_taken_in_order_at_each_instant_once(engine: DuckDB) -> None:
+    taken = snapshots_of(engine, [at("04-01T10:00")], "05-01T00:00", "04-05T00:00", "05-01T00:00", "04-20T12:00")
+
+    assert [*taken] == ["04-05T00:00", "04-20T12:00", "05-01T00:00"]
+
+
+def test_no_instants_no_snapshots(engine: DuckDB) -> None:
+    assert snapshots_of(engine, [at("04-01T10:00")]) == {}
+
+
+def test_nobody_is_in_the_snapshot_at_an_instant_before_every_event(engine: DuckDB) -> None:
+    taken = snapshots_of(engine, [at("04-01T10:00")], "03-01T00:00", "04-01T10:00", "04-02T10:00")
+
+    assert [[*users] for users in taken.values()] == [[], [], ["u"]]
+
+
+def test_nobody_is_in_any_snapshot_without_events(engine: DuckDB) -> None:
+    assert snapshots_of(engine, [], "03-01T00:00", "04-01T00:00") == {"03-01T00:00": {}, "04-01T00:00": {}}
+
+
+def test_a_user_is_in_every_snapshot_after_their_first_session(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-03T10:00", user_id="v")]
+    taken = snapshots_of(engine, rows, "04-02T00:00", "04-04T00:00", "06-01T00:00")
+
+    assert [sorted(users) for users in taken.values()] == [["u"], ["u", "v"], ["u", "v"]]
+
+
+def test_ages_and_windows_are_those_of_each_instant(engine: DuckDB) -> None:
+    rows = [at("04-01T00:00", "purchase"), at("04-05T00:00", "support_view")]
+    taken = snapshots_of(engine, rows, "04-06T00:00", "04-08T00:00", "04-13T00:00")
+    columns = ("recency_days", "tenure_days", "session_count_7d", "purchase_count_7d", "support_visit_count_1d")
+
+    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
+        [1, 5, 2, 1, 1],
+        [3, 7, 2, 1, 0],
+        [8, 12, 0, 0, 0],
+    ]
+    assert [users["u"]["purchase_recency_days"] for users in taken.values()] == [5, 7, 12]
+    assert [users["u"]["support_recency_days"] for users in taken.values()] == [1, 3, 8]
+
+
+def test_what_is_different_is_counted_as_of_each_instant(engine: DuckDB) -> None:
+    rows = [
+        at("04-01T10:00", item_id="a", category="c"),
+        at("04-02T10:00", item_id="a"),
+        at("04-02T20:00", item_id="b", category="c"),
+        at("04-03T10:00", item_id="a", category="d"),
+    ]
+    taken = snapshots_of(engine, rows, "04-02T00:00", "04-02T15:00", "04-03T00:00", "04-04T00:00", "04-05T00:00")
+    columns = ("item_count", "category_count", "active_day_count")
+
+    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
+        [1, 1, 1],
+        [1, 1, 2],
+        [2, 1, 2],
+        [2, 2, 3],
+        [2, 2, 3],
+    ]
+
+
+def test_the_favourite_is_that_of_each_instant(engine: DuckDB) -> None:
+    devices = ["b", "a", "a", None, "b", "b"]
+    rows = [at(f"04-0{day}T10:00", device=device) for day, device in enumerate(devices, start=1)]
+    taken = snapshots_of(engine, rows, *(f"04-0{day + 1}T00:00" for day in range(1, 7)))
+
+    assert [users["u"]["device"] for users in taken.values()] == ["b", "a", "a", "a", "a", "b"]
+
+
+def test_the_median_is_that_of_each_instant(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-01T10:01"), at("04-02T10:00"), at("04-03T10:00"), at("04-03T10:10")]
+    taken = snapshots_of(engine, rows, "04-02T00:00", "04-03T00:00", "04-04T00:00")
+
+    assert [users["u"]["duration_median_s"] for users in taken.values()] == [60, 30, 60]
+
+
+def test_a_session_is_cut_by_each_instant_that_it_spans(engine: DuckDB) -> None:
+    rows = [
+        *(at("04-01T10:00"), at("04-01T10:20", "add_to_cart"), at("04-01T10:40", "purchase", revenue=5.0)),
+        at("04-01T23:00"),
+    ]
+    taken = snapshots_of(engine, rows, "04-01T10:10", "04-01T10:20", "04-01T10:30", "04-01T12:00", "04-02T00:00")
+    columns = ("session_count", "duration_mean_s", "cart_abandonment_rate", "revenue_total")
+
+    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
+        [1, 0, None, 0],
+        [1, 0, None, 0],
+        [1, 1200, 1, 0],
+        [1, 2400, 0, 5],
+        [2, 1200, 0, 5],
+    ]
+
+
+def test_an_event_counts_from_the_instant_at_which_it_was_known(engine: DuckDB) -> None:
+    late = at("04-02T10:00", "purchase", ingested_at="2024-04-05T00:00", item_id="b", device="phone")
+    rows = [at("04-01T10:00", item_id="a", device="desktop"), late, at("04-06T10:00", device="desktop")]
+    taken = snapshots_of(engine, rows, "04-03T00:00", "04-04T23:59", "04-05T00:00", "04-07T00:00")
+    columns = ("session_count", "purchase_count", "item_count", "device")
+
+    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
+        [1, 0, 1, "desktop"],
+        [1, 0, 1, "desktop"],
+        [2, 1, 2, "desktop"],
+        [3, 1, 2, "desktop"],
+    ]
+    assert [users["u"]["purchase_recency_days"] is None for users in taken.values()] == [True, True, False, False]
+
+
+def test_two_sessions_are_one_from_the_instant_at_which_what_fuses_them_was_known(engine: DuckDB) -> None:
+    late = at("04-01T10:25", ingested_at="2024-04-03T00:00")
+    rows = [at("03-20T10:00"), at("04-01T10:00"), late, at("04-01T10:50"), at("04-08T10:00")]
+    taken = snapshots_of(engine, rows, "04-01T10:30", "04-02T00:00", "04-03T00:00", "04-09T00:00")
+
+    assert [users["u"]["session_count"] for users in taken.values()] == [2, 3, 2, 3]
+
+
+def test_who_was_known_only_later_is_in_no_snapshot_before(engine: DuckDB) -> None:
+    rows = [at("04-01T10:00"), at("04-02T10:00", user_id="v", ingested_at="2024-04-05T00:00")]
+    taken = snapshots_of(engine, rows, "04-03T00:00", "04-04T00:00", "04-05T00:00")
+
+    assert [sorted(users) for users in taken.values()] == [["u"], ["u"], ["u", "v"]]
+
+
+def test_of_many_users_snapshots_are_taken_by_and_by(engine: DuckDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [at(f"04-0{day}T23:50", user_id=f"u{day % 2}", device=f"d{day % 3}") for day in range(1, 6)]
+    rows += [at(f"04-0{day}T00:10", user_id=f"u{day % 2}", device=f"d{day % 3}") for day in range(2, 7)]
+    instants = [f"04-0{day}T00:00" for day in range(2, 7)]
+    at_once = snapshots_of(engine, rows, *instants)
+    monkeypatch.setattr("features.snapshots.ROWS_AT_ONCE", 4)
+
+    assert snapshots_of(engine, rows, *instants) == at_once
+
+
 # --- windows ---
 
 
@@ -518,6 +678,14 @@ def test_an_active_day_is_a_local_day(engine: DuckDB) -> None:
     assert snapshot_of(engine, around_midnight_in_utc, time_zone="Asia/Tokyo")["u"]["active_day_count"] == 1
 
 
+def test_an_active_day_ends_at_midnight_where_the_offset_is_of_seconds(engine: DuckDB) -> None:
+    around_midnight_in_monrovia = [{"occurred_at": "1971-06-01T00:44:29"}, {"occurred_at": "1971-06-01T00:44:30"}]
+    rows = [row | {"event_name": "page_view"} for row in around_midnight_in_monrovia]
+
+    assert snapshot_of(engine, rows, time_zone="Africa/Monrovia")["u"]["active_day_count"] == 2
+    assert snapshot_of(engine, rows)["u"]["active_day_count"] == 1
+
+
 def test_local_hours_follow_summer_time(engine: DuckDB) -> None:
     rows = [at("03-30T04:30"), at("03-31T04:30")]
     snapshot = snapshot_of(engine, rows, time_zone="Europe/Berlin")["u"]
@@ -547,6 +715,18 @@ def test_the_days_of_a_day_level_source_are_local(engine: DuckDB) -> None:
     snapshot = snapshot_of(engine, saturday_in_new_york, time_zone="America/New_York", day_level=True)["u"]
 
     assert (snapshot["weekend_session_share"], snapshot["active_day_count"]) == (1, 1)
+
+
+# --- the stage ---
+
+
+def test_a_snapshot_wants_the_sessions_of_its_events(tmp_path: Path) -> None:
+    config = small_shop(tmp_path / "shop")
+    with load(config).open_lake() as lake:
+        lake.write(EVENTS, events_of(lake.engine, [at("04-01T10:00")]))
+
+    with pytest.raises(ConfigurationError, match="run `habitus sessions"):
+        store_snapshots.fn(str(config), None, False)
 
 
 # --- in words ---
