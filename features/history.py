@@ -56,12 +56,12 @@ def sessions_as_known(events: ir.Table, sessions: ir.Table, instants: Sequence[d
     touched = materialize(_touched(events, sessions, instants))
     before = sessions.join(touched, "user_id").filter(lambda both: both.started_at < both.from_at)
     before = before.select("as_of", *SESSIONS.schema.names)
-    spans = touched.group_by("as_of").agg(from_at=touched.from_at.min()).to_pyarrow().to_pylist()
-    if not spans:
+    # Files of other times need not be read.
+    [span] = touched.agg(first=touched.from_at.min(), last=touched.as_of.max()).to_pyarrow().to_pylist()
+    if span["first"] is None:
         return AsKnown(touched, before)
-    # Engines read few of the files for these times, but all of them to find the users.
-    near = events.filter(ibis.or_(*(events.occurred_at.between(span["from_at"], span["as_of"]) for span in spans)))
-    known = near.join(touched, "user_id").filter(
+    recent = events.filter(events.occurred_at.between(span["first"], span["last"]))
+    known = recent.join(touched, "user_id").filter(
         lambda both: (
             (both.occurred_at >= both.from_at) & (both.occurred_at < both.as_of) & (both.ingested_at <= both.as_of)
         )

@@ -554,12 +554,15 @@ def test_a_session_is_cut_by_each_instant_that_it_spans(engine: DuckDB) -> None:
         *(at("04-01T10:00"), at("04-01T10:20", "add_to_cart"), at("04-01T10:40", "purchase", revenue=5.0)),
         at("04-01T23:00"),
     ]
-    taken = snapshots_of(engine, rows, "04-01T10:10", "04-01T10:20", "04-01T10:30", "04-01T12:00", "04-02T00:00")
+    at_its_last_event = "04-01T10:40"
+    instants = ("04-01T10:10", "04-01T10:20", "04-01T10:30", at_its_last_event, "04-01T12:00", "04-02T00:00")
+    taken = snapshots_of(engine, rows, *instants)
     columns = ("session_count", "duration_mean_s", "cart_abandonment_rate", "revenue_total")
 
     assert [[users["u"][column] for column in columns] for users in taken.values()] == [
         [1, 0, None, 0],
         [1, 0, None, 0],
+        [1, 1200, 1, 0],
         [1, 1200, 1, 0],
         [1, 2400, 0, 5],
         [2, 1200, 0, 5],
