@@ -1,8 +1,8 @@
-"""DuckDB's own way to the intervals of a chunk: `sessions.chains_of` in SQL, for two chunks at a time.
+"""DuckDB's own way to the chains of a chunk: `sessions.chains_of` and `sessions.continue_chains` in SQL.
 
 It exists because it takes half the time (docs/benchmarks.md): the sort key of an event is made once, each value of the
-first event is picked by itself, slots are linked to their neighbours by a join, and each of two chunks runs on a thread
-of its own. The expressions in `sessions` say what it must give, and are its test.
+first event is picked by itself, slots are linked to their neighbours by a join, each of two chunks runs on a thread of
+its own, and there is nothing to compile. The expressions in `sessions` say what it must give, and are its test.
 """
 
 import uuid
@@ -15,6 +15,7 @@ import ibis.expr.types as ir
 
 from features.engines import DuckDB
 from features.sessions import COUNTED, OF_FIRST_EVENT, us
+from features.table import MATERIALIZED
 
 WORKERS = 2
 YEAR_ZERO_US = -62_167_219_200_000_000
@@ -22,6 +23,7 @@ KEY = "create_sort_key(occurred_at, 'ASC NULLS LAST', event_id, 'ASC NULLS LAST'
 EARNED = "CASE WHEN event_name = 'purchase' THEN revenue WHEN event_name = 'refund' THEN -abs(revenue) END"
 SUMS = ("event_count", *COUNTED, "revenue_micros")
 FIRST = ", ".join(f"{name} := first_{name}" for name in OF_FIRST_EVENT)
+COLUMNS = f"user_id, started_at, ended_at, {', '.join(SUMS)}, first, entry_page, exit_page"
 CHAIN = f"user_id, started_at, ended_at, {', '.join(SUMS)}, struct_pack({FIRST}) AS first, entry_page, exit_page"
 
 SLOTS = f"""
@@ -60,6 +62,27 @@ SELECT
 FROM slots JOIN linked USING (user_id, slot)
 GROUP BY user_id, chain"""
 
+CONTINUED = f"""
+WITH met AS (
+    SELECT {COLUMNS} FROM {{opened}} UNION ALL SELECT {COLUMNS} FROM {{chains}} SEMI JOIN {{opened}} USING (user_id)
+), begun AS (
+    SELECT *, epoch_us(started_at) - epoch_us(lag(ended_at) OVER in_order) AS pause_us
+    FROM met WINDOW in_order AS (PARTITION BY user_id ORDER BY started_at)
+), numbered AS (
+    SELECT *, count(*) FILTER (pause_us > {{gap_us}}) OVER (PARTITION BY user_id ORDER BY started_at) AS chain
+    FROM begun
+)
+SELECT
+    user_id,
+    min(started_at) AS started_at,
+    max(ended_at) AS ended_at,
+    {", ".join(f"sum({name})::BIGINT AS {name}" for name in SUMS)},
+    arg_min(first, started_at) AS first,
+    arg_min(entry_page, started_at) AS entry_page,
+    arg_max(exit_page, started_at) AS exit_page
+FROM numbered
+GROUP BY user_id, chain"""
+
 
 def make_chains(engine: DuckDB, chunks: Sequence[list[str]], gap: timedelta) -> Iterator[ir.Table]:
     """Yield what `sessions.chains_of` gives of each chunk's files of EVENTS, in order; each is gone after its turn.
@@ -74,6 +97,8 @@ def make_chains(engine: DuckDB, chunks: Sequence[list[str]], gap: timedelta) -> 
         for number in range(len(chunks) + WORKERS):
             if number < len(chunks):
                 waiting.append(pool.submit(_make, engine.con, chunks[number], us(gap)))
+            elif all(chains.done() for chains in waiting):
+                engine.con.execute(f"SET threads = {threads}")
             if number >= WORKERS:
                 name = waiting.pop(0).result()
                 yield engine.table(name)
@@ -81,6 +106,15 @@ def make_chains(engine: DuckDB, chunks: Sequence[list[str]], gap: timedelta) -> 
     finally:
         pool.shutdown(cancel_futures=True)
         engine.con.execute(f"SET threads = {threads}")
+
+
+def continue_chains(opened: ir.Table, chains: ir.Table, gap: timedelta) -> ir.Table:
+    """Return what `sessions.continue_chains` gives, from two tables of the engine."""
+    engine = opened.get_backend()
+    name = f"{MATERIALIZED}{uuid.uuid4().hex}"
+    names = {"opened": opened.op().name, "chains": chains.op().name}
+    engine.con.execute(f"CREATE TEMP TABLE {name} AS {CONTINUED.format(**names, gap_us=us(gap))}")
+    return engine.table(name)
 
 
 def _make(con: duckdb.DuckDBPyConnection, files: list[str], gap_us: int) -> str:

@@ -16,12 +16,24 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
+from features import duckdb_chains
 from features.aliases import ALIASES, alias
-from features.duckdb_chains import make_chains
 from features.engines import DuckDB
 from features.events import EVENTS, epoch_us
 from features.lake import Lake
-from features.sessions import CAP, SESSIONS, advance, chains_of, lookback, sessionize, stack, us, us_between, within
+from features.sessions import (
+    CAP,
+    SESSIONS,
+    advance,
+    chains_of,
+    continue_chains,
+    lookback,
+    sessionize,
+    stack,
+    us,
+    us_between,
+    within,
+)
 from features.table import Table, forget_materialized, materialize
 
 MATTERS = ("event_name", "page", "revenue", "source", "campaign", "device", "country")
@@ -181,13 +193,14 @@ def _parts(lake: Lake, gap: timedelta, on_progress: Progress) -> Iterator[tuple[
     else:
         most_rows = min(most_rows, lake.memory_limit_bytes // BYTES_PER_EVENT)
     chunks = _chunks(row_counts, most_rows)
+    go_on = duckdb_chains.continue_chains if isinstance(lake.engine, DuckDB) else continue_chains
     opened = None
     for number, (chunk, chains) in enumerate(zip(chunks, _chains(lake, chunks, gap), strict=True)):
         on_progress(chunk[-1], chunks[-1][-1])
         border = chunks[number + 1][0] if chunk is not chunks[-1] else None
         since = chunk[0] - lookback(gap) - DAY
         recent = lake.read(EVENTS, only=[day for day in row_counts if since < day <= chunk[-1]])
-        closed, opened = advance(chains, recent, opened, border, gap)
+        closed, opened = advance(chains, recent, opened, border, gap, go_on)
         days = days_of(opened) if opened is not None else []
         yield closed, min(days, default=border or chunk[-1] + DAY)
         forget_materialized(lake.engine, keep=opened)
@@ -196,7 +209,7 @@ def _parts(lake: Lake, gap: timedelta, on_progress: Progress) -> Iterator[tuple[
 def _chains(lake: Lake, chunks: list[list[datetime]], gap: timedelta) -> Iterator[ir.Table]:
     """Yield the chains of each chunk; with DuckDB, those of the next are being made meanwhile."""
     if isinstance(lake.engine, DuckDB):
-        return make_chains(lake.engine, [lake.files(EVENTS, only=chunk) for chunk in chunks], gap)
+        return duckdb_chains.make_chains(lake.engine, [lake.files(EVENTS, only=chunk) for chunk in chunks], gap)
     return (chains_of(lake.read(EVENTS, only=chunk), gap) for chunk in chunks)
 
 

@@ -1,5 +1,6 @@
 """SESSIONS: the events of one user with no gap longer than a limit, and no longer than a day."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import ibis
@@ -102,8 +103,18 @@ def chains_of(events: ir.Table, gap: timedelta) -> ir.Table:
     return materialize(_fuse(materialize(_slots(events, gap)), gap))
 
 
+def continue_chains(opened: ir.Table, chains: ir.Table, gap: timedelta) -> ir.Table:
+    """Fuse chains that may go on with those of the next chunk: return the chains of their users."""
+    return materialize(_fuse(materialize(stack(opened, chains.semi_join(opened, "user_id"))), gap))
+
+
 def advance(
-    chains: ir.Table, recent: ir.Table, opened: ir.Table | None, border: datetime | None, gap: timedelta
+    chains: ir.Table,
+    recent: ir.Table,
+    opened: ir.Table | None,
+    border: datetime | None,
+    gap: timedelta,
+    continue_chains: Callable[[ir.Table, ir.Table, timedelta], ir.Table] = continue_chains,
 ) -> tuple[ir.Table, ir.Table | None]:
     """Go on through time by the chains of a chunk: return the SESSIONS that are over, and the chains that may go on.
 
@@ -112,8 +123,7 @@ def advance(
     border from `lookback` before the chunk on. Sessions by chunks equal sessions of all at once, however time is cut.
     """
     if opened is not None:
-        continued = materialize(_fuse(materialize(stack(opened, chains.semi_join(opened, "user_id"))), gap))
-        chains = stack(chains.anti_join(opened, "user_id"), continued)
+        chains = stack(chains.anti_join(opened, "user_id"), continue_chains(opened, chains, gap))
     is_overlong = us_between(chains.started_at, chains.ended_at) > us(CAP)
     overlong = materialize(chains.filter(is_overlong))
     if overlong.count().to_pyarrow().as_py():
