@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from apart import FailedError, Taken, call_apart
 from contestants import increment as day
+from contestants import snapshots as weekly
 from digest import digest
 from lakes import KEPT, lake_of
 from machine import machine
@@ -148,6 +149,33 @@ def memory(
             "measure": "memory",
             "events": events,
             "days": days,
+            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+        },
+    )
+
+
+@app.command()
+def snapshots(
+    events: Annotated[int, typer.Option(help="How many events there are.")] = 50_000_000,
+    days: Annotated[int, typer.Option(help="On how many days sessions begin.")] = 180,
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 3,
+) -> None:
+    """Take a snapshot of every feature, and 12 weekly ones at once."""
+    lake = lake_of(Traffic(events, days))
+    runs: dict[str, list[Taken]] = {"take_one": [], "take_weekly": []}
+    with tempfile.TemporaryDirectory(prefix="prepared-", dir=KEPT) as folder:
+        session_count = weekly.prepare(lake, Path(folder))
+        for number, name in itertools.product(range(1, rounds + 1), runs):
+            taken = call_apart(f"contestants.snapshots:{name}", folder)
+            runs[name].append(taken)
+            print(f"  {number}/{rounds} {name:12} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+    _store(
+        f"snapshots-{events}",
+        {
+            "measure": "snapshots",
+            "events": events,
+            "days": days,
+            "sessions": session_count,
             "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
         },
     )

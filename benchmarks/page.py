@@ -128,10 +128,29 @@ def memory_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def snapshots_section(results: list[Result]) -> str:
+    """Return what many snapshots cost beside one."""
+    lines = [
+        "## Snapshots of every feature\n",
+        "| sessions | one | 12 weekly | of one | peak, one and 12 |",
+        "|---|---|---|---|---|",
+    ]
+    for result in results:
+        one, twelve = (result["runs"][name] for name in ("take_one", "take_weekly"))
+        seconds = [_median(taken, "seconds") for taken in (one, twelve)]
+        peaks = " and ".join(f"{_median(taken, 'peak_bytes') / 1e9:.1f} GB" for taken in (one, twelve))
+        lines.append(
+            f"| {result['sessions']:,} | {seconds[0]:.1f} s | {seconds[1]:.1f} s | {seconds[1] / seconds[0]:.1f}× "
+            f"| {peaks} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "sessions": sessions_section,
     "increment": increment_section,
     "memory": memory_section,
+    "snapshots": snapshots_section,
 }
 """What is told of each measure, in this order."""
 
