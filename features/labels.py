@@ -60,23 +60,31 @@ class LabelSettings(Settings):
 
 
 class SnapshotDates(NamedTuple):
-    """Hold the instants of the snapshots to learn from, oldest first, and of the one to test on."""
+    """Hold the instants of the snapshots to learn from, oldest first, to choose and calibrate by, and to test on."""
 
     train: tuple[datetime, ...]
+    validation: datetime
     test: datetime
+
+    @property
+    def all(self) -> list[datetime]:
+        """List all instants, oldest first."""
+        return [*self.train, self.validation, self.test]
 
 
 def snapshot_dates(
     as_of: datetime, first_event_at: datetime, reach: timedelta, every: timedelta, count: int
 ) -> SnapshotDates:
-    """Choose past instants: all labels are complete at `as_of`, and training labels already at the test's instant.
+    """Choose past instants: all labels are complete at `as_of`, and those of each purpose before the next begins.
 
-    The test is the latest instant whose labels are complete; training ends one `reach` before it, so that no training
-    label overlaps the test's, and goes back `count` times by `every`, though not to before the first event.
+    The test is the latest instant whose labels are complete, the validation is one `reach` before it, and training ends
+    one `reach` before that, so that no label of one overlaps another's; it goes back `count` times by `every`, though
+    not to before the first event.
     """
     test = as_of - reach
-    train = tuple(test - reach - number * every for number in reversed(range(count)))
-    return SnapshotDates(tuple(instant for instant in train if instant > first_event_at), test)
+    validation = test - reach
+    train = tuple(validation - reach - number * every for number in reversed(range(count)))
+    return SnapshotDates(tuple(instant for instant in train if instant > first_event_at), validation, test)
 
 
 def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: LabelSettings) -> ir.Table:

@@ -15,6 +15,7 @@ from features.lake import Lake
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import Settings, Source, TimeZone, Users
+from models.evaluation import CalibrationSettings
 
 
 class ConfigurationError(Exception):
@@ -22,11 +23,13 @@ class ConfigurationError(Exception):
 
 
 class TrainingSettings(Settings):
-    """Say from how many past snapshots to learn, how far apart, and with which seed."""
+    """Say from how many past snapshots to learn, how far apart, with which seed, and how long to look for trees."""
 
     snapshots: int = Field(default=12, ge=1)
     every_days: float = Field(default=7, gt=0)
     seed: int = 0
+    trials: int = Field(default=15, ge=1)
+    trial_seconds: float = Field(default=60, gt=0)
 
 
 class SegmentSettings(Settings):
@@ -80,6 +83,7 @@ class Configuration(Settings):
     features: FeatureSettings = FeatureSettings()
     labels: LabelSettings = LabelSettings()
     training: TrainingSettings = TrainingSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     segments: SegmentSettings = SegmentSettings()
     engine: EngineSettings = EngineSettings()
     storage: StorageSettings = StorageSettings()

@@ -60,7 +60,7 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
         if not is_current(lake, configuration.sessions.gap):
             raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
         past = past_dates(configuration, lake, as_of) if training else None
-        earlier = [] if past is None else [*past.train, past.test]
+        earlier = [] if past is None else past.all
         instants = [*earlier, as_of]
         logger.debug("recalling what was known at %s instants", len(instants))
         taken: list[ir.Table] = []
@@ -93,7 +93,7 @@ def table_of(configuration: Configuration) -> Table:
 
 
 def past_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> SnapshotDates | None:
-    """Return the past instants to learn from and to test on; None where the history is too short for a test."""
+    """Return the past instants to learn from, to validate and to test on; None where the history is too short."""
     span = event_span(lake)
     if span is None:
         return None
@@ -101,4 +101,4 @@ def past_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> Sna
     dates = snapshot_dates(
         as_of, span[0], configuration.labels.reach, timedelta(days=training.every_days), training.snapshots
     )
-    return dates if dates.test > span[0] else None
+    return dates if dates.train else None

@@ -3,28 +3,35 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from prefect import flow, task
 
 from features.labels import LABELS, SnapshotDates
 from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
-from flows.instant import name_run, resolve_as_of
+from flows.instant import event_span, name_run, resolve_as_of
 from flows.snapshot import past_dates, table_of
 from flows.world import TOUCHES_THE_WORLD
-from models import evaluation, propensities, segments
-from models.registry import Registry, Version
+from models import figures, promotion, propensities, segments
+from models.registry import PROMOTIONS, Promotion, Registry, TrialStatus, Version, promotion_tag
 
 logger = logging.getLogger("habitus")
 
 LABEL_OF = {"churn": "churned", "conversion": "converted"}
 MINIMUM_ROWS = 50
 MINIMUM_OF_EACH_CLASS = 10
+CONTEXTS: dict[str, Literal["train", "validation", "test"]] = {
+    "training": "train",
+    "validation": "validation",
+    "testing": "test",
+}
 LEARNT_WITH = ("habitus", "lightgbm", "scikit-learn", "numpy", "pandas")
 
 
@@ -80,8 +87,8 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             run.log_input(snapshot, f"{configuration.name}/snapshots", content, "train")
             run.log_metrics({"silhouette": model.silhouette, "segments": len(model.segments)})
             run.log_metrics({f"stability_{one.segment_id}": one.stability for one in model.segments})
-            run.log_figure(evaluation.plot_silhouettes(model.silhouettes), "silhouettes.png")
-            run.log_figure(evaluation.plot_profiles(segments.profiles(model)), "profiles.png")
+            run.log_figure(figures.plot_silhouettes(model.silhouettes), "silhouettes.png")
+            run.log_figure(figures.plot_profiles(segments.profiles(model)), "profiles.png")
             run.log_dict(model.to_dict(), "segments.json")
             run.log_model(
                 model.pipeline, name, fingerprint, snapshot, model.to_dict(), tags=version_tags(as_of, promoted=True)
@@ -95,34 +102,47 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
     """Learn a propensity from past snapshots, test it on a later one beside what it has to beat."""
     configuration = load(config)
     registry = Registry(configuration.mlruns)
-    name = model_name(configuration, kind)
+    name, label = model_name(configuration, kind), LABEL_OF[kind]
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
         dates = past_dates(configuration, lake, as_of)
-        if dates is None or not dates.train:
-            reason = _explain_short_history(configuration, as_of)
-            return Trained(kind, None, None, reason, {})
-        frame = read_labelled(lake, configuration, [*dates.train, dates.test], LABEL_OF[kind])
-        instants = [*dates.train, dates.test]
-        content = lake.content(table_of(configuration), instants) + lake.content(LABELS, instants)
-    is_test = frame["as_of"] == pd.Timestamp(dates.test)
-    rows_train, rows_test = frame[~is_test], frame[is_test]
-    number = None
-    blocked = propensities.data_gate(
-        rows_train[LABEL_OF[kind]], rows_test[LABEL_OF[kind]], MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS
-    )
-    if blocked is None:
-        params = {
-            **{f"label_{key}": value for key, value in getattr(configuration.labels, kind).model_dump().items()},
-            "delay_days": configuration.labels.delay_days,
-            "seed": configuration.training.seed,
+        if dates is None:
+            return Trained(kind, None, None, _explain_short_history(configuration, lake, as_of), {})
+        frame = read_labelled(lake, configuration, dates.all, label)
+        partitions = {
+            f"{table.name}/{instant:%Y-%m-%dT%H:%M:%SZ}": lake.content(table, [instant])
+            for table in (table_of(configuration), LABELS)
+            for instant in dates.all
         }
-        fingerprint = _fingerprint(content, params)
+    slices = _slices(frame, dates)
+    number = None
+    blocked = propensities.data_gate(slices, label, MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS)
+    if blocked is None:
+        params = _params(configuration, kind)
+        fingerprint = _fingerprint(partitions, params)
         number = registry.find(name, fingerprint)
         if number is None:
-            number = _train(configuration, registry, kind, as_of, dates, rows_train, rows_test, params, fingerprint)
-    snapshot = frame.drop(columns=LABEL_OF[kind])
-    return _conclude(registry, name, kind, number, as_of, snapshot, f"Not trained: {blocked}.")
+            number = _train(configuration, registry, kind, as_of, slices, params, fingerprint, partitions)
+    return _conclude(registry, name, kind, number, as_of, frame.drop(columns=label), f"Not trained: {blocked}.")
+
+
+def _slices(frame: pd.DataFrame, dates: SnapshotDates) -> dict[str, pd.DataFrame]:
+    """Divide labelled snapshots by what they are for."""
+    instants = {"training": dates.train, "validation": [dates.validation], "testing": [dates.test]}
+    return {purpose: frame[frame["as_of"].isin(some)].reset_index(drop=True) for purpose, some in instants.items()}
+
+
+def _params(configuration: Configuration, kind: str) -> dict[str, Any]:
+    """Return what a propensity is learnt with, beside the rows."""
+    training = configuration.training
+    return {
+        **{f"label_{key}": value for key, value in getattr(configuration.labels, kind).model_dump().items()},
+        **{f"calibration_{key}": value for key, value in configuration.calibration.model_dump().items()},
+        "delay_days": configuration.labels.delay_days,
+        "seed": training.seed,
+        "trials": training.trials,
+        "trial_seconds": training.trial_seconds,
+    }
 
 
 def _train(
@@ -130,40 +150,71 @@ def _train(
     registry: Registry,
     kind: str,
     as_of: datetime,
-    dates: SnapshotDates,
-    rows_train: pd.DataFrame,
-    rows_test: pd.DataFrame,
+    slices: Mapping[str, pd.DataFrame],
     params: dict[str, Any],
     fingerprint: str,
+    partitions: Mapping[str, str],
 ) -> int | None:
     """Let a challenger compete, and record and register it."""
-    name = model_name(configuration, kind)
-    label = LABEL_OF[kind]
-    serving = find_serving(registry, name, as_of, rows_test)
-    champion = None if serving is None else serving.model
+    name, label = model_name(configuration, kind), LABEL_OF[kind]
+    train, validation, test = slices.values()
+    serving = find_serving(registry, name, as_of, test)
     with registry.run(f"{configuration.name}/{kind}", _run_name(kind, as_of)) as run:
         run.log_params(params)
-        run.log_input(rows_train, f"{configuration.name}/snapshots", fingerprint, "train")
-        run.log_input(rows_test, f"{configuration.name}/snapshots", fingerprint, "test")
-        contest = propensities.compete(rows_train, rows_test, label, champion, params["seed"])
+        for purpose, rows in slices.items():
+            run.log_input(rows, f"{configuration.name}/snapshots", fingerprint, CONTEXTS[purpose])
+        run.log_dict(dict(partitions), "partitions.json")
+
+        def log_trial(trial: propensities.Trial) -> None:
+            logger.debug("training %s: trial %s of %s", kind, trial.number + 1, configuration.training.trials)
+            measured = {"seconds": trial.seconds} | ({"log_loss": trial.log_loss} if trial.log_loss else {})
+            status: TrialStatus = "KILLED" if trial.log_loss is None else "FINISHED"
+            run.log_trial(f"trial {trial.number}", trial.settings | {"trees": trial.trees}, measured, status)
+
+        contest = promotion.compete(
+            train,
+            validation,
+            test,
+            label,
+            champion=None if serving is None else serving.model,
+            segments=_segments_of(registry, configuration, as_of, test),
+            seed=params["seed"],
+            budget=propensities.Budget(configuration.training.trials, configuration.training.trial_seconds),
+            limits=configuration.calibration,
+            rises=kind == "churn",
+            on_trial=log_trial,
+        )
         for who, metrics in contest.measured.items():
-            run.log_metrics({f"{who}_{metric}": value for metric, value in metrics.items()})
-        run.log_params({"trees": str(contest.model.estimator[-1].get_params()), "test_as_of": dates.test.isoformat()})
-        happened, predicted = rows_test[label], contest.predicted
-        curves = {"model": predicted["model"], "recency alone": predicted["recency"]}
-        run.log_figure(evaluation.plot_gains(happened, curves), "gains.png")
-        run.log_figure(evaluation.plot_calibration(happened, predicted["model"]), "calibration.png")
+            known = {f"{who}_{metric}": one.value for metric, one in metrics.items() if np.isfinite(one.value)}
+            run.log_metrics(known)
+        happened, predicted = test[label], contest.predicted
+        curves = {"model": predicted["model"], "recency alone": predicted["recency"], "RFM": predicted["rfm"]}
+        run.log_figure(figures.plot_gains(happened, curves), "gains.png")
+        run.log_figure(figures.plot_calibration(happened, predicted["model"]), "calibration.png")
+        told = contest.to_dict()
         metadata = {
-            "metrics": contest.measured,
+            "metrics": told["metrics"],
+            "top_users": told["top_users"],
             "reason": contest.decision.reason,
-            "rows_train": len(rows_train),
-            "snapshots_train": len(dates.train),
-            "test_as_of": dates.test.isoformat(),
+            "withheld": contest.decision.withheld,
+            "rows": {purpose: len(rows) for purpose, rows in slices.items()},
+            "test_as_of": test["as_of"].iloc[0].isoformat(),
         }
-        run.log_dict(metadata, "decision.json")
+        run.log_dict({**told, **metadata}, "decision.json")
         tags = version_tags(as_of, promoted=contest.decision.promoted)
-        run.log_model(contest.model, name, fingerprint, rows_train, metadata, tags=tags)
+        run.log_model(contest.learned.model, name, fingerprint, train, metadata, tags=tags)
     return run.version
+
+
+def _segments_of(
+    registry: Registry, configuration: Configuration, as_of: datetime, users: pd.DataFrame
+) -> pd.Series | None:
+    """Assign users to the segments that serve; None without any."""
+    serving = find_serving(registry, model_name(configuration, "segments"), as_of, users)
+    if serving is None:
+        return None
+    assigned = _segment_ids(segments.SegmentModel.from_dict(serving.model, serving.metadata), users)
+    return assigned.reindex(users["user_id"]).reset_index(drop=True)
 
 
 def _conclude(
@@ -195,8 +246,10 @@ def model_name(configuration: Configuration, kind: str) -> str:
 
 
 def version_tags(as_of: datetime, *, promoted: bool) -> dict[str, str]:
-    """Return what a version says of itself: the instant it was trained at, and whether it earned to serve."""
-    return {"as_of": as_of.isoformat(), "promoted": str(promoted).lower()}
+    """Return what a version says of itself: the instant it was trained at, and whether it serves from then on."""
+    # Of the instant, not of the clock: the same training again says the same.
+    earned = [promotion_tag(Promotion(0, as_of, as_of))] if promoted else []
+    return {"as_of": as_of.isoformat(), PROMOTIONS: json.dumps(earned)}
 
 
 def find_serving(registry: Registry, name: str, as_of: datetime, snapshot: pd.DataFrame) -> Version | None:
@@ -233,7 +286,7 @@ def _segment_ids(model: segments.SegmentModel, snapshot: pd.DataFrame) -> pd.Ser
     return segments.assign(model, snapshot).set_index("user_id")["segment_id"]
 
 
-def _fingerprint(content: str, params: dict[str, Any]) -> str:
+def _fingerprint(content: str | Mapping[str, str], params: dict[str, Any]) -> str:
     """Hash what a model is learnt from and with: the same gives the same model."""
     versions = {name: version(name) for name in LEARNT_WITH}
     return hashlib.sha256(json.dumps([content, params, versions], sort_keys=True).encode()).hexdigest()
@@ -252,9 +305,12 @@ def _explain_segments(metadata: dict[str, Any]) -> str:
     )
 
 
-def _explain_short_history(configuration: Configuration, as_of: datetime) -> str:
-    reach_days = configuration.labels.reach.days
+def _explain_short_history(configuration: Configuration, lake: Lake, as_of: datetime) -> str:
+    reach_days = configuration.labels.reach.total_seconds() / 86_400
+    span = event_span(lake)
+    days = (as_of - span[0]).total_seconds() / 86_400 if span else 0
     return (
-        f"Not trained: the history before {as_of:%Y-%m-%d} is too short: a snapshot to test on needs {reach_days} days "
-        f"after it, one to learn from {reach_days} days more."
+        f"Not trained: there are {days:,.0f} days of events before {as_of:%Y-%m-%d}, and more than "
+        f"{3 * reach_days:,.0f} are needed: {reach_days:,.0f} each after a snapshot to test on, one to validate and "
+        "one to learn from."
     )

@@ -1,193 +1,228 @@
-"""Whether a model is good enough to serve: metrics, the promotion rule, and the figures that show why."""
+"""How good probabilities are: metrics with 95 % intervals, on rows that the model has not seen.
 
-from collections.abc import Mapping
+Intervals are percentiles of a bootstrap that draws users, not rows (Efron 1979; Field and Welsh 2007), since the rows
+of a user are alike. The same draws serve all models, so that differences are paired.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from textwrap import fill
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+from pydantic import Field
 
-from features.snapshots import title
-
-INK, PALE, GRID = "#22303c", "#9aa5b1", "#e6eaee"
-COLOURS = ("#1b6ca8", "#e07a3f", "#4c9f70", "#8e5ea2")
+from features.sources import Settings
 
 Probabilities = NDArray[np.float64]
 
+DRAWS = 400
+SHARES = (0.01, 0.05, 0.1, 0.2)
+BINS = 10
+MOST_SURE = 1e-15
+NEWTON_STEPS = 12
+TOP_USERS = (100, 500, 1_000, 5_000, 10_000)
+
+
+class CalibrationSettings(Settings):
+    """Say how far probabilities may be off on the test snapshot; if they are further, only ranks are published."""
+
+    ece_max: float = Field(default=0.05, gt=0, le=1)
+    slope_min: float = Field(default=0.7, ge=0)
+    slope_max: float = Field(default=1.4, gt=0)
+
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether a challenger is promoted, and the sentence that says why."""
+class Estimate:
+    """Hold a figure and its 95 % interval; NaN where it has no meaning for these rows."""
 
-    promoted: bool
-    reason: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_positive(self) -> bool:
+        """Tell whether the whole interval is above 0."""
+        return self.low > 0
+
+    @property
+    def is_negative(self) -> bool:
+        """Tell whether the whole interval is below 0."""
+        return self.high < 0
 
 
-def evaluate(labels: pd.Series, probabilities: Probabilities) -> dict[str, float]:
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draw users with replacement, the same ones each time it is gone through: how often each row was drawn."""
+
+    users: pd.Series
+    seed: int = 0
+    draws: int = DRAWS
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        codes, distinct = pd.factorize(self.users)
+        count = len(distinct)
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.draws):
+            yield np.bincount(random.integers(0, count, count), minlength=count)[codes]
+
+
+def evaluate(labels: pd.Series, probabilities: Probabilities, bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Measure probabilities against what happened; the labels (bool) must hold both classes.
 
-    Returns rows; base_rate (share of true labels); auc (area under the ROC curve); average_precision;
-    log_loss (nats); brier; and lift_10pct: the rate among the tenth of rows with the highest probability over
-    the base rate, where rows with equal probability count in equal parts.
+    Returns base_rate (share of true labels); auc (area under the ROC curve); average_precision; log_loss (nats); brier;
+    precision_Npct and lift_Npct among the N % of rows with the highest probability, where rows with equal probability
+    count in equal parts; ece (expected calibration error over ten groups of equally many rows); and calibration_slope
+    (1: as sure as it should be; below 1: too sure; Cox 1958).
     """
-    actual = labels.to_numpy(dtype=bool)
-    return {
-        "rows": float(len(actual)),
-        "base_rate": float(actual.mean()),
-        "auc": float(roc_auc_score(actual, probabilities)),
-        "average_precision": float(average_precision_score(actual, probabilities)),
-        "log_loss": float(log_loss(actual, probabilities, labels=[False, True])),
-        "brier": float(brier_score_loss(actual, probabilities)),
-        "lift_10pct": float(np.interp(0.1, *_gains(actual, probabilities)) / 0.1),
-    }
+    return _estimate(_Ranked(labels.to_numpy(dtype=bool), probabilities).measure, len(labels), bootstrap)
 
 
-def decide(challenger: Mapping[str, float], rivals: Mapping[str, Mapping[str, float]]) -> Decision:
-    """Promote a challenger whose log loss is lower than that of each named rival.
+def compare(
+    labels: pd.Series, ours: Probabilities, theirs: Probabilities, bootstrap: Bootstrap, confidence: float = 0.95
+) -> Estimate:
+    """Return by how much our log loss is below theirs on the same rows, paired."""
+    gain = losses(labels, theirs) - losses(labels, ours)
 
-    All are what `evaluate` measured on the same later rows. Rivals are the simple baselines and the champion, if
-    there is one. An equal champion keeps serving, or two equal models would take turns.
+    def measure(weights: NDArray[Any]) -> dict[str, float]:
+        return {"gain": float(np.average(gain, weights=weights))} if weights.any() else {}
+
+    return _estimate(measure, len(labels), bootstrap, confidence)["gain"]
+
+
+def losses(labels: pd.Series, probabilities: Probabilities) -> NDArray[np.float64]:
+    """Return the log loss (nats) of each row."""
+    sure = np.clip(probabilities, MOST_SURE, 1 - MOST_SURE)
+    return -np.log(np.where(labels.to_numpy(dtype=bool), sure, 1 - sure))
+
+
+def top_users(labels: pd.Series, probabilities: Probabilities, bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    """Count, of the users with the highest probability, those whom it happened to though nobody intervened.
+
+    Returns for each number of users that there are: users, happened (with low and high), and at_random: of as many
+    users taken at random.
     """
-    losses = {name: measured["log_loss"] for name, measured in rivals.items()}
-    own, rows = challenger["log_loss"], f"on the same {challenger['rows']:,.0f} later rows"
-    unbeaten = {name: loss for name, loss in losses.items() if not own < loss}
-    if unbeaten:
-        return Decision(False, f"Not promoted: log loss {own:.4f} is not below {_listed(unbeaten)} {rows}.")
-    return Decision(True, f"Promoted: log loss {own:.4f} is below {_listed(losses)} {rows}.")
+    ranked = _Ranked(labels.to_numpy(dtype=bool), probabilities)
+    numbers = [number for number in TOP_USERS if number < len(labels)]
+
+    def measure(weights: NDArray[Any]) -> dict[str, float]:
+        approached, found = ranked.gains(weights)
+        positives = (weights * ranked.actual).sum() * len(labels) / weights.sum()
+        shares = np.interp(np.array(numbers) / len(labels), approached, found)
+        return {str(number): float(share * positives) for number, share in zip(numbers, shares, strict=True)}
+
+    happened = _estimate(measure, len(labels), bootstrap)
+    return [
+        {
+            "users": number,
+            "happened": round(happened[str(number)].value),
+            "low": round(happened[str(number)].low),
+            "high": round(happened[str(number)].high),
+            "at_random": round(number * float(ranked.actual.mean())),
+        }
+        for number in numbers
+    ]
 
 
-def plot_gains(labels: pd.Series, models: Mapping[str, Probabilities]) -> Figure:
-    """Draw, per named model, the share of positives found against the share of users approached.
-
-    The first model is the one that the others are compared with.
-    """
-    figure, axes = _axes("Gain: whom to approach first", "Users approached, most likely first", "Positives found")
-    axes.plot([0, 1], [0, 1], color=PALE, linestyle=(0, (4, 3)), linewidth=1.2, label="at random")
-    actual = labels.to_numpy(dtype=bool)
-    for i, (name, probabilities) in enumerate(models.items()):
-        approached, found = _gains(actual, probabilities)
-        width, layer = (2.4, 4) if i == 0 else (1.6, 3)
-        axes.plot(approached, found, color=COLOURS[i % len(COLOURS)], linewidth=width, zorder=layer, label=name)
-    _as_shares(axes)
-    axes.legend(loc="lower right", frameon=False)
-    return figure
-
-
-def plot_calibration(labels: pd.Series, probabilities: Probabilities) -> Figure:
-    """Draw how often it happened against how likely it was said to be, in ten groups of equally many rows.
-
-    Bars are 95 % Wilson intervals (Wilson 1927); below, how many rows got which probability.
-    """
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    _styled(axes, "Calibration: does it happen as often as predicted?", "", "How often it happened")
-    axes.plot([0, 1], [0, 1], color=PALE, linestyle=(0, (4, 3)), linewidth=1.2, label="perfect")
-    rows = pd.DataFrame({"predicted": probabilities, "actual": labels.to_numpy(dtype=float)})
-    groups = rows.groupby(pd.qcut(rows["predicted"], 10, duplicates="drop"), observed=True)
-    means, n = groups.mean(), groups.size()
-    z = 1.96
-    centre = (means["actual"] + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(means["actual"] * (1 - means["actual"]) / n + z**2 / (4 * n**2))
-    axes.vlines(means["predicted"], centre - half, centre + half, color=COLOURS[0], alpha=0.35, linewidth=4)
-    axes.plot(means["predicted"], means["actual"], "o-", color=COLOURS[0], linewidth=1.6, label="this model")
-    _as_shares(axes)
-    axes.legend(loc="upper left", frameon=False)
-    _styled(counts, "", "Predicted probability", "Rows")
-    counts.hist(probabilities, bins=np.linspace(0, 1, 41), color=COLOURS[0], alpha=0.75)
-    return figure
-
-
-def plot_profiles(profiles: pd.DataFrame) -> Figure:
-    """Draw the segments' profiles (rows: segments, columns: features, in standard deviations) as a heatmap.
-
-    The features are sorted by how much the segments differ in them.
-    """
-    order = profiles.std(ddof=0).sort_values(ascending=False, kind="stable").index
-    table = profiles[order].T
-    figure = Figure(figsize=(3.4 + 1.25 * table.shape[1], 1.9 + 0.27 * len(table)), layout="constrained")
-    axes = figure.subplots()
-    colours = LinearSegmentedColormap.from_list("low_to_high", [COLOURS[0], "#ffffff", COLOURS[1]])
-    image = axes.imshow(table, cmap=colours, vmin=-2, vmax=2, aspect="auto")
-    for (y, x), value in np.ndenumerate(table.to_numpy()):
-        if abs(value) >= 0.5:
-            sign = "+" if value > 0 else "\N{MINUS SIGN}"
-            axes.text(x, y, f"{sign}{abs(value):.1f}", ha="center", va="center", fontsize=8, color=INK)
-    names = [",\n".join(fill(part, 18) for part in name.split(", ")) for name in table.columns]
-    axes.set_xticks(range(table.shape[1]), names, va="bottom")
-    axes.set_yticks(range(len(table)), [title(feature) for feature in table.index])
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, colors=INK, labelsize=9)
-    axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(0.5, table.shape[1] - 1), minor=True)
-    axes.set_yticks(np.arange(0.5, len(table) - 1), minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="minor", length=0)
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=30, extend="both", pad=0.02)
-    bar.set_label("Standard deviations from the average user", color=INK, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, colors=INK, labelsize=8)
-    return figure
-
-
-def plot_silhouettes(silhouettes: Mapping[int, float]) -> Figure:
-    """Draw the mean silhouette per number of segments, and mark the highest."""
-    figure, axes = _axes("How many segments?", "Number of segments", "Mean silhouette")
-    numbers, values = list(silhouettes), list(silhouettes.values())
-    best = max(numbers, key=lambda k: silhouettes[k])
-    axes.plot(numbers, values, "o-", color=COLOURS[0], linewidth=2, markersize=6)
-    axes.plot(best, silhouettes[best], "o", color=COLOURS[1], markersize=12)
-    axes.annotate(
-        f"{best} segments: {silhouettes[best]:.3f}",
-        (best, silhouettes[best]),
-        xytext=(0, 12),
-        textcoords="offset points",
-        ha="center",
-        color=COLOURS[1],
-        fontweight="bold",
-    )
-    axes.set_xticks(numbers)
-    axes.margins(x=0.2)
-    axes.set_ylim(min(0.0, *values), 1.4 * max(0.0, *values))  # from 0, or small differences would look large
-    return figure
-
-
-def _gains(actual: NDArray[np.bool_], probabilities: Probabilities) -> tuple[Probabilities, Probabilities]:
+def gains(labels: pd.Series, probabilities: Probabilities) -> tuple[Probabilities, Probabilities]:
     """Return the cumulative shares of rows and of positives, by falling probability; ties are one step."""
-    steps = pd.DataFrame({"probability": probabilities, "actual": actual}).groupby("probability")["actual"]
-    cumulative = steps.agg(["size", "sum"]).iloc[::-1].cumsum()
-    shares = np.vstack([[0.0, 0.0], (cumulative / cumulative.iloc[-1]).to_numpy()])
-    return shares[:, 0], shares[:, 1]
+    return _Ranked(labels.to_numpy(dtype=bool), probabilities).gains(np.ones(len(labels)))
 
 
-def _listed(losses: Mapping[str, float]) -> str:
-    *others, last = [f"{rival} ({loss:.4f})" for rival, loss in losses.items()]
-    return f"{', '.join(others)} and {last}" if others else last
+def _estimate(
+    measure: Callable[[NDArray[Any]], dict[str, float]],
+    row_count: int,
+    bootstrap: Bootstrap,
+    confidence: float = 0.95,
+) -> dict[str, Estimate]:
+    """Measure all rows once, for the figures, and each draw, for their intervals."""
+    values = measure(np.ones(row_count))
+    drawn = [found for weights in bootstrap if (found := measure(weights))]
+    intervals = {name: _interval([found[name] for found in drawn], confidence) for name in values}
+    return {name: Estimate(float(value), *intervals[name]) for name, value in values.items()}
 
 
-def _axes(heading: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axes = figure.subplots()
-    _styled(axes, heading, x, y)
-    return figure, axes
+def _interval(values: list[float], confidence: float) -> tuple[float, float]:
+    known = np.array(values)[np.isfinite(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
-def _styled(axes: Axes, heading: str, x: str, y: str) -> None:
-    axes.set_title(heading, loc="left", fontsize=12, fontweight="bold", color=INK, pad=12)
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.grid(color=GRID)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
+class _Ranked:
+    """Rows by falling probability, so that a draw is measured by running sums."""
 
+    def __init__(self, actual: NDArray[np.bool_], probabilities: Probabilities) -> None:
+        order = np.argsort(-probabilities, kind="stable")
+        self.actual = actual
+        self._order, self._sorted = order, actual[order].astype(np.float64)
+        ranked = probabilities[order]
+        self._steps = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+        sure = np.clip(probabilities, MOST_SURE, 1 - MOST_SURE)
+        self._probabilities = probabilities
+        self._losses = -np.log(np.where(actual, sure, 1 - sure))
+        self._squares = (probabilities - actual) ** 2
+        self._log_odds = np.log(sure / (1 - sure))
+        # Of equal probabilities none is in another group than the next.
+        ranks = np.searchsorted(ranked[::-1], probabilities, side="left")
+        self._bins = np.minimum(ranks * BINS // len(actual), BINS - 1)
 
-def _as_shares(axes: Axes) -> None:
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    def gains(self, weights: NDArray[Any]) -> tuple[Probabilities, Probabilities]:
+        """Return the cumulative shares of drawn rows and of positives, from 0 to 1; ties are one step."""
+        rows, positives = self._by_step(weights)
+        return (np.r_[0.0, np.cumsum(sums) / sums.sum()] for sums in (rows, positives))  # type: ignore[return-value]
+
+    def measure(self, weights: NDArray[Any]) -> dict[str, float]:
+        """Measure a draw; empty if it holds one class only."""
+        rows, positives = self._by_step(weights)
+        row_count, positive_count = rows.sum(), positives.sum()
+        if not 0 < positive_count < row_count:
+            return {}
+        negatives = rows - positives
+        found = np.cumsum(positives)
+        lower = negatives.sum() - np.cumsum(negatives)
+        approached = np.cumsum(rows)
+        base_rate = positive_count / row_count
+        at = np.interp(SHARES, np.r_[0.0, approached / row_count], np.r_[0.0, found / positive_count])
+        lifts = dict(zip(SHARES, at / np.array(SHARES), strict=True))
+        return {
+            "base_rate": base_rate,
+            "auc": (positives * (lower + negatives / 2)).sum() / (positive_count * negatives.sum()),
+            "average_precision": (found / np.maximum(approached, 1) * positives).sum() / positive_count,
+            "log_loss": float(np.average(self._losses, weights=weights)),
+            "brier": float(np.average(self._squares, weights=weights)),
+            **{f"precision_{share:.0%}".replace("%", "pct"): lift * base_rate for share, lift in lifts.items()},
+            **{f"lift_{share:.0%}".replace("%", "pct"): lift for share, lift in lifts.items()},
+            "ece": self._ece(weights),
+            "calibration_slope": self._slope(weights),
+        }
+
+    def _by_step(self, weights: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Count drawn rows and positives at each distinct probability, the highest first."""
+        drawn = weights[self._order].astype(np.float64)
+        return np.add.reduceat(drawn, self._steps), np.add.reduceat(drawn * self._sorted, self._steps)
+
+    def _ece(self, weights: NDArray[Any]) -> float:
+        """Return how far off the groups are, on average (Naeini, Cooper and Hauskrecht 2015)."""
+        difference = np.bincount(self._bins, weights * (self._probabilities - self.actual), BINS)
+        return float(np.abs(difference).sum() / weights.sum())
+
+    def _slope(self, weights: NDArray[Any]) -> float:
+        """Regress what happened on the log odds, by Newton's steps; NaN where they are all the same."""
+        x, y = self._log_odds, self.actual
+        if np.ptp(x) == 0:
+            return float("nan")
+        intercept, slope = 0.0, 1.0
+        for _ in range(NEWTON_STEPS):
+            p = 1 / (1 + np.exp(-np.clip(intercept + slope * x, -30, 30)))
+            residual, spread = weights * (y - p), weights * p * (1 - p)
+            a, b, c = spread.sum(), (spread * x).sum(), (spread * x * x).sum()
+            determinant = a * c - b * b
+            if determinant <= 1e-12 * max(a * c, 1e-300):
+                return float("nan")
+            u, v = residual.sum(), (residual * x).sum()
+            intercept += (c * u - b * v) / determinant
+            slope += (a * v - b * u) / determinant
+        return float(slope)

@@ -1,124 +1,195 @@
-"""How likely a user is to churn or to convert: calibrated probabilities, and the reasons for them."""
+"""How likely a user is to churn or to convert: trees learnt in time's order, and calibrated on what came later."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
 
 import lightgbm as lgb
 import numpy as np
+import optuna
 import pandas as pd
-from joblib import parallel_config
 from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
+from sklearn.frozen import FrozenEstimator
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
-from features.snapshots import in_words
-from models.evaluation import Decision, Probabilities, decide, evaluate
-from models.segments import quantity
+from models.evaluation import Probabilities, losses
 
 KEY = ["user_id", "as_of"]
 FOLD_MAX = 5
+TREES_MAX = 1_000
+PATIENCE_TREES = 30
+METHODS = ("sigmoid", "isotonic")
+DEFAULTS = {
+    "num_leaves": 7,  # shallow: as good on the examples, better on few users, and reasons cost less
+    "max_depth": 3,
+    "learning_rate": 0.03,
+    "min_child_samples": 50,
+    "colsample_bytree": 0.8,
+    "reg_lambda": 10.0,
+}
+"""What is tried first."""
+RISES_WITH = {"recency_days": 1}
+"""Features with which, all else equal, silence is likelier (1) or less likely (-1): nobody doubts it."""
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+RFM = ("recency_days", "session_count", "purchase_count", "revenue_total")
 
-RIVALS = {"base_rate": "the base rate", "recency": "recency alone", "champion": "the champion"}
+
+class Blend(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Add up the log odds of fitted trees, by their `share`, and of a fitted logistic regression, by the rest.
+
+    Trees know no trend: where the values of features go up with time, a straight line goes on and trees do not.
+    """
+
+    def __init__(self, trees: Pipeline, line: Pipeline, share: float) -> None:
+        self.trees = trees
+        self.line = line
+        self.share = share
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def fit(self, frame: pd.DataFrame, labels: pd.Series) -> Self:
+        """Do nothing: the parts are fitted."""
+        return self
+
+    @property
+    def classes_(self) -> NDArray[np.bool_]:
+        """Return the two classes."""
+        return np.array([False, True])
+
+    @property
+    def feature_names_in_(self) -> NDArray[np.str_]:
+        """Return the columns that the trees take; the line takes some of them."""
+        names: NDArray[np.str_] = self.trees.feature_names_in_
+        return names
+
+    def decision_function(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """Return the log odds per row."""
+        columns, trees = self.trees[0], self.trees[-1]
+        of_trees = trees.predict(columns.transform(frame[list(self.feature_names_in_)]), raw_score=True)
+        of_line = self.line.decision_function(frame[list(self.line.feature_names_in_)])
+        return np.asarray(self.share * of_trees + (1 - self.share) * of_line)
+
+    def predict(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
+        """Return the likelier class per row."""
+        return self.decision_function(frame) > 0
+
+    def predict_proba(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """Return the probability of both classes per row."""
+        probability = expit(self.decision_function(frame))
+        return np.column_stack([1 - probability, probability])
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Hold a challenger, what it and its rivals predicted and scored on the same later rows, and the decision."""
+class Budget:
+    """Say how many trees' settings are tried at most, and for how many seconds."""
+
+    trials: int = 15
+    seconds: float = 60
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Tell of one trial: the settings, the log loss on the validation time, how many trees; None: given up early."""
+
+    number: int
+    settings: dict[str, Any]
+    log_loss: float | None
+    trees: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Hold a calibrated model, the calibration chosen, with the log loss of each, and how the trees were found.
+
+    That is the trials, the best one's settings, the features held to a direction, and the trees' share in the blend.
+    """
 
     model: CalibratedClassifierCV
-    predicted: dict[str, Probabilities]
-    measured: dict[str, dict[str, float]]
-    decision: Decision
+    calibration: str
+    calibration_losses: dict[str, float]
+    trials: list[Trial] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    constrained: list[str] = field(default_factory=list)
+    share_of_trees: float | None = None
+
+
+OnTrial = Callable[[Trial], None]
 
 
 def fit(
-    frame: pd.DataFrame, labels: pd.Series, groups: pd.Series, seed: int, n_jobs: int = -1
-) -> CalibratedClassifierCV:
-    """Fit boosted trees on snapshots and their labels, and calibrate them.
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    label: str,
+    seed: int,
+    budget: Budget,
+    *,
+    rises: bool = True,
+    estimator: BaseEstimator | None = None,
+    on_trial: OnTrial = lambda trial: None,
+) -> Learned:
+    """Fit boosted trees on snapshots, stop them and choose among them by later ones, and calibrate on these.
 
-    `frame` holds one row per (user_id, as_of). Its float64 columns are numeric features, whose nulls are left
-    to the trees; all others are categories, of which an unknown one counts as missing. `labels` (bool) and
-    `groups` (what must not be torn apart, user_id) go with its rows by position. The sigmoid that calibrates
-    (Platt 1999) is fitted on predictions for users that the trees had not seen. The order of the rows does
-    not matter.
+    Both frames hold one row per (user_id, as_of) and the bool column `label`. Float64 columns are numeric features,
+    whose nulls are left to the trees; all others are categories, of which an unknown one counts as missing. `rises`
+    says whether the label is of silence, which long absence makes likelier. Another `estimator` of scikit-learn is
+    fitted as it is, and calibrated alike. The order of rows does not matter; the same rows, seed and number of trials
+    give the same model, unless the seconds of the budget end it.
 
-    Raises ValueError where a label has fewer than two groups.
+    Raises ValueError where a label has fewer than two users of a class to calibrate on.
     """
-    order = _order(frame)
-    frame, labels, groups = frame.iloc[order], labels.iloc[order], groups.iloc[order]
-    numeric = frame.select_dtypes("float64").columns.difference(KEY, sort=False).tolist()
-    categories = frame.columns.difference([*KEY, *numeric], sort=False).tolist()
-    fold_count = min(FOLD_MAX, *(groups[labels == label].nunique() for label in (False, True)))
-    if fold_count < 2:
-        raise ValueError(f"calibration needs both labels from at least 2 users, and one has {fold_count}")
-    features = frame[[*numeric, *categories]]
-    folds = StratifiedGroupKFold(fold_count, shuffle=True, random_state=seed)
+    train, validation = train.iloc[_order(train)], validation.iloc[_order(validation)]
+    numeric, categories = columns_of(train, label)
+    names = [*numeric, *categories]
+    if estimator is not None:
+        model: Any = clone(estimator).fit(train[names], train[label])
+        return Learned(*_calibrate([model], validation, names, label, seed))
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan, encoded_missing_value=np.nan)
     columns = ColumnTransformer([("numeric", "passthrough", numeric), ("categories", encoder, categories)])
-    trees = lgb.LGBMClassifier(
-        n_estimators=150,
-        learning_rate=0.03,
-        num_leaves=7,  # shallow: as good on the examples, better on few users, and reasons cost less
-        max_depth=3,
-        min_child_samples=50,
-        colsample_bytree=0.8,
-        reg_lambda=10.0,
-        random_state=seed,
-        deterministic=True,
-        force_row_wise=True,
-        n_jobs=1,  # folds run beside each other instead: the result depends on no number of threads
-        verbose=-1,
+    x_train, x_validation = columns.fit_transform(train[names]), columns.transform(validation[names])
+    grower = _Grower(
+        x_train,
+        train[label].to_numpy(),
+        x_validation,
+        validation[label].to_numpy(),
+        categories=[len(numeric) + i for i in range(len(categories))],
+        seed=seed,
     )
-    model = CalibratedClassifierCV(
-        Pipeline([("columns", columns), ("trees", trees)]),
-        method="sigmoid",
-        ensemble=False,
-        cv=list(folds.split(features, labels, groups)),
-        n_jobs=n_jobs,
-    )
-    with parallel_config("threading"):
-        model.fit(features, labels, trees__categorical_feature=[len(numeric) + i for i in range(len(categories))])
-    model.cv = fold_count  # the folds list the rows of this frame, which a stored model should not carry along
-    return model
+    trials, trees, settings = _search(grower, seed, budget, on_trial)
+    directions = [RISES_WITH.get(name, 0) * (1 if rises else -1) for name in names]
+    constrained: list[str] = []
+    if any(directions):
+        held = grower.grow({**settings, "monotone_constraints": directions})
+        if grower.loss(held) <= grower.loss(trees):
+            trees, constrained = held, [name for name, way in zip(names, directions, strict=True) if way]
+    line = _logistic(train, _rfm(train), label)
+    blends = [Blend(Pipeline([("columns", columns), ("trees", trees)]), line, share) for share in SHARES]
+    model, calibration, calibration_losses = _calibrate(blends, validation, names, label, seed)
+    blend = model.estimator.estimator
+    return Learned(model, calibration, calibration_losses, trials, settings, constrained, blend.share)
 
 
-def compete(
-    train: pd.DataFrame, test: pd.DataFrame, label: str, champion: CalibratedClassifierCV | None, seed: int
-) -> Contest:
-    """Fit a challenger on labelled snapshots and judge it on later ones, beside what it has to beat.
-
-    `label` names the bool column. The rivals are the base rate and recency alone, both as learnt from `train`, and
-    the champion, if there is one.
-    """
-    x_train, y_train, x_test, y_test = train.drop(columns=label), train[label], test.drop(columns=label), test[label]
-    model = fit(x_train, y_train, x_train["user_id"], seed)
-    predicted = {
-        "model": predict(model, x_test),
-        "recency": predict(fit_recency_baseline(x_train, y_train), x_test),
-        "base_rate": np.full(len(x_test), y_train.mean()),
-    }
-    if champion is not None:
-        predicted["champion"] = predict(champion, x_test)
-    measured = {who: evaluate(y_test, probabilities) for who, probabilities in predicted.items()}
-    rivals = {RIVALS[who]: metrics for who, metrics in measured.items() if who in RIVALS}
-    return Contest(model, predicted, measured, decide(measured["model"], rivals))
+def columns_of(frame: pd.DataFrame, label: str) -> tuple[list[str], list[str]]:
+    """Return the numeric features of labelled snapshots, and the categories."""
+    features = frame.drop(columns=[*KEY, label])
+    numeric = features.select_dtypes("float64").columns.tolist()
+    return numeric, features.columns.difference(numeric, sort=False).tolist()
 
 
-def fit_recency_baseline(frame: pd.DataFrame, labels: pd.Series) -> Pipeline:
-    """Fit the simplest model worth beating: a logistic regression on the logarithm of recency_days (days)."""
-    order = _order(frame)
-    frame, labels = frame.iloc[order], labels.iloc[order]
-    recency = ColumnTransformer([("recency", FunctionTransformer(np.log1p), ["recency_days"])])
-    steps = [("recency", recency), ("standardise", StandardScaler()), ("logistic", LogisticRegression())]
-    return Pipeline(steps).fit(frame[["recency_days"]], labels)
-
-
-def predict(model: CalibratedClassifierCV | Pipeline, frame: pd.DataFrame) -> Probabilities:
+def predict(model: BaseEstimator, frame: pd.DataFrame) -> Probabilities:
     """Return the probability per row, from 0 to 1."""
-    probabilities: Probabilities = model.predict_proba(frame)[:, 1]
+    probabilities: Probabilities = model.predict_proba(frame[list(model.feature_names_in_)])[:, 1]
     return probabilities
 
 
@@ -128,48 +199,201 @@ def percentiles(probabilities: Probabilities) -> Probabilities:
     return np.asarray(100 * below / max(len(below) - 1, 1), dtype=np.float64)
 
 
-def reasons(model: CalibratedClassifierCV, frame: pd.DataFrame, top: int = 3) -> list[list[str]]:
-    """Return per row the features that raise its probability most, with their values in words.
+def fit_baselines(frame: pd.DataFrame, label: str) -> dict[str, Callable[[pd.DataFrame], Probabilities]]:
+    """Fit what a model has to beat: the base rate, recency alone, and RFM (Hughes 1994), by logistic regression.
 
-    They are the largest positive contributions to the trees' log odds (SHAP; Lundberg and Lee 2017), at most
-    `top`, and of a quantity at most one window. A null gives no reason.
+    RFM is recency_days and the logarithms of the counts of sessions and purchases and of revenue, as far as they are
+    there.
     """
-    columns, trees = model.calibrated_classifiers_[0].estimator
-    matrix = columns.transform(frame)
-    contributions = trees.predict(matrix, pred_contrib=True)[:, :-1]
-    contributions[np.isnan(matrix)] = 0
-    (_, _, numeric), (_, _, categories) = columns.transformers
-    values = [frame[name].tolist() for name in (*numeric, *categories)]
-
-    def words(row: int, i: int) -> str:
-        value = values[i][row]
-        return in_words(numeric[i], value) if i < len(numeric) else f"{categories[i - len(numeric)]}: {value}"
-
-    quantities = [quantity(name) for name in (*numeric, *categories)]
-    found = []
-    for row, order in enumerate(np.argsort(-contributions, axis=1, kind="stable")):
-        said: dict[str, str] = {}
-        for i in order:
-            if contributions[row, i] <= 0 or len(said) == top:
-                break
-            if quantities[i] not in said:
-                said[quantities[i]] = words(row, i)
-        found.append(list(said.values()))
-    return found
+    frame = frame.iloc[_order(frame)]
+    base_rate = float(frame[label].mean())
+    return {
+        "base_rate": lambda rows: np.full(len(rows), base_rate),
+        "recency": partial(predict, _logistic(frame, ["recency_days"], label)),
+        "rfm": partial(predict, _logistic(frame, _rfm(frame), label)),
+    }
 
 
 def data_gate(
-    labels_train: pd.Series, labels_test: pd.Series, minimum_rows: int, minimum_of_each_class: int
+    slices: Mapping[str, pd.DataFrame], label: str, minimum_rows: int, minimum_of_each_class: int
 ) -> str | None:
-    """Say in numbers why no model can be trained and tested on these labels, or return None if one can."""
-    for part, labels in (("training", labels_train), ("testing", labels_test)):
-        if len(labels) < minimum_rows:
-            return f"{len(labels):,} rows for {part}, at least {minimum_rows:,} are needed"
-        positives = int(labels.sum())
-        for kind, count in (("positive", positives), ("negative", len(labels) - positives)):
+    """Say in numbers why no model can be learnt from these slices of time, or return None if one can.
+
+    `slices` have the rows for training, validation and testing by what they are for.
+    """
+    for purpose, rows in slices.items():
+        if len(rows) < minimum_rows:
+            return f"{len(rows):,} rows for {purpose}, at least {minimum_rows:,} are needed"
+        positives = int(rows[label].sum())
+        for kind, count in (("positive", positives), ("negative", len(rows) - positives)):
             if count < minimum_of_each_class:
-                return f"{count:,} {kind} labels for {part}, at least {minimum_of_each_class:,} are needed"
+                return f"{count:,} {kind} labels for {purpose}, at least {minimum_of_each_class:,} are needed"
+        numbers = rows.select_dtypes("float64")
+        infinite = np.isinf(numbers.to_numpy()).sum(axis=0)
+        for name, count in zip(numbers.columns, infinite, strict=True):
+            if count:
+                return f"{name} is infinite in {count:,} rows for {purpose}: mend the events that it comes from"
     return None
+
+
+class _Grower:
+    """Grow trees on one slice of time and stop them by a later one."""
+
+    def __init__(
+        self,
+        x_train: NDArray[np.float64],
+        y_train: NDArray[np.bool_],
+        x_validation: NDArray[np.float64],
+        y_validation: NDArray[np.bool_],
+        categories: list[int],
+        seed: int,
+    ) -> None:
+        self.train, self.validation = (x_train, y_train), (x_validation, y_validation)
+        self.categories, self.seed = categories, seed
+
+    def grow(self, settings: Mapping[str, Any], trial: optuna.Trial | None = None) -> lgb.LGBMClassifier:
+        """Grow trees until the validation's log loss has not fallen for some; give up if a trial is to be pruned."""
+        trees = lgb.LGBMClassifier(
+            n_estimators=TREES_MAX,
+            random_state=self.seed,
+            deterministic=True,
+            force_row_wise=True,  # with it the result depends on no number of threads
+            verbose=-1,
+            **settings,
+        )
+        callbacks: list[Callable[..., Any]] = [lgb.early_stopping(PATIENCE_TREES, verbose=False)]
+        if trial is not None:
+            callbacks.append(_pruning(trial))
+        trees.fit(
+            *self.train,
+            eval_X=(self.validation[0],),
+            eval_y=(self.validation[1],),
+            eval_metric="binary_logloss",
+            categorical_feature=self.categories,
+            callbacks=callbacks,
+        )
+        return trees
+
+    def loss(self, trees: lgb.LGBMClassifier) -> float:
+        """Return the log loss on the validation time."""
+        return float(trees.best_score_["valid_0"]["binary_logloss"])
+
+
+def _pruning(trial: optuna.Trial) -> Callable[..., None]:
+    def report(env: lgb.callback.CallbackEnv) -> None:
+        [(_, _, loss, *_)] = env.evaluation_result_list or []
+        trial.report(loss, env.iteration)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return report
+
+
+def _search(
+    grower: _Grower, seed: int, budget: Budget, on_trial: OnTrial
+) -> tuple[list[Trial], lgb.LGBMClassifier, dict[str, Any]]:
+    """Try settings of trees within a budget, the defaults first; return the trials and the best trees."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=30, interval_steps=10)
+    study = optuna.create_study(direction="minimize", sampler=sampler, pruner=pruner)
+    study.enqueue_trial(DEFAULTS)
+    trials: list[Trial] = []
+    best: tuple[float, lgb.LGBMClassifier, dict[str, Any]] | None = None
+
+    def attempt(trial: optuna.Trial) -> float:
+        nonlocal best
+        begun = time.perf_counter()
+        settings = _suggest(trial)
+        loss, trees = None, None
+        try:
+            trees = grower.grow(settings, trial)
+            loss = grower.loss(trees)
+        finally:
+            taken = time.perf_counter() - begun
+            trials.append(Trial(trial.number, settings, loss, trees.best_iteration_ if trees else 0, taken))
+            on_trial(trials[-1])
+        if best is None or loss < best[0]:
+            best = loss, trees, settings
+        return loss
+
+    study.optimize(attempt, n_trials=budget.trials, timeout=budget.seconds)
+    assert best is not None  # the first trial is never pruned
+    return trials, best[1], best[2]
+
+
+def _suggest(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "num_leaves": trial.suggest_int("num_leaves", 3, 15),
+        "max_depth": trial.suggest_int("max_depth", 2, 4),
+        "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.1, log=True),
+        "min_child_samples": trial.suggest_int("min_child_samples", 10, 200, log=True),
+        "colsample_bytree": trial.suggest_float("colsample_bytree", 0.3, 1.0),
+        "reg_lambda": trial.suggest_float("reg_lambda", 0.1, 100.0, log=True),
+    }
+
+
+def _calibrate(
+    models: Sequence[Any], validation: pd.DataFrame, names: list[str], label: str, seed: int
+) -> tuple[CalibratedClassifierCV, str, dict[str, float]]:
+    """Calibrate fitted models by sigmoid (Platt 1999) and isotonic regression (Zadrozny and Elkan 2002); keep the best.
+
+    That is what has the lowest log loss for users of the validation time whom the calibration was not fitted on.
+    """
+    labels, users = validation[label], validation["user_id"]
+    fold_count = min(FOLD_MAX, *(users[labels == kind].nunique() for kind in (False, True)))
+    if fold_count < 2:
+        raise ValueError(f"calibration needs both labels from at least 2 users, and one has {fold_count}")
+    folds = list(StratifiedGroupKFold(fold_count, shuffle=True, random_state=seed).split(validation, labels, users))
+    best: tuple[float, Any, str] | None = None
+    measured: dict[str, float] = {}
+    for model in models:
+        scores = _scores(model, validation[names])
+        for method in METHODS:
+            predicted = np.empty(len(validation))
+            for others, held_out in folds:
+                predicted[held_out] = _calibrated_scores(method, scores[others], labels.iloc[others], scores[held_out])
+            loss = float(losses(labels, predicted).mean())
+            measured[method] = min(loss, measured.get(method, loss))
+            if best is None or loss < best[0]:
+                best = loss, model, method
+    assert best is not None
+    _, model, method = best
+    return (
+        CalibratedClassifierCV(FrozenEstimator(model), method=method).fit(validation[names], labels),
+        method,
+        measured,
+    )
+
+
+def _scores(model: Any, frame: pd.DataFrame) -> NDArray[np.float64]:
+    """Return what scikit-learn would calibrate."""
+    given = model.decision_function(frame) if hasattr(model, "decision_function") else model.predict_proba(frame)[:, 1]
+    return np.asarray(given, dtype=np.float64)
+
+
+def _calibrated_scores(
+    method: str, scores: NDArray[np.float64], labels: pd.Series, others: NDArray[np.float64]
+) -> Probabilities:
+    if method == "isotonic":
+        regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, labels)
+        return np.asarray(regression.predict(others))
+    logistic = LogisticRegression(C=1e6).fit(scores.reshape(-1, 1), labels)
+    return np.asarray(logistic.predict_proba(others.reshape(-1, 1))[:, 1])
+
+
+def _rfm(frame: pd.DataFrame) -> list[str]:
+    return [name for name in RFM if name in frame and frame[name].notna().all()]
+
+
+def _logistic(frame: pd.DataFrame, names: list[str], label: str) -> Pipeline:
+    logarithm = ColumnTransformer([("logarithm", FunctionTransformer(_signed_log1p), names)])
+    steps = [("logarithm", logarithm), ("standardise", StandardScaler()), ("logistic", LogisticRegression())]
+    return Pipeline(steps).fit(frame[names], frame[label])
+
+
+def _signed_log1p(values: Any) -> Any:
+    return np.sign(values) * np.log1p(np.abs(values))
 
 
 def _order(frame: pd.DataFrame) -> NDArray[np.intp]:

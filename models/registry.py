@@ -37,13 +37,38 @@ TRUSTED_TYPES = [
     "collections.OrderedDict",
     "lightgbm.basic.Booster",
     "lightgbm.sklearn.LGBMClassifier",
+    "models.propensities.Blend",
+    "models.propensities._signed_log1p",
     "numpy.clip",
     "numpy.dtype",
+    "scipy.interpolate._interpolate.interp1d",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
 ]
 SIGNATURE_ROWS = 100
 DIGEST_LENGTH = 36  # MLflow stores no more
+
+
+PROMOTIONS = "promotions"
+
+
+class UnknownVersionError(Exception):
+    """Name a version that is not registered, and those that are."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Hold which version serves from which instant on, when that was decided, and which version it took back."""
+
+    number: int
+    as_of: datetime
+    decided_at: datetime
+    undone: int | None = None
+
+
+def promotion_tag(promotion: Promotion) -> list[Any]:
+    """Return what a version's tag says of one of its promotions."""
+    return [promotion.as_of.isoformat(), promotion.decided_at.isoformat(), promotion.undone]
 
 
 @dataclass(frozen=True)
@@ -54,6 +79,10 @@ class Version:
     fingerprint: str
     model: Any
     metadata: dict[str, Any]
+
+
+TrialStatus = Literal["FINISHED", "KILLED"]
+"""A trial that was given up early is killed."""
 
 
 class Run:
@@ -75,7 +104,23 @@ class Run:
         now_ms = int(time.time() * 1000)
         self._client.log_batch(self.run_id, [Metric(name, value, now_ms, 0) for name, value in metrics.items()])
 
-    def log_input(self, frame: pd.DataFrame, name: str, digest: str, context: Literal["train", "test"]) -> None:
+    def log_trial(
+        self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], status: TrialStatus
+    ) -> None:
+        """Log a trial as a run within this one."""
+        tags = {"mlflow.parentRunId": self.run_id}
+        trial = Run(self._client, self._experiment_id, _created(self._client, self._experiment_id, name, tags))
+        trial.log_params(params)
+        trial.log_metrics(metrics)
+        self._client.set_terminated(trial.run_id, status)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text under a file name such as label_card.html."""
+        self._client.log_text(self.run_id, text, file)
+
+    def log_input(
+        self, frame: pd.DataFrame, name: str, digest: str, context: Literal["train", "validation", "test"]
+    ) -> None:
         """Log a table that the model was trained or tested on: its schema, its size, and its digest's start."""
         table = Dataset(
             name=name,
@@ -167,8 +212,7 @@ class Registry:
         FAILED and nothing is registered.
         """
         experiment_id = self._experiment(experiment)
-        started = self._client.create_run(experiment_id, tags=dict(tags or {}), run_name=name)
-        run = Run(self._client, experiment_id, started.info.run_id)
+        run = Run(self._client, experiment_id, _created(self._client, experiment_id, name, tags or {}))
         try:
             yield run
             run._register()
@@ -198,14 +242,45 @@ class Registry:
         return max((int(version.version) for version in found), default=None)
 
     def serving(self, name: str, as_of: datetime | None = None) -> int | None:
-        """Return the version that serves at an instant, or None: of those promoted the one trained last by then.
+        """Return the version that serves at an instant, or None: of those promoted by then, the one promoted last.
 
-        A version tells by its tags `promoted` (true or false) and `as_of` (ISO 8601, UTC), so that scoring the past
-        again takes the model of then. Without an instant it is the one that serves now.
+        A promotion counts from an instant on, that of the training or of the version it follows, so that scoring the
+        past again takes the model of then. Without an instant it is the one that serves now.
         """
-        promoted = self._client.search_model_versions(f"name = '{name}' and tags.promoted = 'true'")
-        known = [(datetime.fromisoformat(version.tags["as_of"]), int(version.version)) for version in promoted]
-        return max((one for one in known if as_of is None or one[0] <= as_of), default=(None, None))[1]
+        known = [one for one in self.promotions(name) if as_of is None or one.as_of <= as_of]
+        return known[-1].number if known else None
+
+    def promotions(self, name: str) -> list[Promotion]:
+        """List the promotions of a model's versions in the order in which they count."""
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        found = [
+            Promotion(int(version.version), datetime.fromisoformat(as_of), datetime.fromisoformat(decided_at), undone)
+            for version in versions
+            for as_of, decided_at, undone in json.loads(version.tags.get(PROMOTIONS, "[]"))
+        ]
+        return sorted(found, key=lambda one: (one.as_of, one.decided_at, one.number))
+
+    def promote(self, name: str, promotion: Promotion, decision: Mapping[str, Any]) -> None:
+        """Let a version serve, and keep the decision with its run.
+
+        Raises UnknownVersionError where there is no such version.
+        """
+        version = self._version(name, promotion.number)
+        if version is None:
+            raise UnknownVersionError(self._explain_unknown(name, promotion.number))
+        before = json.loads(version.tags.get(PROMOTIONS, "[]"))
+        file = f"promotions/{promotion.decided_at:%Y-%m-%dT%H%M%S}.json"
+        self._client.log_dict(str(version.run_id), dict(decision), file)
+        tag = json.dumps([*before, promotion_tag(promotion)])
+        self._client.set_model_version_tag(name, str(promotion.number), PROMOTIONS, tag)
+        self.set_alias(name, "champion", promotion.number)
+
+    def _explain_unknown(self, name: str, number: int) -> str:
+        known = sorted(int(version.version) for version in self._client.search_model_versions(f"name = '{name}'"))
+        if known:
+            return f"{name} has no version {number}; it has {', '.join(str(one) for one in known)}"
+        names = sorted(model.name for model in self._client.search_registered_models())
+        return f"there is no model {name}; there are {', '.join(names) or 'none'}"
 
     def load(self, name: str, which: str | int) -> Version | None:
         """Load a model by its alias, such as champion, or by its version; None where there is none."""
@@ -247,3 +322,8 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             return self._experiment(name)  # another task was quicker
+
+
+def _created(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+    run_id: str = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
+    return run_id
