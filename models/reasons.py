@@ -50,7 +50,7 @@ def reasons(pipeline: Pipeline, frame: pd.DataFrame, top: int = 3) -> list[list[
     """Return what raises each row's score most, the strongest first and at most `top`, in sentences with its values.
 
     Features of one topic are one reason, as strong as the sum of their contributions; the one that adds most speaks.
-    What raises the odds by less than 1 % is none.
+    What raises the odds by less than 1 % is none. That no session was in a window is said by recency_days.
     A null speaks where it means that the user never did something. Where it means that a value is not known, it
     does not count; nor does a category that is new to the trees, nor an infinite value. Equal strings are shared.
 
@@ -61,6 +61,8 @@ def reasons(pipeline: Pipeline, frame: pd.DataFrame, top: int = 3) -> list[list[
     topics: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         topics.setdefault(_topic(name), []).append(i)
+    recency = names.index("recency_days") if "recency_days" in names else None
+    sessions = [i for i, name in enumerate(names) if quantity(name) == "session_count" and recency is not None]
     mute_if_null = np.array([[not sentence(name, None)] for name in names])
     say = cache(sentence)
 
@@ -69,6 +71,10 @@ def reasons(pipeline: Pipeline, frame: pd.DataFrame, top: int = 3) -> list[list[
         matrix = pipeline[:-1].transform(rows)
         added = explain(matrix)
         added[np.isinf(matrix.T) | (np.isnan(matrix.T) & mute_if_null)] = 0
+        for i in sessions:
+            away = (matrix[:, i] == 0) & np.isfinite(matrix[:, recency])
+            added[recency, away] += added[i, away]
+            added[i, away] = 0
         sums = np.array([added[members].sum(axis=0) for members in topics.values()])
         speakers = np.array([np.take(members, added[members].argmax(axis=0)) for members in topics.values()])
         strongest = np.argsort(-sums, axis=0, kind="stable")[:top]

@@ -206,6 +206,8 @@ def test_a_model_without_trees_is_refused() -> None:
 
 # --- reasons ---
 
+ACTIVITY = ["session_count_7d", "session_count_28d", "active_day_count"]
+
 QUIET: dict[str, Any] = {
     **{"recency_days": 80.4, "session_count_7d": 0.0, "session_count_28d": 1.0, "active_day_count": 2.0},
     **{"purchase_recency_days": 30.0, "device": "desktop", "plan": "free", "duration_mean_s": NULL, "bounce_rate": 0.5},
@@ -261,14 +263,16 @@ def test_what_is_infinite_is_no_reason() -> None:
 def test_features_of_one_topic_are_one_reason_as_strong_as_their_sum_said_by_the_strongest() -> None:
     names = [*FRAME.select_dtypes("float64"), *CATEGORIES]
     matrix, _ = contributions(MODEL, OTHERS)
-    activity = ["session_count_7d", "session_count_28d", "active_day_count"]
-
     for said, added, (_, user) in zip(reasons(MODEL, OTHERS, 9), matrix, OTHERS.iterrows(), strict=True):
         known = {
             name: value
             for name, value in zip(names, added, strict=True)
             if name != "device" or user[name] == user[name]
         }
+        for window in ("session_count_7d", "session_count_28d"):
+            if user[window] == 0:
+                known["recency_days"] += known.pop(window)
+        activity = [name for name in ACTIVITY if name in known]
         strengths = {sentence(name, user[name]): value for name, value in known.items() if name not in activity}
         speaker = max(activity, key=lambda name: known[name])
         strengths[sentence(speaker, user[speaker])] = sum(known[name] for name in activity)
@@ -282,6 +286,17 @@ def test_what_hardly_raises_the_score_is_no_reason(monkeypatch: pytest.MonkeyPat
 
     matrix, _ = contributions(MODEL, pd.DataFrame([QUIET | {"device": "mobile"}]))
     assert said_of(device="mobile") == every[: (matrix >= 1).sum()] != every
+
+
+def test_that_no_session_was_in_a_window_is_said_by_the_last_one() -> None:
+    frame = FRAME.assign(session_count_7d=np.arange(500.0) % 2)
+    pipeline = fit(frame, frame["session_count_7d"] == 0)
+    without = frame.drop(columns="recency_days")
+
+    assert said_of(pipeline, session_count_7d=0.0)[0] == "last visit 80 days ago"
+    assert said_of(fit(without, frame["session_count_7d"] == 0), session_count_7d=0.0)[0] == (
+        "did not come in the last 7 days"
+    )
 
 
 def test_a_feature_of_ones_own_is_said_by_its_title() -> None:
