@@ -325,18 +325,21 @@ def _leaves(node: Node, ends: dict[int, Matrix], path: dict[int, tuple[Any, floa
 def _table(leaves: list[Leaf]) -> list[Part]:
     """Return what leaves give together, for all combinations of codes that they tell apart."""
     features = sorted({feature for leaf in leaves for feature in leaf.path})
-    passing = {feature: [leaf.path[feature][0] for leaf in leaves if feature in leaf.path] for feature in features}
-    alike = {feature: np.unique(masks, axis=1, return_inverse=True) for feature, masks in passing.items()}
-    shape = [told_apart.shape[1] for told_apart, _ in alike.values()]
-    keys = dict(zip(features, np.indices(shape).reshape(len(shape), -1), strict=True))
-    passing_keys = {feature: iter(told_apart[:, keys[feature]]) for feature, (told_apart, _) in alike.items()}
-    given = {feature: np.zeros(math.prod(shape)) for feature in features}
-    for leaf in leaves:
-        met = sum(next(passing_keys[feature]).astype(np.intp) << bit for bit, feature in enumerate(leaf.path))
+    passed = {feature: np.zeros(1, dtype=np.intp) for feature in features}  # by code: the leaves, a bit each
+    for number, leaf in enumerate(leaves):
+        for feature, (passing, _) in leaf.path.items():
+            passed[feature] = passed[feature] | passing.astype(np.intp) << number
+    told_apart = {feature: np.unique(of_feature, return_inverse=True) for feature, of_feature in passed.items()}
+    shape = [len(kinds) for kinds, _ in told_apart.values()]
+    keys = np.indices(shape).reshape(len(shape), -1)
+    passed_by_key = {feature: told_apart[feature][0][kind] for feature, kind in zip(features, keys, strict=True)}
+    given = {feature: np.zeros(keys.shape[1]) for feature in features}
+    for number, leaf in enumerate(leaves):
+        met = sum((passed_by_key[feature] >> number & 1) << bit for bit, feature in enumerate(leaf.path))
         for feature, of_leaf in zip(leaf.path, _given(leaf).T, strict=True):
             given[feature] += of_leaf[met]
     return [
-        Part(feature, alike[feature][1] * math.prod(shape[axis + 1 :]), given[feature])
+        Part(feature, told_apart[feature][1] * math.prod(shape[axis + 1 :]), given[feature])
         for axis, feature in enumerate(features)
     ]
 
