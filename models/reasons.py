@@ -141,7 +141,7 @@ WORDS = {
     "evening_session_share": Words("hours", "{} sessions in the evening"),
     "weekend_session_share": Words("days", "{} sessions at the weekend"),
     "device": Words("device", "mostly on {}"),
-    "source": Words("source", "mostly through {}"),
+    "source": Words("source", "source mostly {}"),
     "country": Words("country", "mostly from {}"),
 }
 """By feature, or by quantity for all its windows."""

@@ -379,7 +379,7 @@ def test_every_feature_has_a_sentence_of_its_own(name: str) -> None:
         ("evening_session_share", 0.4, "40 % of sessions in the evening"),
         ("weekend_session_share", 0.0, "no sessions at the weekend"),
         ("device", "mobile", "mostly on mobile"),
-        ("source", "email", "mostly through email"),
+        ("source", "email", "source mostly email"),
         ("country", "DE", "mostly from DE"),
         ("device", None, ""),
         ("age_band", "30 to 39", "age band: 30 to 39"),
