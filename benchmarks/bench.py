@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from apart import FailedError, Taken, call_apart
 from contestants import increment as day
+from contestants import scoring as scores
 from contestants import snapshots as weekly
 from digest import digest
 from lakes import KEPT, lake_of
@@ -101,6 +102,7 @@ def increment(
 ) -> None:
     """Bring sessions up to date after a day, and make them all anew, on histories of several lengths."""
     lengths = [int(length) for length in days.split(",")]
+    KEPT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="grown-", dir=KEPT) as folder:
         grown = {length: Path(folder) / str(length) for length in lengths}
         added = {
@@ -176,6 +178,32 @@ def snapshots(
             "events": events,
             "days": days,
             "sessions": session_count,
+            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+        },
+    )
+
+
+@app.command()
+def scoring(
+    users: Annotated[int, typer.Option(help="How many users there are.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 3,
+) -> None:
+    """Score users by two models, and give the reasons, beside LightGBM's own contributions for a sample."""
+    runs: dict[str, list[Taken]] = {"probabilities": [], "reasons_of_all": [], "contributions_by_lightgbm": []}
+    KEPT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="scoring-", dir=KEPT) as folder:
+        scores.prepare(Path(folder), users)
+        for number, name in itertools.product(range(1, rounds + 1), runs):
+            taken = call_apart(f"contestants.scoring:{name}", folder)
+            runs[name].append(taken)
+            print(f"  {number}/{rounds} {name:26} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+    _store(
+        f"scoring-{users}",
+        {
+            "measure": "scoring",
+            "users": users,
+            "features": len(scores.NUMERIC) + len(scores.CATEGORIES),
+            "sample": min(users, scores.SAMPLE),
             "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
         },
     )

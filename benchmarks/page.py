@@ -146,11 +146,34 @@ def snapshots_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def scoring_section(results: list[Result]) -> str:
+    """Return what scores and their reasons cost."""
+    lines = [
+        "## Scores and their reasons\n",
+        "Both probabilities of every user by two models of 300 trees with 15 leaves and at most 4 levels; what raises",
+        "both scores of every user, in sentences; and LightGBM's own contributions (`pred_contrib`), which are no",
+        "sentences yet, measured on a sample and told in proportion. From a file of the snapshot.\n",
+        "| users | features | probabilities | reasons | LightGBM's contributions | of the reasons' time | peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        taken = [result["runs"][name] for name in ("probabilities", "reasons_of_all", "contributions_by_lightgbm")]
+        seconds = [_median(runs, "seconds") for runs in taken]
+        own = seconds[2] * result["users"] / result["sample"]
+        peaks = " and ".join(f"{_median(runs, 'peak_bytes') / 1e9:.1f} GB" for runs in taken[:2])
+        lines.append(
+            f"| {result['users']:,} | {result['features']} | {seconds[0]:.1f} s | {seconds[1]:.1f} s | {own:,.0f} s "
+            f"| {own / seconds[1]:.1f}× | {peaks} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "sessions": sessions_section,
     "increment": increment_section,
     "memory": memory_section,
     "snapshots": snapshots_section,
+    "scoring": scoring_section,
 }
 """What is told of each measure, in this order."""
 
@@ -190,4 +213,7 @@ def _median(runs: list[dict[str, float]], what: str) -> float:
 
 
 def _of(results: list[Result], measure: str) -> list[Result]:
-    return sorted((result for result in results if result["measure"] == measure), key=lambda result: result["events"])
+    return sorted(
+        (result for result in results if result["measure"] == measure),
+        key=lambda result: result.get("users") or result["events"],
+    )

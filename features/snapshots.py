@@ -1,7 +1,7 @@
 """SNAPSHOTS: every feature of every user at an instant, from what was known then.
 
 A feature is a function named after its column: it takes the table that its section names and returns an aggregate
-over a user's rows. The first sentence of its docstring is its title, in reports and in reasons.
+over a user's rows. The first sentence of its docstring is its title in reports; `models.reasons` says its values.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -96,6 +96,7 @@ def test_a_call_apart_is_measured_and_its_failure_told(events: Path, tmp_path: P
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let the program keep all that it writes in a folder."""
     monkeypatch.setattr(lakes, "KEPT", tmp_path)
+    monkeypatch.setattr(bench, "KEPT", tmp_path)
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(page, "PAGE", tmp_path / "benchmarks.md")
@@ -183,6 +184,7 @@ def test_habitus_leaves_the_events_that_it_is_measured_with_as_they_were(events:
         ("increment --events-per-day 300 --days 10,12 --rounds 1", "| 12 days, 3,600 events |"),
         ("memory --events 2000 --days 3 --rounds 1", "| 2,000 | 1 GB |"),
         ("snapshots --events 2000 --days 90 --rounds 1", "| sessions | one | 12 weekly |"),
+        ("scoring --users 2000 --rounds 1", "| 2,000 | 60 |"),
     ],
 )
 def test_other_measures_are_stored_and_told(options: str, told: str, folder: Path) -> None:

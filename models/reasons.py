@@ -1,0 +1,370 @@
+"""Why a user's score is high: what each feature adds to it, exactly, and what adds most in sentences."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import lightgbm as lgb
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from sklearn.pipeline import Pipeline
+
+from features.snapshots import format_value, in_words, title
+from models.segments import quantity
+
+ROWS_AT_ONCE = 16_384  # what is looked up for them stays in a processor's cache
+LEAVES_AT_ONCE = 8  # half a tree of 15: of more leaves there are fewer tables, but much larger ones
+ADDED_MIN = 0.01  # log odds: what raises the odds by less than 1 % is no reason
+DEPTH_MAX = 5  # of trees that have tables, which double in size with each level
+
+Matrix = NDArray[np.float64]
+Node = dict[str, Any]
+
+
+def contributions(pipeline: Pipeline, frame: pd.DataFrame) -> tuple[Matrix, float]:
+    """Return what each feature adds to the trees' raw score (log odds) of each row, and the base it is added to.
+
+    `pipeline` is a ColumnTransformer and a fitted LGBMClassifier of two classes. The matrix has a row for each of
+    `frame` and a column for each feature, in the ColumnTransformer's order. A row's sum and the base are its raw
+    score. These are Shapley values of the trees (path-dependent TreeSHAP; Lundberg et al. 2020), as LightGBM's own
+    `pred_contrib` has them, in a small part of its time where trees have at most 5 levels.
+
+    Raises TypeError where the pipeline does not end in LightGBM's trees.
+    """
+    explain, base = _explainer(pipeline[-1])
+    found = np.empty((len(frame), pipeline[-1].n_features_in_))
+
+    def fill(first: int) -> None:
+        rows = slice(first, first + ROWS_AT_ONCE)
+        found[rows] = explain(pipeline[:-1].transform(frame.iloc[rows])).T
+
+    Parallel(n_jobs=-1, prefer="threads")(delayed(fill)(first) for first in range(0, len(frame), ROWS_AT_ONCE))
+    return found, base
+
+
+def reasons(pipeline: Pipeline, frame: pd.DataFrame, top: int = 3) -> list[list[str]]:
+    """Return what raises each row's score most, the strongest first and at most `top`, in sentences with its values.
+
+    Features of one topic are one reason, as strong as the sum of their contributions; the one that adds most speaks.
+    What raises the odds by less than 1 % is none. That no session was in a window is said by recency_days.
+    A null speaks where it means that the user never did something. Where it means that a value is not known, it
+    does not count; nor does a category that is new to the trees, nor an infinite value. Equal strings are shared.
+
+    `pipeline` and errors are as in `contributions`.
+    """
+    explain, _ = _explainer(pipeline[-1])
+    names = [name for _, _, columns in pipeline[0].transformers for name in columns]
+    topics: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        topics.setdefault(_topic(name), []).append(i)
+    recency = names.index("recency_days") if "recency_days" in names else None
+    sessions = [i for i, name in enumerate(names) if quantity(name) == "session_count" and recency is not None]
+    mute_if_null = np.array([[not sentence(name, None)] for name in names])
+    say = cache(sentence)
+
+    def of_rows(first: int) -> list[list[str]]:
+        rows = frame.iloc[first : first + ROWS_AT_ONCE]
+        matrix = pipeline[:-1].transform(rows)
+        added = explain(matrix)
+        added[np.isinf(matrix.T) | (np.isnan(matrix.T) & mute_if_null)] = 0
+        for i in sessions:
+            away = (matrix[:, i] == 0) & np.isfinite(matrix[:, recency])
+            added[recency, away] += added[i, away]
+            added[i, away] = 0
+        sums = np.array([added[members].sum(axis=0) for members in topics.values()])
+        speakers = np.array([np.take(members, added[members].argmax(axis=0)) for members in topics.values()])
+        strongest = np.argsort(-sums, axis=0, kind="stable")[:top]
+        raises = np.take_along_axis(sums, strongest, axis=0) >= ADDED_MIN
+        speakers = np.where(raises, np.take_along_axis(speakers, strongest, axis=0), -1)
+        said = np.full(speakers.shape, None, dtype=object)
+        for i in np.unique(speakers[raises]):
+            speaks = speakers == i
+            codes, values = pd.factorize(_rounded(names[i], rows)[speaks.nonzero()[1]], use_na_sentinel=False)
+            said[speaks] = np.array([say(names[i], value) for value in values], dtype=object)[codes]
+        return [[words for words in of_row if words is not None] for of_row in said.T.tolist()]
+
+    firsts = range(0, len(frame), ROWS_AT_ONCE)
+    return list(itertools.chain(*Parallel(n_jobs=-1, prefer="threads")(delayed(of_rows)(first) for first in firsts)))
+
+
+# --- sentences ---
+
+
+class Words(NamedTuple):
+    """What a feature is about, and how to say its value: in general, of 0, of 1, and of null ("": not at all)."""
+
+    topic: str
+    any: str
+    zero: str = ""
+    one: str = ""
+    null: str = ""
+
+
+WORDS = {
+    "recency_days": Words("recency", "last visit {} ago"),
+    "tenure_days": Words("tenure", "first visit {} ago"),
+    "session_count": Words("activity", "came {} times", "did not come", "came once"),
+    "active_day_count": Words("activity", "active on {} days", "active on no day", "active on 1 day"),
+    "session_trend_28d": Words(
+        "activity",
+        "{} sessions in the last 28 days than in the 28 before",
+        "as many sessions in the last 28 days as in the 28 before",
+        "came in the last 28 days, and not in the 28 before",
+        "no session in the last 56 days",
+    ),
+    "duration_mean_s": Words("depth", "{} per session on average"),
+    "duration_median_s": Words("depth", "typical session of {}"),
+    "pages_per_session": Words("depth", "{} pages per session", "no pages seen", "1 page per session"),
+    "bounce_rate": Words("depth", "{} sessions bounced"),
+    "engaged_rate": Words("depth", "{} sessions engaged"),
+    "search_count": Words("search", "{} searches", "no search", "1 search"),
+    "item_count": Words("range", "{} different items", "no item", "1 item"),
+    "category_count": Words("range", "{} different categories", "no category", "1 category"),
+    "support_visit_count": Words("support", "{} support visits", "no support visit", "1 support visit"),
+    "support_session_share": Words("support", "{} sessions with a support visit"),
+    "support_recency_days": Words("support", "last support visit {} ago", null="never sought support"),
+    "cart_count": Words("cart", "{} carts filled", "no cart filled", "1 cart filled"),
+    "cart_abandonment_rate": Words("cart", "{} carts abandoned", null="never filled a cart"),
+    "cart_abandoned_recency_days": Words("cart", "abandoned a cart {} ago", null="never abandoned a cart"),
+    "purchase_count": Words("buying", "{} purchases", "no purchase", "1 purchase"),
+    "purchase_recency_days": Words("buying", "last purchase {} ago", null="never bought"),
+    "revenue_total": Words("buying", "revenue of {} so far", "no revenue so far"),
+    "revenue_per_purchase": Words("buying", "revenue of {} per purchase", null="never bought"),
+    "conversion_rate": Words("buying", "{} sessions with a purchase"),
+    "night_session_share": Words("hours", "{} sessions at night"),
+    "morning_session_share": Words("hours", "{} sessions in the morning"),
+    "afternoon_session_share": Words("hours", "{} sessions in the afternoon"),
+    "evening_session_share": Words("hours", "{} sessions in the evening"),
+    "weekend_session_share": Words("days", "{} sessions at the weekend"),
+    "device": Words("device", "mostly on {}"),
+    "source": Words("source", "source mostly {}"),
+    "country": Words("country", "mostly from {}"),
+}
+"""By feature, or by quantity for all its windows."""
+
+
+def sentence(name: str, value: float | str | None) -> str:
+    """Say a feature's value as a reason; a feature without words of its own has its title before the value.
+
+    A null is empty unless it means that the user never did something.
+
+    >>> sentence("recency_days", 34.2)
+    'last visit 34 days ago'
+    >>> sentence("purchase_count_90d", 0.0)
+    'no purchase in the last 90 days'
+    >>> sentence("bounce_rate", 0.3)
+    '30 % of sessions bounced'
+    """
+    words = _words(name)
+    if pd.isna(value):
+        return words.null if words else ""
+    if words is None:
+        return in_words(name, value) if isinstance(value, float) else f"{title(name)}: {value}"
+    said = (words.zero if value == 0 else words.one if value == 1 else "") or words.any.format(_amount(name, value))
+    if name in WORDS:
+        return f"{said} so far" if name.endswith("_count") else said
+    window = title(name).partition(" in the last ")
+    return said + "".join(window[1:])
+
+
+def _words(name: str) -> Words | None:
+    return WORDS.get(name) or WORDS.get(quantity(name))
+
+
+def _topic(name: str) -> str:
+    words = _words(name)
+    return words.topic if words else quantity(name)
+
+
+def _amount(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if name.endswith("_days"):
+        days = f"{value:,.0f}"
+        return {"0": "less than a day", "1": "1 day"}.get(days, f"{days} days")
+    if name.endswith(("_rate", "_share")):
+        rounded = "under 1 %" if 0 < value < 0.005 else "over 99 %" if 0.995 < value < 1 else format_value(name, value)
+        return "no" if value == 0 else "all" if value == 1 else f"{rounded} of"
+    if name == "session_trend_28d":
+        change = (1 + value) / (1 - value) - 1
+        return f"{abs(change):,.0%} {'more' if change > 0 else 'fewer'}".replace("%", " %")
+    return format_value(name, value)
+
+
+def _rounded(name: str, rows: pd.DataFrame) -> NDArray[Any]:
+    """Return a feature's values, rounded where its sentence will round them too, so that there are few to say."""
+    values = rows[name].to_numpy()
+    if values.dtype != np.float64:
+        return values
+    return np.where(name.endswith("_days") | (np.abs(values) >= 10), np.round(values), values)
+
+
+# --- contributions ---
+
+
+class Leaf(NamedTuple):
+    """A leaf's value; and of each feature on its path, which codes pass and which share of the training rows did."""
+
+    value: float
+    path: dict[int, tuple[NDArray[np.bool_], float]]
+
+
+class Part(NamedTuple):
+    """Of some leaves, for a feature: what each of its codes adds to a row's key, and the contribution by key."""
+
+    feature: int
+    key_of_code: NDArray[np.intp]
+    contribution_of_key: Matrix
+
+
+def _explainer(trees: Any) -> tuple[Callable[[Matrix], Matrix], float]:
+    """Return what turns a matrix into its contributions, a row for each feature, and the base.
+
+    Trees see a value through their thresholds only, so what matters is its *code*: its place between all thresholds
+    of its feature. Codes decide which conditions on the path to a leaf a row meets, and these decide what the leaf
+    gives to the features on its path, which can be worked out beforehand (Yang 2021). Here some leaves of a tree have
+    one table, of what they give together for all combinations of codes that they tell apart. So a row takes two
+    look-ups for each feature of a table, where LightGBM weighs each path of each tree anew.
+    """
+    if not isinstance(trees, lgb.LGBMClassifier):
+        raise TypeError(f"reasons need LightGBM's trees, and the model ends in {type(trees).__name__}")
+    booster = trees.booster_
+
+    def explain_by_lightgbm(matrix: Matrix) -> Matrix:
+        return np.asarray(booster.predict(matrix, pred_contrib=True)).T.copy()
+
+    base = float(explain_by_lightgbm(np.zeros((1, trees.n_features_in_)))[-1, 0])
+    dumped = booster.dump_model()
+    roots = [tree["tree_structure"] for tree in dumped["tree_info"]]
+    splits = [split for root in roots for split in _splits(root)]
+    zero_is_null = any(split["missing_type"] == "Zero" for split in splits)
+    if zero_is_null or dumped["average_output"] or max(map(_depth, roots), default=0) > DEPTH_MAX:
+        return lambda matrix: explain_by_lightgbm(matrix)[:-1], base
+    ends = _ends(splits)
+    tables = [
+        _table(leaves[first : first + LEAVES_AT_ONCE])
+        for leaves in (list(_leaves(root, ends, {})) for root in roots if "split_feature" in root)
+        for first in range(0, len(leaves), LEAVES_AT_ONCE)
+    ]
+
+    def explain(matrix: Matrix) -> Matrix:
+        codes = {feature: np.searchsorted(of_feature, matrix[:, feature]) for feature, of_feature in ends.items()}
+        found = np.zeros(matrix.shape[::-1])
+        key, added = np.empty((2, len(matrix)), dtype=np.intp)
+        contribution = np.empty(len(matrix))
+        for table in tables:
+            key[:] = 0
+            for feature, key_of_code, _ in table:  # mode: the default would copy `out`
+                key += np.take(key_of_code, codes[feature], out=added, mode="clip")
+            for feature, _, contribution_of_key in table:
+                found[feature] += np.take(contribution_of_key, key, out=contribution, mode="clip")
+        return found
+
+    return explain, base
+
+
+def _splits(node: Node) -> Iterator[Node]:
+    if "split_feature" in node:
+        yield node
+        yield from _splits(node["left_child"])
+        yield from _splits(node["right_child"])
+
+
+def _depth(node: Node) -> int:
+    return 1 + max(_depth(node["left_child"]), _depth(node["right_child"])) if "split_feature" in node else 0
+
+
+def _ends(splits: list[Node]) -> dict[int, Matrix]:
+    """Return the last value of each code of each feature, in order; null, which sorts last, has the last code."""
+    ends: dict[int, set[float]] = {}
+    for split in splits:
+        of_feature = ends.setdefault(split["split_feature"], {np.inf})
+        if split["decision_type"] == "==":
+            of_feature.update(end for category in _categories(split) for end in (category - 0.5, category))
+        else:
+            of_feature.add(_threshold(split))
+    return {feature: np.array([*sorted(of_feature), np.nan]) for feature, of_feature in ends.items()}
+
+
+def _threshold(split: Node) -> float:
+    """Return a number's threshold; where it parts nulls from all numbers, LightGBM dumps infinity as 1e300."""
+    return np.inf if split["threshold"] >= 1e300 else split["threshold"]
+
+
+def _categories(split: Node) -> list[float]:
+    return [float(category) for category in split["threshold"].split("||")]
+
+
+def _goes_left(split: Node, values: Matrix) -> NDArray[np.bool_]:
+    """Say which values go left, as LightGBM does it: of categories, those that are named."""
+    if split["decision_type"] == "==":
+        return np.isin(values, _categories(split))
+    null_goes_left = split["default_left"] if split["missing_type"] == "NaN" else _threshold(split) >= 0
+    left: NDArray[np.bool_] = np.where(np.isnan(values), null_goes_left, values <= _threshold(split))
+    return left
+
+
+def _leaves(node: Node, ends: dict[int, Matrix], path: dict[int, tuple[Any, float]]) -> Iterator[Leaf]:
+    """List the leaves below a node from left to right; conditions on one feature are taken as one."""
+    if "split_feature" not in node:
+        yield Leaf(node["leaf_value"], path)
+        return
+    feature = node["split_feature"]
+    left = _goes_left(node, ends[feature])
+    passing, share = path.get(feature, (True, 1.0))
+    for child, goes in ((node["left_child"], left), (node["right_child"], ~left)):
+        count = child["internal_count"] if "split_feature" in child else child["leaf_count"]
+        condition = passing & goes, share * count / node["internal_count"]
+        yield from _leaves(child, ends, path | {feature: condition})
+
+
+def _table(leaves: list[Leaf]) -> list[Part]:
+    """Return what leaves give together, for all combinations of codes that they tell apart."""
+    features = sorted({feature for leaf in leaves for feature in leaf.path})
+    passed = {feature: np.zeros(1, dtype=np.intp) for feature in features}  # by code: the leaves, a bit each
+    for number, leaf in enumerate(leaves):
+        for feature, (passing, _) in leaf.path.items():
+            passed[feature] = passed[feature] | passing.astype(np.intp) << number
+    told_apart = {feature: np.unique(of_feature, return_inverse=True) for feature, of_feature in passed.items()}
+    shape = [len(kinds) for kinds, _ in told_apart.values()]
+    keys = np.indices(shape).reshape(len(shape), -1)
+    passed_by_key = {feature: told_apart[feature][0][kind] for feature, kind in zip(features, keys, strict=True)}
+    given = {feature: np.zeros(keys.shape[1]) for feature in features}
+    for number, leaf in enumerate(leaves):
+        met = sum((passed_by_key[feature] >> number & 1) << bit for bit, feature in enumerate(leaf.path))
+        for feature, of_leaf in zip(leaf.path, _given(leaf).T, strict=True):
+            given[feature] += of_leaf[met]
+    return [
+        Part(feature, told_apart[feature][1] * math.prod(shape[axis + 1 :]), given[feature])
+        for axis, feature in enumerate(features)
+    ]
+
+
+def _given(leaf: Leaf) -> Matrix:
+    """Return what a leaf gives to the features on its path: a row for each set of conditions met, a bit each."""
+    shares = [share for _, share in leaf.path.values()]
+    expected = [
+        leaf.value * math.prod(share for bit, share in enumerate(shares) if not known >> bit & 1)
+        for known in range(2 ** len(shares))
+    ]
+    given: Matrix = np.tensordot(expected, _shapley_weights(len(shares)), axes=1)
+    return given
+
+
+@cache
+def _shapley_weights(count: int) -> Matrix:
+    """Return the weights of expectations in Shapley values, by the set of features known, the set met, the feature.
+
+    What is expected of a leaf when some features are known is nothing unless they meet their conditions.
+    """
+    weights = np.zeros((2**count, 2**count, count))
+    for known, met, feature in itertools.product(range(2**count), range(2**count), range(count)):
+        if known & met == known:
+            joined = known >> feature & 1
+            weight = 1 / (count * math.comb(count - 1, known.bit_count() - joined))
+            weights[known, met, feature] = weight if joined else -weight
+    return weights
