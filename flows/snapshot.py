@@ -11,7 +11,7 @@ from prefect import flow, task
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.increments import is_current
-from features.labels import LABELS, SnapshotDates, label, snapshot_dates
+from features.labels import SnapshotDates, label, labels_table, snapshot_dates
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshots
@@ -82,7 +82,7 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
         lake.write(table, ibis.union(*taken), only=instants)
         if earlier:
             labels = label(lake.read(table, only=earlier), lake.read(EVENTS), as_of, configuration.labels)
-            lake.write(LABELS, labels, only=earlier)
+            lake.write(labels_table(configuration.labels.named), labels, only=earlier)
         users = lake.partitions(table).get(as_of, 0)
     return Snapshots(as_of, users, past.train if past else (), past.test if past else None)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from prefect import flow, task
 
-from features.labels import LABELS, SnapshotDates
+from features.labels import COLUMNS, SnapshotDates, column_of, labels_table
 from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import name_run, resolve_as_of
@@ -22,7 +22,7 @@ from models.registry import Registry, Version
 
 logger = logging.getLogger("habitus")
 
-LABEL_OF = {"churn": "churned", "conversion": "converted"}
+LABEL_OF = COLUMNS
 MINIMUM_ROWS = 50
 MINIMUM_OF_EACH_CLASS = 10
 LEARNT_WITH = ("habitus", "lightgbm", "scikit-learn", "numpy", "pandas")
@@ -41,11 +41,11 @@ class Trained:
 
 @flow(flow_run_name=name_run)
 def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
-    """Train, test and promote the segments and both propensities."""
+    """Train, test and promote the segments and the propensity of each label."""
     logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)
-    for kind in LABEL_OF:
+    for kind in load(config).labels.named:
         logger.debug("training %s", kind)
         trained[kind] = train_propensity(config, as_of, kind)
         logger.info("train: %s: %s", kind, trained[kind].reason)
@@ -102,14 +102,16 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
         if dates is None or not dates.train:
             reason = _explain_short_history(configuration, as_of)
             return Trained(kind, None, None, reason, {})
-        frame = read_labelled(lake, configuration, [*dates.train, dates.test], LABEL_OF[kind])
+        frame = read_labelled(lake, configuration, [*dates.train, dates.test], column_of(kind))
         instants = [*dates.train, dates.test]
-        content = lake.content(table_of(configuration), instants) + lake.content(LABELS, instants)
+        content = lake.content(table_of(configuration), instants) + lake.content(
+            labels_table(configuration.labels.named), instants
+        )
     is_test = frame["as_of"] == pd.Timestamp(dates.test)
     rows_train, rows_test = frame[~is_test], frame[is_test]
     number = None
     blocked = propensities.data_gate(
-        rows_train[LABEL_OF[kind]], rows_test[LABEL_OF[kind]], MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS
+        rows_train[column_of(kind)], rows_test[column_of(kind)], MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS
     )
     if blocked is None:
         params = {
@@ -121,7 +123,7 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
         number = registry.find(name, fingerprint)
         if number is None:
             number = _train(configuration, registry, kind, as_of, dates, rows_train, rows_test, params, fingerprint)
-    snapshot = frame.drop(columns=LABEL_OF[kind])
+    snapshot = frame.drop(columns=column_of(kind))
     return _conclude(registry, name, kind, number, as_of, snapshot, f"Not trained: {blocked}.")
 
 
@@ -138,7 +140,7 @@ def _train(
 ) -> int | None:
     """Let a challenger compete, and record and register it."""
     name = model_name(configuration, kind)
-    label = LABEL_OF[kind]
+    label = column_of(kind)
     serving = find_serving(registry, name, as_of, rows_test)
     champion = None if serving is None else serving.model
     with registry.run(f"{configuration.name}/{kind}", _run_name(kind, as_of)) as run:
@@ -223,7 +225,7 @@ def read_snapshots(lake: Lake, configuration: Configuration, instants: list[date
 
 def read_labelled(lake: Lake, configuration: Configuration, instants: list[datetime], label: str) -> pd.DataFrame:
     """Read snapshots with a label, of users who have one."""
-    labels = lake.read(LABELS)
+    labels = lake.read(labels_table(configuration.labels.named))
     known = labels.filter(labels.as_of.isin(instants), labels[label].notnull()).select("user_id", "as_of", label)
     frame = read_snapshots(lake, configuration, instants).merge(known.to_pandas(), on=["user_id", "as_of"])
     return frame.astype({label: bool})

@@ -45,6 +45,7 @@ LABELLED = LabelSettings(
     churn=ChurnSettings(horizon_days=28, eligible_days=28),
     conversion=ConversionSettings(horizon_days=7, events=["purchase", r"it's \a"]),
 )
+SEEN_IN_7_DAYS = LabelSettings(churn=ChurnSettings(eligible_days=7)).named["churn"]
 LOCAL = {
     "spark.master": "local[2]",
     "spark.ui.enabled": "false",
@@ -256,13 +257,13 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
     serving = scoring.Serving(
         segments=segments.fit(snapshot, 2, 3, seed=0, n_jobs=1),
         segments_version=3,
-        propensities={"churn": scoring.Propensity(churn, 7, eligible_days=7)},
+        propensities={"churn": scoring.Propensity(churn, 7, SEEN_IN_7_DAYS)},
         holdout_share=0.3,
         salt="shop",
     )
 
     given = in_parts.create_table("users", duckdb_made.snapshot.to_pyarrow())
-    found = scoring.rank(in_parts.map_frames(given, partial(scoring.score, serving=serving), ASSIGNMENTS.schema))
+    found = scoring.rank(in_parts.map_frames(given, partial(scoring.score_part, serving=serving), ASSIGNMENTS.schema))
 
     expected = scoring.score(snapshot, serving)
     assert 5 < expected["churn_percentile"].null_count < 50
