@@ -15,6 +15,8 @@ from features.labels import Label
 
 CONFIDENCE = 0.95
 TRAIN = "train"
+STALE = "they were made at another time or under other settings, so take the snapshots again"
+"""What is wrong with labels, if it is not how they are made."""
 DID = {
     "recency_days": "came",
     "tenure_days": "came for the first time",
@@ -246,8 +248,9 @@ def _agrees_with_events(label: Label, snapshots: tuple[Counts, ...], contradicte
     who = "without" if label.kind == "churn" else "with"
     rule = f"the label is true of those {who} such an event in the window, and of nobody else"
     labelled = sum(one.labelled for one in snapshots)
-    says = "none" if not contradicted else f"{contradicted:,}"
-    return Rule(rule, not contradicted, f"{says} of {labelled:,} labels say otherwise than the events")
+    if contradicted:
+        return Rule(rule, False, f"{contradicted:,} of {labelled:,} labels say otherwise than the events: {STALE}")
+    return Rule(rule, True, f"{labelled:,} labels, none of which the events contradict")
 
 
 def _adds_up(snapshots: tuple[Counts, ...]) -> Rule:
@@ -255,8 +258,7 @@ def _adds_up(snapshots: tuple[Counts, ...]) -> Rule:
     users = sum(one.users for one in snapshots)
     off = sum(abs(one.users - one.incomplete - one.ineligible - one.labelled) for one in snapshots)
     if off:
-        why = "the labels were made earlier, or under other settings"
-        return Rule(rule, False, f"{off:,} of {users:,} rows do not add up: {why}")
+        return Rule(rule, False, f"{off:,} of {users:,} rows do not add up: {STALE}")
     return Rule(rule, True, f"{users:,} rows add up")
 
 

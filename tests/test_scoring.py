@@ -1,6 +1,7 @@
 """A label of one's own, from the configuration to the published files, whose model gives ranks and no probabilities."""
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 
@@ -16,7 +17,8 @@ from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.publish import write_files
 from flows.score import assign_users
-from flows.snapshot import store_snapshots, table_of
+from flows.snapshot import describe_label, store_snapshots, table_of
+from models.label_card import LabelCard
 from models.registry import Registry
 from publish import scoring
 from publish.assignments import assignments_table
@@ -67,6 +69,33 @@ def test_a_label_of_ones_own_is_a_column_of_labels(shop: Configuration) -> None:
     known = labels[labels["churn_7d"].notna()]
     assert 0 < known["churn_7d"].astype(bool).mean() < 1
     assert len(known) < len(labels)
+
+
+def described(shop: Configuration, ran: Ran, name: str) -> LabelCard:
+    dates = ran.result["snapshots"]
+    parts = dict.fromkeys(map(datetime.fromisoformat, dates["train"]), "train")
+    with Lake(shop.lake) as lake:
+        return describe_label(lake, shop, name, AS_OF, parts | {datetime.fromisoformat(dates["test"]): "test"})
+
+
+@pytest.mark.parametrize("name", ["churn", "conversion", "churn_7d"])
+def test_each_label_has_a_card_of_what_is_stored(shop: Configuration, ran: Ran, name: str) -> None:
+    card = described(shop, ran, name)
+
+    assert card.broken is None
+    assert [one.part for one in card.snapshots] == ["train"] * 4 + ["test"]
+    with Lake(shop.lake) as lake:
+        labels = lake.read(labels_table(shop.labels.named)).to_pandas().dropna(subset=card.label.column)
+    assert (card.row_count, card.user_count) == (len(labels), labels["user_id"].nunique())
+
+
+def test_labels_that_were_made_under_other_settings_are_found(shop: Configuration, ran: Ran) -> None:
+    text = shop.file.read_text()
+    for other, said in (("horizon_days = 3", "say otherwise than the events"), ("eligible_days = 28", "do not add up")):
+        key = other.partition(" ")[0]
+        changed = shop.file.with_name("changed.toml")
+        changed.write_text(re.sub(rf"(?s)(churn_7d.*){key} = \d+", rf"\g<1>{other}", text))
+        assert said in str(described(load(changed), ran, "churn_7d").broken)
 
 
 def test_those_are_scored_of_whom_the_label_is_asked(shop: Configuration) -> None:

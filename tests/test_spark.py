@@ -47,7 +47,12 @@ LABELLED = LabelSettings.model_validate(
         "delay_days": 1,
         "churn": {"horizon_days": 28, "eligible_days": 28},
         "conversion": {"horizon_days": 7, "events": ["purchase", r"it's \a"]},
-        "bought_not": {"kind": "churn", "events": ["purchase"], "eligible_by": "purchase_recency_days"},
+        "bought_not": {
+            "kind": "churn",
+            "horizon_days": 7,
+            "events": ["purchase"],
+            "eligible_by": "purchase_recency_days",
+        },
     }
 )
 SEEN_IN_7_DAYS = LabelSettings(churn=ChurnSettings(eligible_days=7)).named["churn"]
@@ -194,7 +199,7 @@ def test_labels_are_counted_as_on_duckdb(spark_made: Made, duckdb_made: Made) ->
     [counted] = spark_made.label_counts.to_pyarrow().to_pylist()
 
     assert counted == duckdb_made.label_counts.to_pyarrow().to_pylist()[0]
-    assert min(counted["positive"], counted["labelled"] - counted["positive"], counted["ineligible"]) > 5
+    assert min(counted["positive"], counted["labelled"] - counted["positive"], counted["ineligible"]) > 0
     assert counted["contradicted"] == 0
 
 
