@@ -1,62 +1,169 @@
 """LABELS: what users did after an instant, as far as that is known."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
-from pydantic import Field
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from features.events import PURCHASE, epoch_us
 from features.history import count_before
+from features.sessions import us
 from features.sources import Settings
 from features.table import TIME, Table
 
-LABELS = Table(
-    name="labels",
-    schema=ibis.schema(
-        {
-            "user_id": "!string",
-            "as_of": TIME.copy(nullable=False),
-            "churned": "boolean",
-            "converted": "boolean",
-        }
-    ),
-    key=("user_id", "as_of"),
-    partition="as_of",
-)
+KEY = ("user_id", "as_of")
+CHURN, CONVERSION = "churn", "conversion"
+COLUMNS = {CHURN: "churned", CONVERSION: "converted"}
+"""Of the labels that every configuration has. Another's column has the label's name."""
 
-KEY = LABELS.key
+Since = Literal[
+    "recency_days", "tenure_days", "cart_abandoned_recency_days", "support_recency_days", "purchase_recency_days"
+]
+"""The features that count days up to as_of."""
+
+
+def column_of(name: str) -> str:
+    """Return the column that holds a label."""
+    return COLUMNS.get(name, name)
+
+
+def labels_table(names: Iterable[str]) -> Table:
+    """Return the contract for these labels, by name; churn and conversion are there always."""
+    columns = [*COLUMNS.values(), *(name for name in names if name not in COLUMNS)]
+    return Table(
+        name="labels",
+        schema=ibis.schema(
+            {"user_id": "!string", "as_of": TIME.copy(nullable=False)} | dict.fromkeys(columns, "boolean")
+        ),
+        key=KEY,
+        partition="as_of",
+    )
+
+
+LABELS = labels_table(())
+
+
+@dataclass(frozen=True)
+class Label:
+    """Define a label: what is asked, of whom, and in which window: [as_of + delay, as_of + delay + horizon).
+
+    Of kind churn: has the user none of the events (none given: no event at all) in the window? Of kind conversion: at
+    least one of them? It is asked of users of whose snapshot the feature `eligible_by` is at most `eligible_days`, or,
+    if that is None, of whom it is not null.
+    """
+
+    name: str
+    kind: Literal["churn", "conversion"]
+    delay_days: float
+    horizon_days: float
+    eligible_days: float | None
+    eligible_by: Since
+    events: tuple[str, ...]
+
+    @property
+    def column(self) -> str:
+        """Return the column of LABELS."""
+        return column_of(self.name)
+
+    @property
+    def delay(self) -> timedelta:
+        """Return how long after as_of the window begins."""
+        return timedelta(days=self.delay_days)
+
+    @property
+    def reach(self) -> timedelta:
+        """Return how long after as_of the window ends and the label is complete."""
+        return self.delay + timedelta(days=self.horizon_days)
+
+    def is_eligible(self, users: Any) -> Any:
+        """Tell of SNAPSHOTS, as a table or as a frame, which users the label is asked of; never null."""
+        days = users[self.eligible_by]
+        return days.notnull() if self.eligible_days is None else days.notnull() & (days <= self.eligible_days)
 
 
 class ChurnSettings(Settings):
     """Define churn: an eligible user has none of the events (none given: no event at all) in the horizon."""
 
+    kind: Literal["churn"] = "churn"
+    delay_days: float | None = Field(default=None, ge=0)
     horizon_days: float = Field(default=28, gt=0)
     eligible_days: float | None = Field(default=28, gt=0)
+    eligible_by: Since = "recency_days"
     events: list[str] = Field(default_factory=list)
 
 
 class ConversionSettings(Settings):
     """Define conversion: an eligible user has one of the events in the horizon."""
 
+    kind: Literal["conversion"] = "conversion"
+    delay_days: float | None = Field(default=None, ge=0)
     horizon_days: float = Field(default=7, gt=0)
     eligible_days: float | None = Field(default=None, gt=0)
+    eligible_by: Since = "recency_days"
     events: list[str] = Field(default=[PURCHASE], min_length=1)
 
 
+def _tag(given: Any) -> str:
+    kind = given.get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
+    return f"[{kind}]"  # bracketed, as everything in an error's location that is no key
+
+
+LABEL_KIND = "label_kind"
+"""The type of a validation error: a further section does not say which kind of label it defines."""
+FurtherSettings = Annotated[
+    Annotated[ChurnSettings, Tag("[churn]")] | Annotated[ConversionSettings, Tag("[conversion]")],
+    Discriminator(_tag, LABEL_KIND, 'write kind = "churn" (none of the events) or "conversion" (at least one of them)'),
+]
+
+
 class LabelSettings(Settings):
-    """Define the labels. A label's window is [as_of + delay, as_of + delay + horizon)."""
+    """Define the labels: churn, conversion, and any further section by its name, which says of which kind it is.
+
+    `delay_days` is that of labels which have none of their own. `base_rate_jump_max` is by how much the share of true
+    labels may differ between one snapshot and the next before the label is no longer trusted.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, FurtherSettings] = Field(init=False)
 
     delay_days: float = Field(default=0, ge=0)
+    base_rate_jump_max: float = Field(default=0.75, gt=0, le=1)
     churn: ChurnSettings = ChurnSettings()
     conversion: ConversionSettings = ConversionSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_names(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of a label: write small letters, digits and _, a letter first")
+        return given
+
+    @property
+    def named(self) -> dict[str, Label]:
+        """Return the labels by name: churn, conversion, then the others as they are given."""
+        return {
+            name: Label(
+                name,
+                section.kind,
+                self.delay_days if section.delay_days is None else section.delay_days,
+                section.horizon_days,
+                section.eligible_days,
+                section.eligible_by,
+                tuple(section.events),
+            )
+            for name, section in {CHURN: self.churn, CONVERSION: self.conversion, **self.__pydantic_extra__}.items()
+        }
 
     @property
     def reach(self) -> timedelta:
         """Return how long after as_of the last label is complete."""
-        return timedelta(days=self.delay_days + max(self.churn.horizon_days, self.conversion.horizon_days))
+        return max(label.reach for label in self.named.values())
 
 
 class SnapshotDates(NamedTuple):
@@ -91,38 +198,32 @@ def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: La
     """Label the users of SNAPSHOTS with what they did after their as_of, by EVENTS known at `known_at`.
 
     A user with no event in the window is churned, always. Null: the user is not eligible. A label whose window ends
-    after `known_at` does not exist: rows without any complete label are left out.
+    after `known_at` does not exist: it is null, and rows without any complete label are left out.
     """
+    named = settings.named
     instant = ibis.literal(known_at, TIME)
     known = events.filter(events.occurred_at < instant, events.ingested_at <= instant)
-    begin_us = _us(settings.delay_days)
-    churn_end_us = begin_us + _us(settings.churn.horizon_days)
-    conversion_end_us = begin_us + _us(settings.conversion.horizon_days)
     instants = sorted(snapshot.select("as_of").distinct().to_pyarrow()["as_of"].to_pylist())
-    stayed = _acted(snapshot, instants, known, settings.churn.events, begin_us, churn_end_us)
-    bought = _acted(snapshot, instants, known, settings.conversion.events, begin_us, conversion_end_us)
-    labels = snapshot.select("user_id", "as_of", "recency_days", known_us=epoch_us(instant) - epoch_us(snapshot.as_of))
-    labels = labels.left_join(stayed.mutate(stayed=True), KEY).drop("user_id_right", "as_of_right")
-    labels = labels.left_join(bought.mutate(bought=True), KEY).drop("user_id_right", "as_of_right")
-    is_churn_complete = labels.known_us >= churn_end_us
-    is_conversion_complete = labels.known_us >= conversion_end_us
-    is_churn_known = is_churn_complete & _is_eligible(labels, settings.churn.eligible_days)
-    is_conversion_known = is_conversion_complete & _is_eligible(labels, settings.conversion.eligible_days)
-    return LABELS.check(
-        labels.mutate(
-            churned=ibis.ifelse(is_churn_known, labels.stayed.isnull(), None),
-            converted=ibis.ifelse(is_conversion_known, labels.bought.notnull(), None),
-        ).filter(is_churn_complete | is_conversion_complete)
-    )
+    since = dict.fromkeys(one.eligible_by for one in named.values())
+    labels = snapshot.select(*KEY, *since, known_us=epoch_us(instant) - epoch_us(snapshot.as_of))
+    for number, one in enumerate(named.values()):
+        acted = _acted(snapshot, instants, known, one).mutate(**{f"acted_{number}": True})
+        labels = labels.left_join(acted, KEY).drop("user_id_right", "as_of_right")
+    answers, complete = {}, []
+    for number, one in enumerate(named.values()):
+        acted_at_all = labels[f"acted_{number}"].notnull()
+        complete.append(labels.known_us >= us(one.reach))
+        answer = ~acted_at_all if one.kind == "churn" else acted_at_all
+        answers[one.column] = ibis.ifelse(complete[-1] & one.is_eligible(labels), answer, None)
+    return labels_table(named).check(labels.mutate(**answers).filter(ibis.or_(*complete)))
 
 
-def _acted(
-    snapshot: ir.Table, instants: Sequence[datetime], events: ir.Table, names: list[str], begin_us: int, end_us: int
-) -> ir.Table:
-    """Return the (user_id, as_of) that have an event, of these names if any are given, in the window."""
-    acts = events.filter(events.event_name.isin(names)) if names else events
+def _acted(snapshot: ir.Table, instants: Sequence[datetime], events: ir.Table, label: Label) -> ir.Table:
+    """Return the (user_id, as_of) that have an event of the label's in its window."""
+    begin_us, end_us = us(label.delay), us(label.reach)
+    acts = events.filter(events.event_name.isin(label.events)) if label.events else events
     if instants:
-        begin, end = (at + timedelta(microseconds=us) for at, us in ((instants[0], begin_us), (instants[-1], end_us)))
+        begin, end = instants[0] + label.delay, instants[-1] + label.reach
         acts = acts.filter(acts.occurred_at >= ibis.literal(begin, TIME), acts.occurred_at < ibis.literal(end, TIME))
     # Of a user's events between the beginnings of two windows, the first is in every window that any of them is in.
     begun = count_before(epoch_us(acts.occurred_at) - begin_us + 1, instants)
@@ -130,11 +231,3 @@ def _acted(
     joined = snapshot.select(*KEY).join(firsts.drop("begun"), "user_id")
     after_us = epoch_us(joined.occurred_at) - epoch_us(joined.as_of)
     return joined.filter(after_us >= begin_us, after_us < end_us).select(*KEY).distinct()
-
-
-def _is_eligible(labels: ir.Table, days: float | None) -> ir.BooleanValue:
-    return ibis.literal(True) if days is None else labels.recency_days <= days
-
-
-def _us(days: float) -> int:
-    return timedelta(days=days) // timedelta(microseconds=1)

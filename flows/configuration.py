@@ -10,12 +10,13 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
-from features.labels import LabelSettings
+from features.labels import COLUMNS, LABEL_KIND, ChurnSettings, LabelSettings
 from features.lake import Lake
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import Settings, Source, TimeZone, Users
 from models.evaluation import CalibrationSettings
+from publish.assignments import ASSIGNMENTS
 
 
 class ConfigurationError(Exception):
@@ -96,6 +97,15 @@ class Configuration(Settings):
         for name in self.attributes:
             if name.lower() in taken:
                 raise ValueError(f"users.attributes: {name!r} is the name of a feature; rename the column")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_no_other_columns(self) -> Self:
+        taken = {*FAVOURITES, *feature_names(self.features.windows_days), *COLUMNS.values(), *ASSIGNMENTS.schema.names}
+        taken |= {"segments", *map(str.lower, self.attributes)}
+        for name in self.labels.named:
+            if name in taken:
+                raise ValueError(f"labels.{name}: is the name of a feature, an attribute or a column; choose another")
         return self
 
     @property
@@ -197,9 +207,9 @@ def explain(error: ValidationError) -> str:
     key = ".".join(location)
     match first["type"]:
         case "extra_forbidden":
-            known = _keys_at(Configuration, location[:-1])
-            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-            return f"{key}: no such key; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
+            return _explain_unknown(location)
+        case error_type if error_type == LABEL_KIND:
+            return _explain_label(location, first["input"], first["msg"])
         case "missing":
             return f"{key}: is missing"
         case "value_error":
@@ -208,9 +218,30 @@ def explain(error: ValidationError) -> str:
             return f"{key}: {first['input']!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+def _explain_unknown(location: list[str]) -> str:
+    known = _keys_at(Configuration, location[:-1])
+    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    right = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"{'.'.join(location)}: no such key; {right}"
+
+
+def _explain_label(location: list[str], given: Any, right: str) -> str:
+    """Say what is wrong with a section that would be a label, or with a key of [labels] that is none."""
+    key = ".".join(location)
+    if not isinstance(given, dict):
+        return _explain_unknown(location)
+    if "kind" in given:
+        return f"{key}.kind: {given['kind']!r} is wrong: {right}"
+    near = difflib.get_close_matches(location[-1], COLUMNS, n=1, cutoff=0.5)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"{key}: {meant}a label of its own needs a kind: {right}"
+
+
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """List the keys that a section may have."""
     for part in location:
+        if part not in model.model_fields:  # a further label, whose name is free
+            return list(ChurnSettings.model_fields)
         annotation: Any = model.model_fields[part].annotation
         members = [annotation, *getattr(annotation, "__args__", ())]
         models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]

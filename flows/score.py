@@ -22,7 +22,7 @@ from flows.world import TOUCHES_THE_WORLD
 from models import segments
 from models.registry import Registry
 from publish import scoring
-from publish.assignments import ASSIGNMENTS, PROPENSITIES
+from publish.assignments import assignments_table, labels_in
 
 logger = logging.getLogger("habitus")
 
@@ -40,12 +40,16 @@ class SegmentNow:
 
 @dataclass(frozen=True)
 class Scored:
-    """Count the users, and those with a probability, by propensity; describe the segments, largest first."""
+    """Count the users, and those with a probability, by label; describe the segments, largest first.
+
+    `withheld` says by label why there are ranks and no probabilities.
+    """
 
     as_of: datetime
     users: int
     scored: dict[str, int]
     segments: list[SegmentNow]
+    withheld: dict[str, str]
 
 
 @flow(flow_run_name=name_run)
@@ -53,8 +57,10 @@ def score(config: str, as_of: datetime | None = None) -> Scored:
     """Assign every user of the snapshot at `as_of`."""
     logger.debug("scoring")
     scored = assign_users(config, as_of)
-    parts = [f"{count:,} with a probability of {kind}" for kind, count in scored.scored.items()]
+    parts = [f"{count:,} with a probability of {label}" for label, count in scored.scored.items()]
     logger.info("score: %s users assigned, %s", f"{scored.users:,}", ", ".join(parts))
+    for label, reason in scored.withheld.items():
+        logger.info("  %s: ranks without probabilities: %s", label, reason)
     return scored
 
 
@@ -62,6 +68,7 @@ def score(config: str, as_of: datetime | None = None) -> Scored:
 def assign_users(config: str, as_of: datetime | None) -> Scored:
     """Read a snapshot and the models that serve, store assignments."""
     configuration = load(config)
+    table = assignments_table(configuration.labels.named)
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
         if isinstance(lake.engine, DuckDB):
@@ -71,10 +78,10 @@ def assign_users(config: str, as_of: datetime | None) -> Scored:
         else:  # which may hold more users than this process can: parts are scored where they are
             users = _read_snapshot(lake, configuration, as_of)
             serving = _find_all_serving(configuration, as_of, users.limit(0).to_pandas())
-            parts = lake.engine.map_frames(users, partial(scoring.score, serving=serving), ASSIGNMENTS.schema)
+            parts = lake.engine.map_frames(users, partial(scoring.score_part, serving=serving), table.schema)
             assigned = scoring.rank(parts)
-        lake.write(ASSIGNMENTS, assigned, only=[as_of])
-        return _sum_up(lake.read(ASSIGNMENTS, only=[as_of]), as_of, serving.segments)
+        lake.write(table, assigned, only=[as_of])
+        return _sum_up(lake.read(table, only=[as_of]), as_of, serving)
 
 
 def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:
@@ -88,29 +95,31 @@ def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) ->
 def _find_all_serving(configuration: Configuration, as_of: datetime, snapshot: pd.DataFrame) -> scoring.Serving:
     """Load what serves at an instant; of a snapshot only the columns matter."""
     registry = Registry(configuration.mlruns)
+    labels = configuration.labels.named
     found = {
-        kind: find_serving(registry, model_name(configuration, kind), as_of, snapshot)
-        for kind in ("segments", *PROPENSITIES)
+        kind: find_serving(registry, model_name(configuration, kind), as_of, snapshot) for kind in ("segments", *labels)
     }
     discovered = found.pop("segments")
     return scoring.Serving(
         segments=segments.SegmentModel.from_dict(discovered.model, discovered.metadata) if discovered else None,
         segments_version=discovered.number if discovered else None,
         propensities={
-            kind: scoring.Propensity(one.model, one.number, getattr(configuration.labels, kind).eligible_days)
-            for kind, one in found.items()
+            label: scoring.Propensity(one.model, one.number, labels[label], one.metadata.get("withheld"))
+            for label, one in found.items()
             if one is not None
         },
         holdout_share=configuration.publish.holdout_share,
         salt=configuration.name,
+        labels=tuple(labels),
     )
 
 
-def _sum_up(assigned: ir.Table, as_of: datetime, model: segments.SegmentModel | None) -> Scored:
-    counts = {kind: assigned[f"{kind}_probability"].count() for kind in PROPENSITIES}
-    [scored] = assigned.agg(users=assigned.count(), **counts).to_pyarrow().to_pylist()
-    users = scored.pop("users")
-    return Scored(as_of, users, scored, _segments(model, assigned, users))
+def _sum_up(assigned: ir.Table, as_of: datetime, serving: scoring.Serving) -> Scored:
+    counts = {label: assigned[f"{label}_probability"].count() for label in labels_in(assigned.columns)}
+    [scored] = assigned.agg(**counts).to_pyarrow().to_pylist()
+    users = int(assigned.count().to_pyarrow().as_py())
+    withheld = {label: one.withheld for label, one in serving.propensities.items() if one.withheld}
+    return Scored(as_of, users, scored, _segments(serving.segments, assigned, users), withheld)
 
 
 def _segments(model: segments.SegmentModel | None, assigned: ir.Table, everyone: int) -> list[SegmentNow]:

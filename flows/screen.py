@@ -12,7 +12,6 @@ from rich.text import Text
 
 from features.events import REASONS
 from flows.run import Result
-from flows.train import LABEL_OF
 
 TYPICAL_SHOWN = 3
 
@@ -75,8 +74,9 @@ def _show_models(result: Result, console: Console) -> None:
     for column in ("AUC", "AUC of\nrecency", "log loss", "log loss of\nrecency", "users", "base\nrate"):
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     reasons = []
-    for kind in LABEL_OF:
-        trained = result.trained[kind]
+    for kind, trained in result.trained.items():
+        if kind == "segments":
+            continue
         reasons.append(Text.assemble((f"{kind}: ", "bold"), trained.reason))
         measured = trained.metrics.get("metrics")
         if measured is None:

@@ -1,6 +1,7 @@
 """Snapshot: every user's features now and at the past instants to learn from, and what they did after those."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,7 +12,8 @@ from prefect import flow, task
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.increments import is_current
-from features.labels import LABELS, SnapshotDates, label, snapshot_dates
+from features.label_counts import count_labels
+from features.labels import SnapshotDates, label, labels_table, snapshot_dates
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshots
@@ -19,6 +21,7 @@ from features.table import Table, materialize
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
 from flows.world import TOUCHES_THE_WORLD
+from models.label_card import LabelCard, make_card
 
 logger = logging.getLogger("habitus")
 
@@ -82,7 +85,7 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
         lake.write(table, ibis.union(*taken), only=instants)
         if earlier:
             labels = label(lake.read(table, only=earlier), lake.read(EVENTS), as_of, configuration.labels)
-            lake.write(LABELS, labels, only=earlier)
+            lake.write(labels_table(configuration.labels.named), labels, only=earlier)
         users = lake.partitions(table).get(as_of, 0)
     return Snapshots(as_of, users, past.train if past else (), past.test if past else None)
 
@@ -102,3 +105,15 @@ def past_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> Sna
         as_of, span[0], configuration.labels.reach, timedelta(days=training.every_days), training.snapshots
     )
     return dates if dates.train else None
+
+
+def describe_label(
+    lake: Lake, configuration: Configuration, name: str, known_at: datetime, parts: Mapping[datetime, str]
+) -> LabelCard:
+    """Make the card of a label as it is stored, of the snapshots of a training: `parts` says what each is for."""
+    asked = configuration.labels.named[name]
+    snapshots = lake.read(table_of(configuration), only=parts)
+    labels = lake.read(labels_table(configuration.labels.named), only=parts)
+    counts = count_labels(snapshots, labels, lake.read(EVENTS), known_at, asked).to_pandas()
+    user_count = labels.filter(labels[asked.column].notnull()).user_id.nunique().to_pyarrow().as_py()
+    return make_card(asked, counts, user_count, known_at, parts, configuration.labels.base_rate_jump_max)

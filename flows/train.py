@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Literal
@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 from prefect import flow, task
 
-from features.labels import LABELS, SnapshotDates
+from features.labels import SnapshotDates, column_of, labels_table
 from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
-from flows.snapshot import past_dates, table_of
+from flows.snapshot import describe_label, past_dates, table_of
 from flows.world import TOUCHES_THE_WORLD
 from models import figures, promotion, propensities, segments
+from models.label_card import LabelCard
 from models.registry import PROMOTIONS, Promotion, Registry, TrialStatus, Version, promotion_tag
 
 logger = logging.getLogger("habitus")
 
-LABEL_OF = {"churn": "churned", "conversion": "converted"}
 MINIMUM_ROWS = 50
 MINIMUM_OF_EACH_CLASS = 10
 CONTEXTS: dict[str, Literal["train", "validation", "test"]] = {
@@ -48,11 +48,11 @@ class Trained:
 
 @flow(flow_run_name=name_run)
 def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
-    """Train, test and promote the segments and both propensities."""
+    """Train, test and promote the segments and the propensity of each label."""
     logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)
-    for kind in LABEL_OF:
+    for kind in load(config).labels.named:
         logger.debug("training %s", kind)
         trained[kind] = train_propensity(config, as_of, kind)
         logger.info("train: %s: %s", kind, trained[kind].reason)
@@ -102,7 +102,7 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
     """Learn a propensity from past snapshots, test it on a later one beside what it has to beat."""
     configuration = load(config)
     registry = Registry(configuration.mlruns)
-    name, label = model_name(configuration, kind), LABEL_OF[kind]
+    name, label = model_name(configuration, kind), column_of(kind)
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
         dates = past_dates(configuration, lake, as_of)
@@ -111,34 +111,38 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
         frame = read_labelled(lake, configuration, dates.all, label)
         partitions = {
             f"{table.name}/{instant:%Y-%m-%dT%H:%M:%SZ}": lake.content(table, [instant])
-            for table in (table_of(configuration), LABELS)
+            for table in (table_of(configuration), labels_table(configuration.labels.named))
             for instant in dates.all
         }
-    slices = _slices(frame, dates)
+        card = describe_label(lake, configuration, kind, as_of, _purposes(dates))
+    slices = {
+        purpose: frame[frame["as_of"].isin([at for at, of in _purposes(dates).items() if of == purpose])].reset_index(
+            drop=True
+        )
+        for purpose in CONTEXTS
+    }
     number = None
-    blocked = propensities.data_gate(slices, label, MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS)
+    blocked = propensities.data_gate(slices, label, MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS) or card.broken
     if blocked is None:
         params = _params(configuration, kind)
         fingerprint = _fingerprint(partitions, params)
         number = registry.find(name, fingerprint)
         if number is None:
-            number = _train(configuration, registry, kind, as_of, slices, params, fingerprint, partitions)
+            number = _train(configuration, registry, kind, as_of, slices, params, fingerprint, partitions, card)
     return _conclude(registry, name, kind, number, as_of, frame.drop(columns=label), f"Not trained: {blocked}.")
 
 
-def _slices(frame: pd.DataFrame, dates: SnapshotDates) -> dict[str, pd.DataFrame]:
-    """Divide labelled snapshots by what they are for."""
-    instants = {"training": dates.train, "validation": [dates.validation], "testing": [dates.test]}
-    return {purpose: frame[frame["as_of"].isin(some)].reset_index(drop=True) for purpose, some in instants.items()}
+def _purposes(dates: SnapshotDates) -> dict[datetime, str]:
+    """Say what the rows of each instant are for."""
+    return {**dict.fromkeys(dates.train, "training"), dates.validation: "validation", dates.test: "testing"}
 
 
 def _params(configuration: Configuration, kind: str) -> dict[str, Any]:
     """Return what a propensity is learnt with, beside the rows."""
     training = configuration.training
     return {
-        **{f"label_{key}": value for key, value in getattr(configuration.labels, kind).model_dump().items()},
+        **{f"label_{key}": value for key, value in asdict(configuration.labels.named[kind]).items()},
         **{f"calibration_{key}": value for key, value in configuration.calibration.model_dump().items()},
-        "delay_days": configuration.labels.delay_days,
         "seed": training.seed,
         "trials": training.trials,
         "trial_seconds": training.trial_seconds,
@@ -154,9 +158,10 @@ def _train(
     params: dict[str, Any],
     fingerprint: str,
     partitions: Mapping[str, str],
+    card: LabelCard,
 ) -> int | None:
     """Let a challenger compete, and record and register it."""
-    name, label = model_name(configuration, kind), LABEL_OF[kind]
+    name, label = model_name(configuration, kind), column_of(kind)
     train, validation, test = slices.values()
     serving = find_serving(registry, name, as_of, test)
     with registry.run(f"{configuration.name}/{kind}", _run_name(kind, as_of)) as run:
@@ -164,6 +169,8 @@ def _train(
         for purpose, rows in slices.items():
             run.log_input(rows, f"{configuration.name}/snapshots", fingerprint, CONTEXTS[purpose])
         run.log_dict(dict(partitions), "partitions.json")
+        run.log_dict(card.to_dict(), "label_card.json")
+        run.log_text(card.to_html(), "label_card.html")
 
         def log_trial(trial: propensities.Trial) -> None:
             logger.debug("training %s: trial %s of %s", kind, trial.number + 1, configuration.training.trials)
@@ -181,7 +188,7 @@ def _train(
             seed=params["seed"],
             budget=propensities.Budget(configuration.training.trials, configuration.training.trial_seconds),
             limits=configuration.calibration,
-            rises=kind == "churn",
+            rises=configuration.labels.named[kind].kind == "churn",
             on_trial=log_trial,
         )
         for who, metrics in contest.measured.items():
@@ -276,7 +283,7 @@ def read_snapshots(lake: Lake, configuration: Configuration, instants: list[date
 
 def read_labelled(lake: Lake, configuration: Configuration, instants: list[datetime], label: str) -> pd.DataFrame:
     """Read snapshots with a label, of users who have one."""
-    labels = lake.read(LABELS)
+    labels = lake.read(labels_table(configuration.labels.named))
     known = labels.filter(labels.as_of.isin(instants), labels[label].notnull()).select("user_id", "as_of", label)
     frame = read_snapshots(lake, configuration, instants).merge(known.to_pandas(), on=["user_id", "as_of"])
     return frame.astype({label: bool})

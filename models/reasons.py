@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from features.snapshots import format_value, in_words, title
+from models.propensities import Blend
 from models.segments import quantity
 
 ROWS_AT_ONCE = 16_384  # what is looked up for them stays in a processor's cache
@@ -25,28 +26,29 @@ Matrix = NDArray[np.float64]
 Node = dict[str, Any]
 
 
-def contributions(pipeline: Pipeline, frame: pd.DataFrame) -> tuple[Matrix, float]:
-    """Return what each feature adds to the trees' raw score (log odds) of each row, and the base it is added to.
+def contributions(model: Pipeline | Blend, frame: pd.DataFrame) -> tuple[Matrix, float]:
+    """Return what each feature adds to the raw score (log odds) of each row, and the base it is added to.
 
-    `pipeline` is a ColumnTransformer and a fitted LGBMClassifier of two classes. The matrix has a row for each of
-    `frame` and a column for each feature, in the ColumnTransformer's order. A row's sum and the base are its raw
-    score. These are Shapley values of the trees (path-dependent TreeSHAP; Lundberg et al. 2020), as LightGBM's own
-    `pred_contrib` has them, in a small part of its time where trees have at most 5 levels.
+    `model` is a pipeline of a ColumnTransformer and a fitted LGBMClassifier of two classes, or a blend of one with a
+    line. The matrix has a row for each of `frame` and a column for each feature, in the ColumnTransformer's order. A
+    row's sum and the base are its raw score. These are Shapley values of the trees (path-dependent TreeSHAP; Lundberg
+    et al. 2020), as LightGBM's own `pred_contrib` has them, in a small part of its time where trees have at most 5
+    levels; and of the line, where a feature adds its weight times how far it is from the mean.
 
-    Raises TypeError where the pipeline does not end in LightGBM's trees.
+    Raises TypeError where the model has no LightGBM's trees.
     """
-    explain, base = _explainer(pipeline[-1])
-    found = np.empty((len(frame), pipeline[-1].n_features_in_))
+    columns, names, explain, base = _opened(model)
+    found = np.empty((len(frame), len(names)))
 
     def fill(first: int) -> None:
         rows = slice(first, first + ROWS_AT_ONCE)
-        found[rows] = explain(pipeline[:-1].transform(frame.iloc[rows])).T
+        found[rows] = explain(columns.transform(frame.iloc[rows])).T
 
     Parallel(n_jobs=-1, prefer="threads")(delayed(fill)(first) for first in range(0, len(frame), ROWS_AT_ONCE))
     return found, base
 
 
-def reasons(pipeline: Pipeline, frame: pd.DataFrame, top: int = 3) -> list[list[str]]:
+def reasons(model: Pipeline | Blend, frame: pd.DataFrame, top: int = 3) -> list[list[str]]:
     """Return what raises each row's score most, the strongest first and at most `top`, in sentences with its values.
 
     Features of one topic are one reason, as strong as the sum of their contributions; the one that adds most speaks.
@@ -54,10 +56,9 @@ def reasons(pipeline: Pipeline, frame: pd.DataFrame, top: int = 3) -> list[list[
     A null speaks where it means that the user never did something. Where it means that a value is not known, it
     does not count; nor does a category that is new to the trees, nor an infinite value. Equal strings are shared.
 
-    `pipeline` and errors are as in `contributions`.
+    `model` and errors are as in `contributions`.
     """
-    explain, _ = _explainer(pipeline[-1])
-    names = [name for _, _, columns in pipeline[0].transformers for name in columns]
+    columns, names, explain, _ = _opened(model)
     topics: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         topics.setdefault(_topic(name), []).append(i)
@@ -68,7 +69,7 @@ def reasons(pipeline: Pipeline, frame: pd.DataFrame, top: int = 3) -> list[list[
 
     def of_rows(first: int) -> list[list[str]]:
         rows = frame.iloc[first : first + ROWS_AT_ONCE]
-        matrix = pipeline[:-1].transform(rows)
+        matrix = columns.transform(rows)
         added = explain(matrix)
         added[np.isinf(matrix.T) | (np.isnan(matrix.T) & mute_if_null)] = 0
         for i in sessions:
@@ -219,6 +220,28 @@ class Part(NamedTuple):
     feature: int
     key_of_code: NDArray[np.intp]
     contribution_of_key: Matrix
+
+
+def _opened(model: Pipeline | Blend) -> tuple[Any, list[str], Callable[[Matrix], Matrix], float]:
+    """Return what makes a matrix of rows, its columns' names, what turns it into contributions, and the base."""
+    pipeline = model.trees if isinstance(model, Blend) else model
+    if not isinstance(pipeline, Pipeline):
+        raise TypeError(f"reasons need LightGBM's trees, and the model is {type(model).__name__}")
+    explain, base = _explainer(pipeline[-1])
+    names = [name for _, _, columns in pipeline[0].transformers for name in columns]
+    if not isinstance(model, Blend):
+        return pipeline[0], names, explain, base
+    share = model.share
+    logarithm, standardise, logistic = model.line
+    places = [names.index(name) for name in model.line.feature_names_in_]
+
+    def explain_blend(matrix: Matrix) -> Matrix:
+        found = share * explain(matrix)
+        logarithms = logarithm.transform(pd.DataFrame(matrix[:, places], columns=model.line.feature_names_in_))
+        found[places] += (1 - share) * (logistic.coef_[0] * standardise.transform(logarithms)).T
+        return found
+
+    return pipeline[0], names, explain_blend, share * base + (1 - share) * float(logistic.intercept_[0])
 
 
 def _explainer(trees: Any) -> tuple[Callable[[Matrix], Matrix], float]:

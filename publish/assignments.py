@@ -1,8 +1,8 @@
 """ASSIGNMENTS: one row per user, the contract with marketing tools."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import ibis
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from features.table import TIME, Table
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Of ASSIGNMENTS. An added column raises the second number, anything else the first."""
 
 ASSIGNMENTS = Table(
@@ -41,14 +41,35 @@ ASSIGNMENTS = Table(
     partition="as_of",
 )
 PROPENSITIES = ("churn", "conversion")
+"""The labels whose columns are there always."""
+
+
+def assignments_table(labels: Iterable[str]) -> Table:
+    """Return the contract for these labels, by name; columns of others than churn and conversion come last."""
+    columns = dict(ASSIGNMENTS.schema)
+    for name in labels:
+        if name not in PROPENSITIES:
+            types = {"probability": "float64", "percentile": "float64", "reasons": "!array<string>", "version": "int64"}
+            columns |= ibis.schema({f"{name}_{what}": dtype for what, dtype in types.items()})
+    return replace(ASSIGNMENTS, schema=ibis.schema(columns))
+
+
+def labels_in(columns: Iterable[str]) -> list[str]:
+    """List the labels, by name, whose columns are among these of ASSIGNMENTS."""
+    suffix = "_probability"
+    return [column.removesuffix(suffix) for column in columns if column.endswith(suffix)]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold a propensity's scores by user: probability, percentile (0 to 100), reasons; and the model's version."""
+    """Hold a propensity's scores by user: probability, percentile (0 to 100), reasons; and the model's version.
+
+    `withheld` says why probabilities are not published, where ranks are.
+    """
 
     by_user: pd.DataFrame
     version: int
+    withheld: str | None = None
 
 
 def assign(
@@ -59,26 +80,31 @@ def assign(
     scores: Mapping[str, Scores],
     holdout_share: float,
     salt: str,
+    labels: Sequence[str] = PROPENSITIES,
 ) -> pd.DataFrame:
-    """Bring together what is known of each user of a snapshot under ASSIGNMENTS, sorted by user.
+    """Bring together what is known of each user of a snapshot under ASSIGNMENTS for these labels, sorted by user.
 
     `segments` has a row per user as `models.segments.assign` gives it, `rule_segments` a list per user. Null: no
     model serves, or it does not apply to the user (who is not eligible); the version is null only in the former case.
+    A probability is null, too, where it is withheld.
     """
     table = snapshot[["user_id", "as_of"]].sort_values("user_id", ignore_index=True)
     if segments is not None:
         table = table.merge(segments, on="user_id", how="left")
     table["rule_segments"] = table["user_id"].map(rule_segments)
-    for name in PROPENSITIES:
+    contract = assignments_table(labels)
+    for name in labels_in(contract.schema.names):
         if name in scores:
             by_user = scores[name].by_user.add_prefix(f"{name}_")
+            if scores[name].withheld:
+                by_user[f"{name}_probability"] = np.nan
             table = table.merge(by_user, left_on="user_id", right_index=True, how="left")
             table[f"{name}_version"] = scores[name].version
         reasons = table.get(f"{name}_reasons", pd.Series(None, index=table.index, dtype=object))
         table[f"{name}_reasons"] = [given if isinstance(given, list) else [] for given in reasons]
     table["holdout"] = hold_out(table["user_id"], holdout_share, salt)
     table["segments_version"] = segments_version
-    return _conform(table)
+    return _conform(table, contract)
 
 
 def hold_out(user_ids: pd.Series, share: float, salt: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -88,10 +114,10 @@ def hold_out(user_ids: pd.Series, share: float, salt: str) -> np.ndarray[tuple[i
     return np.array([int.from_bytes(digest, "big") < limit for digest in hashed], dtype=np.bool_)
 
 
-def _conform(table: pd.DataFrame) -> pd.DataFrame:
-    """Return all columns of ASSIGNMENTS with its types; one that is not there is null."""
+def _conform(table: pd.DataFrame, contract: Table) -> pd.DataFrame:
+    """Return all columns of a contract with its types; one that is not there is null."""
     columns = {}
-    for name, dtype in ASSIGNMENTS.schema.items():
+    for name, dtype in contract.schema.items():
         column = table[name] if name in table else pd.Series(None, index=table.index, dtype=object)
         if dtype.is_floating():
             column = column.astype("float64")
@@ -107,13 +133,14 @@ def _conform(table: pd.DataFrame) -> pd.DataFrame:
 
 def to_arrow(assignments: pd.DataFrame) -> pa.Table:
     """Return assignments with the contract's types."""
-    return pa.Table.from_pandas(assignments, schema=ASSIGNMENTS.schema.to_pyarrow(), preserve_index=False)
+    schema = assignments_table(labels_in(assignments.columns)).schema.to_pyarrow()
+    return pa.Table.from_pandas(assignments, schema=schema, preserve_index=False)
 
 
 def from_arrow(table: pa.Table) -> pd.DataFrame:
     """Return assignments as a frame: lists as lists, integers that may be null as Int64."""
     frame: pd.DataFrame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    for name, dtype in ASSIGNMENTS.schema.items():
+    for name, dtype in assignments_table(labels_in(frame.columns)).schema.items():
         if dtype.is_array():
             frame[name] = [list(items) for items in frame[name]]
     return frame

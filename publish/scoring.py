@@ -1,6 +1,6 @@
 """Scoring: the users of a snapshot and the models that serve become ASSIGNMENTS, at once or part by part."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ibis
@@ -9,54 +9,72 @@ import pandas as pd
 import pyarrow as pa
 from sklearn.calibration import CalibratedClassifierCV
 
+from features.labels import Label
 from models import propensities, rules, segments
+from models.reasons import reasons
 from models.segments import SegmentModel
-from publish.assignments import ASSIGNMENTS, PROPENSITIES, Scores, assign, to_arrow
+from publish.assignments import PROPENSITIES, Scores, assign, labels_in, to_arrow
 
 
 @dataclass(frozen=True)
 class Propensity:
-    """Hold a propensity's model, its version, and for how many days after a session it applies; None for ever."""
+    """Hold a propensity's model, its version, and the label, which says whom it applies to.
+
+    `withheld` says why its probabilities are not published, where its ranks are.
+    """
 
     model: CalibratedClassifierCV
     version: int
-    eligible_days: float | None
+    label: Label
+    withheld: str | None = None
 
 
 @dataclass(frozen=True)
 class Serving:
-    """Hold what serves at an instant, and who is held out."""
+    """Hold what serves at an instant, the labels that have columns, and who is held out."""
 
     segments: SegmentModel | None = None
     segments_version: int | None = None
     propensities: Mapping[str, Propensity] = field(default_factory=dict)
     holdout_share: float = 0
     salt: str = ""
+    labels: Sequence[str] = PROPENSITIES
 
 
 def score(snapshot: pd.DataFrame, serving: Serving) -> pa.Table:
     """Assign the users of a snapshot: ASSIGNMENTS, sorted by user; percentiles are among these users."""
+    return _assign(snapshot, serving, in_part=False)
+
+
+def score_part(snapshot: pd.DataFrame, serving: Serving) -> pa.Table:
+    """Assign some of a snapshot's users, as `score` does; for `rank`, their percentiles still are probabilities."""
+    return _assign(snapshot, serving, in_part=True)
+
+
+def rank(parts: ir.Table) -> ir.Table:
+    """Return ASSIGNMENTS that were made part by part with percentiles among all users, as `percentiles` has them."""
+    columns = parts.columns
+    return parts.mutate(**{f"{name}_percentile": _percentile(parts, name) for name in labels_in(columns)}).select(
+        *columns
+    )
+
+
+def _assign(snapshot: pd.DataFrame, serving: Serving, in_part: bool) -> pa.Table:
     assigned = assign(
         snapshot,
         None if serving.segments is None else segments.assign(serving.segments, snapshot),
         serving.segments_version,
         rules.match(snapshot),
-        {kind: _score(snapshot, propensity) for kind, propensity in serving.propensities.items()},
+        {name: _score(snapshot, propensity, in_part) for name, propensity in serving.propensities.items()},
         serving.holdout_share,
         serving.salt,
+        serving.labels,
     )
     return to_arrow(assigned)
 
 
-def rank(assigned: ir.Table) -> ir.Table:
-    """Return ASSIGNMENTS that were made part by part with percentiles among all users, as `percentiles` has them."""
-    return assigned.mutate(**{f"{kind}_percentile": _percentile(assigned, kind) for kind in PROPENSITIES}).select(
-        *ASSIGNMENTS.schema.names
-    )
-
-
-def _percentile(assigned: ir.Table, kind: str) -> ir.FloatingColumn:
-    probability = assigned[f"{kind}_probability"]
+def _percentile(parts: ir.Table, name: str) -> ir.FloatingColumn:
+    probability = parts[f"{name}_percentile"]
     scored = ibis.window(group_by=probability.isnull())
     below = ibis.rank().over(scored.order_by(probability))
     others = ibis.greatest(probability.count().over(scored) - 1, 1)
@@ -65,20 +83,28 @@ def _percentile(assigned: ir.Table, kind: str) -> ir.FloatingColumn:
     return percentile
 
 
-def _score(snapshot: pd.DataFrame, propensity: Propensity) -> Scores:
+def _score(snapshot: pd.DataFrame, propensity: Propensity, in_part: bool) -> Scores:
     """Score the users whom the label applies to."""
-    days = propensity.eligible_days
-    eligible = snapshot if days is None else snapshot[snapshot["recency_days"] <= days]
-    eligible = eligible.reset_index(drop=True)
+    eligible = snapshot[propensity.label.is_eligible(snapshot)].reset_index(drop=True)
     if eligible.empty:
-        return Scores(pd.DataFrame(columns=["probability", "percentile", "reasons"]), propensity.version)
+        by_user = pd.DataFrame(columns=["probability", "percentile", "reasons"])
+        return Scores(by_user, propensity.version, propensity.withheld)
     probability = propensities.predict(propensity.model, eligible)
     by_user = pd.DataFrame(
         {
             "probability": probability,
-            "percentile": propensities.percentiles(probability),
-            "reasons": propensities.reasons(propensity.model, eligible),
+            "percentile": probability if in_part else propensities.percentiles(probability),
+            "reasons": _reasons(propensity.model, eligible),
         },
         index=pd.Index(eligible["user_id"], name="user_id"),
     )
-    return Scores(by_user, propensity.version)
+    return Scores(by_user, propensity.version, propensity.withheld)
+
+
+def _reasons(model: CalibratedClassifierCV, users: pd.DataFrame) -> list[list[str]]:
+    """Return the reasons for users' scores; none of a model that is not of trees."""
+    fitted = model.estimator.estimator  # what was calibrated, frozen
+    try:
+        return reasons(fitted, users)
+    except TypeError:
+        return [[] for _ in range(len(users))]

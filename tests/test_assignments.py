@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.lake import Lake
-from publish.assignments import ASSIGNMENTS, Scores, assign, from_arrow, hold_out, to_arrow
+from publish.assignments import ASSIGNMENTS, Scores, assign, assignments_table, from_arrow, hold_out, to_arrow
 
 AS_OF = pd.Timestamp("2024-06-30T05:00:00Z")
 SEGMENTS = pd.DataFrame(
@@ -99,6 +100,43 @@ def test_a_score_of_nobody_is_no_ones() -> None:
     nobody = Scores(pd.DataFrame(columns=["probability", "percentile", "reasons"]), version=7)
     found = values(assigned(snapshot("ada"), scores={"churn": nobody}), "ada")
     assert found == {"user_id": "ada", "as_of": AS_OF, "churn_version": 7} | NOTHING
+
+
+def test_a_withheld_probability_is_null_and_rank_and_reasons_stay() -> None:
+    withheld = replace(CHURN, withheld="ECE .08 is above .03")
+    found = values(assigned(snapshot("ada"), scores={"churn": withheld}), "ada")
+    assert found == NOTHING | {
+        **{"user_id": "ada", "as_of": AS_OF, "churn_percentile": 50.0, "churn_version": 7},
+        "churn_reasons": ["days since the last session: 20"],
+    }
+
+
+FURTHER = ["churn", "conversion", "trial"]
+
+
+def test_a_further_label_has_columns_of_its_own_after_all_others() -> None:
+    assert assignments_table(FURTHER).schema.names == (
+        *ASSIGNMENTS.schema.names,
+        *("trial_probability", "trial_percentile", "trial_reasons", "trial_version"),
+    )
+
+
+def test_without_further_labels_the_contract_is_as_it_was() -> None:
+    assert assignments_table(()) == assignments_table(["churn", "conversion"]) == ASSIGNMENTS
+
+
+def test_a_further_label_has_its_own_scores() -> None:
+    found = values(assigned(snapshot("ada", "ben"), scores={"trial": CHURN}, labels=FURTHER), "ada")
+    assert (found["trial_probability"], found["trial_percentile"], found["trial_version"]) == (0.25, 50.0, 7)
+    assert "churn_version" not in found
+
+
+def test_a_further_label_without_a_model_is_null(lake: Lake) -> None:
+    found = assigned(snapshot("ada"), labels=FURTHER)
+    assert values(found, "ada") == {"user_id": "ada", "as_of": AS_OF, "trial_reasons": []} | NOTHING
+    lake.write(assignments_table(FURTHER), lake.engine.create_table("assigned", to_arrow(found), temp=True))
+    back = from_arrow(lake.read(assignments_table(FURTHER)).to_pyarrow())
+    pd.testing.assert_frame_equal(back, found)
 
 
 def test_users_are_in_order_whatever_the_order_of_what_is_known() -> None:

@@ -1,4 +1,5 @@
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -151,13 +152,90 @@ def test_an_unknown_key_is_told_with_the_nearest_one(tmp_path: Path, right: str,
         ("[session]\n", "session: no such key; did you mean sessions?"),
         ("[sessions]\ngap = 30\n", "sessions.gap: no such key; there are gap_minutes"),
         ("[labels.churn]\nhorizon = 28\n", "labels.churn.horizon: no such key; did you mean horizon_days?"),
-        ("[labels.churns]\n", "labels.churns: no such key; did you mean churn?"),
+        ("[labels]\ndelay = 2\n", "labels.delay: no such key; did you mean delay_days?"),
         ("[users]\nuser = 1\n", "users.user: no such key; did you mean user_id?"),
         ('page = { sq = "url" }\n', "events.columns.page.sq: no such key; did you mean sql?"),
     ],
 )
 def test_an_unknown_key_of_a_section_is_told_with_the_nearest_one(tmp_path: Path, more: str, said: str) -> None:
     assert mistake(tmp_path, SMALLEST + more) == said
+
+
+# --- labels by name ---
+
+NO_PURCHASE = """
+[labels.no_purchase_90d]
+kind = "churn"
+horizon_days = 90
+events = ["purchase"]
+eligible_days = 90
+eligible_by = "purchase_recency_days"
+"""
+WRITE_KIND = 'write kind = "churn" (none of the events) or "conversion" (at least one of them)'
+
+
+def test_a_section_of_any_other_name_is_a_label_of_its_own(tmp_path: Path) -> None:
+    labels = load_text(tmp_path, SMALLEST + NO_PURCHASE + '[labels.trial]\nkind = "conversion"\n').labels
+
+    assert list(labels.named) == ["churn", "conversion", "no_purchase_90d", "trial"]
+    assert labels.named["no_purchase_90d"].eligible_by == "purchase_recency_days"
+    assert labels.reach == timedelta(days=90)
+
+
+def test_what_a_label_leaves_out_is_as_in_churn_or_conversion(tmp_path: Path) -> None:
+    more = '[labels.silent]\nkind = "churn"\n[labels.bought]\nkind = "conversion"\n'
+    labels = load_text(tmp_path, SMALLEST + more).labels.named
+
+    assert replace(labels["silent"], name="churn") == labels["churn"]
+    assert replace(labels["bought"], name="conversion") == labels["conversion"]
+
+
+def test_a_configuration_with_labels_is_the_same_when_it_is_read_again(tmp_path: Path) -> None:
+    shop = load_text(tmp_path, SMALLEST + NO_PURCHASE)
+
+    assert Configuration.model_validate(shop.model_dump()).labels.named == shop.labels.named
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("[labels.churns]\n", f"labels.churns: did you mean churn? a label of its own needs a kind: {WRITE_KIND}"),
+        ("[labels.quiet]\nhorizon_days = 7\n", f"labels.quiet: a label of its own needs a kind: {WRITE_KIND}"),
+        ('[labels.quiet]\nkind = "chrun"\n', f"labels.quiet.kind: 'chrun' is wrong: {WRITE_KIND}"),
+        ('[labels.churn]\nkind = "conversion"\n', "labels.churn.kind: 'conversion' is wrong: input should be 'churn'"),
+        (
+            '[labels.quiet]\nkind = "churn"\nhorizon = 7\n',
+            "labels.quiet.horizon: no such key; did you mean horizon_days?",
+        ),
+        (
+            '[labels.quiet]\nkind = "churn"\nhorizon_days = 0\n',
+            "labels.quiet.horizon_days: 0 is wrong: input should be greater than 0",
+        ),
+        (
+            '[labels.trial]\nkind = "conversion"\nevents = []\n',
+            "labels.trial.events: [] is wrong: list should have at least 1 item after validation, not 0",
+        ),
+        (
+            '[labels.quiet]\nkind = "churn"\neligible_by = "recency"\n',
+            "labels.quiet.eligible_by: 'recency' is wrong: input should be 'recency_days', 'tenure_days', "
+            "'cart_abandoned_recency_days', 'support_recency_days' or 'purchase_recency_days'",
+        ),
+        (
+            '[labels.7_days]\nkind = "churn"\n',
+            "labels: '7_days' is no name of a label: write small letters, digits and _, a letter first",
+        ),
+    ],
+)
+def test_a_wrong_label_is_told_with_what_would_be_right(tmp_path: Path, more: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST + more) == said
+
+
+@pytest.mark.parametrize("name", ["recency_days", "device", "plan", "churned", "segments", "holdout", "user_id"])
+def test_a_label_is_not_named_like_another_column(tmp_path: Path, name: str) -> None:
+    users = '[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = ["Plan"]\n'
+    said = f"labels.{name}: is the name of a feature, an attribute or a column; choose another"
+
+    assert mistake(tmp_path, f'{SMALLEST}{users}[labels.{name}]\nkind = "churn"\n') == said
 
 
 # --- what is wrong with a value ---

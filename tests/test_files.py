@@ -2,6 +2,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from publish.assignments import ASSIGNMENTS, from_arrow, to_arrow
+from publish.assignments import ASSIGNMENTS, assignments_table, from_arrow, to_arrow
 from publish.destinations.files import publish
 
 AS_OF = pd.Timestamp("2024-06-30T05:00:00Z")
@@ -23,9 +24,9 @@ DEFAULTS = {
 }
 
 
-def assignments(*rows: dict[str, Any]) -> pd.DataFrame:
+def assignments(*rows: dict[str, Any], labels: Sequence[str] = ()) -> pd.DataFrame:
     """Make ASSIGNMENTS of rows that name only what matters."""
-    schema = ASSIGNMENTS.schema.to_pyarrow()
+    schema = assignments_table(labels).schema.to_pyarrow()
     return from_arrow(pa.Table.from_pylist([DEFAULTS | row for row in rows], schema=schema))
 
 
@@ -135,9 +136,35 @@ def test_a_manifest_says_what_was_published_and_by_which_models(tmp_path: Path) 
         {"user_id": "b", "segments_version": 1, "churn_version": 2},
     )
     found = manifest(publish(rows, "shop", tmp_path))
-    assert (found["name"], found["as_of"], found["schema_version"]) == ("shop", "2024-06-30T05:00:00+00:00", "1.0")
+    assert (found["name"], found["as_of"], found["schema_version"]) == ("shop", "2024-06-30T05:00:00+00:00", "1.1")
     assert found["scored"] == {"churn": 1, "conversion": 0}
     assert found["models"] == {"segments": 1, "churn": 2, "conversion": None}
+
+
+def test_a_further_label_is_in_every_file_and_in_the_manifest(tmp_path: Path) -> None:
+    row = {"trial_probability": 0.25, "trial_percentile": 50.0, "trial_reasons": ["a", "b"], "trial_version": 4}
+    rows = assignments(row, {"user_id": "ben", "trial_reasons": [], "trial_version": 4}, labels=["trial"])
+    version = publish(rows, "shop", tmp_path)
+    assert read_parquet(version) == to_arrow(rows).to_pylist()
+    ada, _ = read_csv(version)
+    assert tuple(ada)[:-4] == ASSIGNMENTS.schema.names
+    assert {name: ada[name] for name in row} == {
+        **{"trial_probability": "0.25", "trial_percentile": "50.0", "trial_reasons": "a | b", "trial_version": "4"},
+    }
+    assert manifest(version)["scored"] == {"churn": 0, "conversion": 0, "trial": 1}
+    assert manifest(version)["models"] == {"segments": None, "churn": None, "conversion": None, "trial": 4}
+
+
+def test_a_manifest_says_why_probabilities_are_withheld(tmp_path: Path) -> None:
+    withheld = {"churn": "ECE .08 is above .03"}
+    version = publish(assignments({"churn_percentile": 50.0, "churn_version": 2}), "shop", tmp_path, withheld)
+    assert manifest(version)["withheld"] == withheld
+    assert manifest(version)["scored"]["churn"] == 0
+    assert read_parquet(version)[0]["churn_percentile"] == 50.0
+
+
+def test_a_manifest_without_anything_withheld_says_so(tmp_path: Path) -> None:
+    assert manifest(publish(assignments({}), "shop", tmp_path))["withheld"] == {}
 
 
 def test_a_manifest_describes_the_files_as_they_are(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -9,7 +9,17 @@ from conftest import events_of, instant
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
 
-from features.labels import LABELS, ChurnSettings, ConversionSettings, LabelSettings, label, snapshot_dates
+from features.labels import (
+    LABELS,
+    ChurnSettings,
+    ConversionSettings,
+    LabelSettings,
+    Since,
+    label,
+    labels_table,
+    snapshot_dates,
+)
+from features.snapshots import FEATURES
 from features.table import TIME
 
 Row = dict[str, Any]
@@ -241,6 +251,120 @@ def test_an_event_learnt_of_just_then_is_known(engine: DuckDB) -> None:
 def test_what_is_known_may_be_told_in_any_time_zone(engine: DuckDB) -> None:
     assert labels_of(engine, [], known_at="2024-03-29T01:00+02:00") == [("u", AS_OF, None, False)]
     assert labels_of(engine, [], known_at="2024-03-29T02:00+02:00") == [("u", AS_OF, True, False)]
+
+
+# --- labels by name ---
+
+
+def further(**sections: Any) -> LabelSettings:
+    return LabelSettings.model_validate(sections)
+
+
+def answers(
+    engine: DuckDB, rows: list[Row], settings: LabelSettings, known_at: str | datetime = LATER, **features: float | None
+) -> Row:
+    """Label one user with these features; return what is known of each label."""
+    schema = pa.schema(
+        [("user_id", pa.string()), ("as_of", TIME.to_pyarrow()), *((name, pa.float64()) for name in features)]
+    )
+    snapshot = pa.Table.from_pylist([{"user_id": "u", "as_of": instant(AS_OF)} | features], schema)
+    users = engine.create_table(f"snapshot_{uuid.uuid4().hex}", snapshot, temp=True)
+    made = label(users, events_of(engine, rows), instant(known_at), settings)
+    [row] = made.drop("user_id", "as_of").to_pyarrow().to_pylist()
+    return dict(row)
+
+
+NO_PURCHASE = {
+    "kind": "churn",
+    "horizon_days": 90,
+    "events": ["purchase"],
+    "eligible_days": 90,
+    "eligible_by": "purchase_recency_days",
+}
+
+
+def test_a_further_label_is_a_column_of_its_name(engine: DuckDB) -> None:
+    settings = further(churn_7d={"kind": "churn", "horizon_days": 7}, trial={"kind": "conversion", "events": ["trial"]})
+
+    found = answers(engine, [at("2024-03-05", "trial"), at("2024-03-20")], settings, recency_days=1.0)
+
+    assert found == {"churned": False, "converted": False, "churn_7d": False, "trial": True}
+    assert labels_table(settings.named).schema.names == ("user_id", "as_of", *found)
+
+
+def test_without_further_labels_the_contract_is_as_it_was() -> None:
+    assert labels_table(LabelSettings().named) == labels_table(()) == LABELS
+
+
+@pytest.mark.parametrize(
+    ("time", "known_at", "inside", "complete"),
+    [
+        ("2024-03-02T23:59:59.999999", LATER, False, True),
+        ("2024-03-03T00:00:00.000000", LATER, True, True),
+        ("2024-03-09T23:59:59.999999", LATER, True, True),
+        ("2024-03-10T00:00:00.000000", LATER, False, True),
+        ("2024-03-05T00:00:00.000000", "2024-03-10", True, True),
+        ("2024-03-05T00:00:00.000000", "2024-03-09T23:59:59.999999", True, False),
+    ],
+)
+def test_a_further_label_has_the_same_borders(
+    engine: DuckDB, time: str, known_at: str, inside: bool, complete: bool
+) -> None:
+    window = {"horizon_days": 7, "delay_days": 2}
+    settings = further(churn={"horizon_days": 1}, gone={"kind": "churn"} | window, came={"kind": "conversion"} | window)
+
+    found = answers(engine, [at(time, "purchase")], settings, known_at, recency_days=1.0)
+
+    assert found["gone"] is (not inside if complete else None)
+    assert found["came"] is (inside if complete else None)
+
+
+def test_a_label_of_buyers_is_not_asked_of_those_who_never_bought(engine: DuckDB) -> None:
+    settings = further(no_purchase_90d=NO_PURCHASE)
+
+    def asked(days: float | None) -> bool | None:
+        found = answers(engine, [at("2024-03-05")], settings, recency_days=1.0, purchase_recency_days=days)
+        return bool(found["no_purchase_90d"]) if found["no_purchase_90d"] is not None else None
+
+    assert asked(90.0) is True
+    assert asked(90.1) is None
+    assert asked(None) is None
+
+
+def test_without_a_limit_a_label_is_asked_of_all_who_ever_bought(engine: DuckDB) -> None:
+    settings = further(no_purchase_90d=NO_PURCHASE | {"eligible_days": None})
+
+    found = [
+        answers(engine, [], settings, recency_days=1.0, purchase_recency_days=days)["no_purchase_90d"]
+        for days in (900.0, None)
+    ]
+
+    assert found == [True, None]
+
+
+def test_a_label_has_the_delay_of_all_unless_it_has_its_own(engine: DuckDB) -> None:
+    settings = further(delay_days=2, now={"kind": "conversion", "delay_days": 0})
+
+    found = answers(engine, [at(AS_OF, "purchase")], settings, recency_days=1.0)
+
+    assert (found["converted"], found["now"]) == (False, True)
+
+
+@pytest.mark.parametrize("eligible_days", [7, None])
+def test_whom_a_label_is_asked_of_is_the_same_of_a_table_and_of_a_frame(
+    engine: DuckDB, eligible_days: float | None
+) -> None:
+    asked = further(x=NO_PURCHASE | {"eligible_days": eligible_days}).named["x"]
+    rows = {"purchase_recency_days": [0.0, 7.0, 7.000001, None]}
+    table = engine.create_table("users", pa.table(rows), temp=True)
+    expected = [True, True, eligible_days is None, False]
+
+    assert asked.is_eligible(table.to_pandas()).tolist() == expected
+    assert table.select(asked=asked.is_eligible(table)).to_pyarrow()["asked"].to_pylist() == expected
+
+
+def test_eligibility_goes_by_features_of_a_snapshot() -> None:
+    assert set(get_args(Since)) == {name for name in FEATURES if name.endswith("_days")}
 
 
 # --- several snapshots at once ---

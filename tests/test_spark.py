@@ -21,7 +21,8 @@ from features.attributes import ATTRIBUTES
 from features.engines import Engine
 from features.events import EVENTS
 from features.increments import Sessionized, update_sessions
-from features.labels import LABELS, ChurnSettings, ConversionSettings, LabelSettings, label
+from features.label_counts import count_labels
+from features.labels import ChurnSettings, LabelSettings, label, labels_table
 from features.lake import Lake
 from features.sessions import SESSIONS, sessionize, sessions_at
 from features.snapshots import snapshots_table, take_snapshot
@@ -39,12 +40,22 @@ Row = dict[str, Any]
 
 GAP = timedelta(minutes=30)
 AS_OF = datetime(2024, 2, 10, tzinfo=UTC)
+KNOWN_AT = AS_OF + timedelta(days=60)
 SNAPSHOTS = snapshots_table([7, 28], ["plan"])
-LABELLED = LabelSettings(
-    delay_days=1,
-    churn=ChurnSettings(horizon_days=28, eligible_days=28),
-    conversion=ConversionSettings(horizon_days=7, events=["purchase", r"it's \a"]),
+LABELLED = LabelSettings.model_validate(
+    {
+        "delay_days": 1,
+        "churn": {"horizon_days": 28, "eligible_days": 28},
+        "conversion": {"horizon_days": 7, "events": ["purchase", r"it's \a"]},
+        "bought_not": {
+            "kind": "churn",
+            "horizon_days": 7,
+            "events": ["purchase"],
+            "eligible_by": "purchase_recency_days",
+        },
+    }
 )
+SEEN_IN_7_DAYS = LabelSettings(churn=ChurnSettings(eligible_days=7)).named["churn"]
 LOCAL = {
     "spark.master": "local[2]",
     "spark.ui.enabled": "false",
@@ -144,7 +155,11 @@ class Made:
 
     @cached_property
     def labels(self) -> ir.Table:
-        return label(self.snapshot, self.events, AS_OF + timedelta(days=60), LABELLED)
+        return label(self.snapshot, self.events, KNOWN_AT, LABELLED)
+
+    @cached_property
+    def label_counts(self) -> ir.Table:
+        return count_labels(self.snapshot, self.labels, self.events, KNOWN_AT, LABELLED.named["bought_not"])
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +181,7 @@ TABLES = [
     pytest.param("sessions", SESSIONS),
     pytest.param("known", SESSIONS, marks=pytest.mark.slow),
     pytest.param("snapshot", SNAPSHOTS, marks=pytest.mark.slow),
-    pytest.param("labels", LABELS, marks=pytest.mark.slow),
+    pytest.param("labels", labels_table(LABELLED.named), marks=pytest.mark.slow),
 ]
 
 
@@ -178,6 +193,14 @@ def test_the_rows_are_those_of_duckdb(spark_made: Made, duckdb_made: Made, name:
 @pytest.mark.parametrize(("name", "table"), TABLES)
 def test_the_types_are_those_of_the_contract(spark_made: Made, name: str, table: Table) -> None:
     assert getattr(spark_made, name).limit(1).to_pyarrow().schema.types == table.schema.to_pyarrow().types
+
+
+def test_labels_are_counted_as_on_duckdb(spark_made: Made, duckdb_made: Made) -> None:
+    [counted] = spark_made.label_counts.to_pyarrow().to_pylist()
+
+    assert counted == duckdb_made.label_counts.to_pyarrow().to_pylist()[0]
+    assert min(counted["positive"], counted["labelled"] - counted["positive"], counted["ineligible"]) > 0
+    assert counted["contradicted"] == 0
 
 
 def test_the_history_has_what_is_hard(duckdb_made: Made) -> None:
@@ -256,13 +279,13 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
     serving = scoring.Serving(
         segments=segments.fit(snapshot, 2, 3, seed=0, n_jobs=1),
         segments_version=3,
-        propensities={"churn": scoring.Propensity(churn, 7, eligible_days=7)},
+        propensities={"churn": scoring.Propensity(churn, 7, SEEN_IN_7_DAYS)},
         holdout_share=0.3,
         salt="shop",
     )
 
     given = in_parts.create_table("users", duckdb_made.snapshot.to_pyarrow())
-    found = scoring.rank(in_parts.map_frames(given, partial(scoring.score, serving=serving), ASSIGNMENTS.schema))
+    found = scoring.rank(in_parts.map_frames(given, partial(scoring.score_part, serving=serving), ASSIGNMENTS.schema))
 
     expected = scoring.score(snapshot, serving)
     assert 5 < expected["churn_percentile"].null_count < 50

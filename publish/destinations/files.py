@@ -17,18 +17,18 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from features.lake import staging_folder
-from publish.assignments import PROPENSITIES, SCHEMA_VERSION, to_arrow
+from publish.assignments import SCHEMA_VERSION, labels_in, to_arrow
 
 LATEST = "latest"
 LIST_SEPARATOR = " | "
 """Between the items of a list in CSV, which has no lists."""
 
 
-def publish(assignments: pd.DataFrame, name: str, folder: Path) -> Path:
+def publish(assignments: pd.DataFrame, name: str, folder: Path, withheld: Mapping[str, str] | None = None) -> Path:
     """Write a version of ASSIGNMENTS, of one as_of, make it the latest and return its folder.
 
-    Users held out are left out. The same assignments give the same bytes and the same folder. Raises ValueError where
-    there are no rows or several instants.
+    `withheld` says by label why there are ranks and no probabilities. Users held out are left out. The same
+    assignments give the same bytes and the same folder. Raises ValueError where there are no rows or several instants.
     """
     instants = assignments["as_of"].unique()
     if len(instants) != 1:
@@ -38,7 +38,7 @@ def publish(assignments: pd.DataFrame, name: str, folder: Path) -> Path:
     with staging_folder(folder) as staging:
         _write_parquet(released, staging / "assignments.parquet")
         _write_csv(released, staging / "assignments.csv")
-        manifest = describe_version(assignments, name, as_of)
+        manifest = describe_version(assignments, name, as_of, withheld or {})
         manifest["files"] = [_describe_file(file, len(released)) for file in sorted(staging.iterdir())]
         content = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
         (staging / "manifest.json").write_bytes(content)
@@ -51,9 +51,12 @@ def publish(assignments: pd.DataFrame, name: str, folder: Path) -> Path:
     return version
 
 
-def describe_version(assignments: pd.DataFrame, name: str, as_of: datetime) -> dict[str, Any]:
-    """Return what a manifest says of the rows: counts by segment and by rule, models, who was held out."""
+def describe_version(
+    assignments: pd.DataFrame, name: str, as_of: datetime, withheld: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what a manifest says of the rows: counts by segment and by rule, models, what and who was left out."""
     released = assignments[~assignments["holdout"]]
+    labels = labels_in(assignments.columns)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -65,8 +68,9 @@ def describe_version(assignments: pd.DataFrame, name: str, as_of: datetime) -> d
             for (segment_id, segment_name), members in released.groupby(["segment_id", "segment_name"])
         ],
         "rule_segments": _counts(released["rule_segments"].explode().dropna()),
-        "scored": {kind: int(released[f"{kind}_probability"].notna().sum()) for kind in PROPENSITIES},
-        "models": {kind: _version(released[f"{kind}_version"]) for kind in ("segments", *PROPENSITIES)},
+        "scored": {label: int(released[f"{label}_probability"].notna().sum()) for label in labels},
+        "withheld": dict(withheld),
+        "models": {kind: _version(released[f"{kind}_version"]) for kind in ("segments", *labels)},
     }
 
 
@@ -84,7 +88,7 @@ def _write_parquet(rows: pd.DataFrame, file: Path) -> None:
 
 def _write_csv(rows: pd.DataFrame, file: Path) -> None:
     text = rows.copy()
-    for column in ("rule_segments", *(f"{kind}_reasons" for kind in PROPENSITIES)):
+    for column in ("rule_segments", *(f"{label}_reasons" for label in labels_in(rows.columns))):
         text[column] = [LIST_SEPARATOR.join(items) for items in text[column]]
     text["as_of"] = text["as_of"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     file.write_bytes(text.to_csv(index=False, lineterminator="\r\n").encode())
