@@ -99,6 +99,23 @@ def publish(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def audit(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+    """Look for features that know the future or name a label; exit status 1 where there is one."""
+    _quieten()
+    flow = importlib.import_module("flows.audit")
+    with _complaining(config):
+        configuration = load(config)
+        instant = parse_as_of(as_of, configuration.time_zone) if as_of else None
+        with _progress():
+            found = flow.audit(configuration, instant)
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(found))
+    else:
+        flow.show(found, Console(highlight=False))
+    raise typer.Exit(1 if found.findings else 0)
+
+
+@app.command()
 def preview(
     config: Config,
     gap: Annotated[
