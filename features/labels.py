@@ -166,6 +166,10 @@ class LabelSettings(Settings):
         return max(label.reach for label in self.named.values())
 
 
+Purpose = Literal["train", "validation", "test"]
+"""What the rows of a snapshot are for."""
+
+
 class SnapshotDates(NamedTuple):
     """Hold the instants of the snapshots to learn from, oldest first, to choose and calibrate by, and to test on."""
 
@@ -174,9 +178,9 @@ class SnapshotDates(NamedTuple):
     test: datetime
 
     @property
-    def all(self) -> list[datetime]:
-        """List all instants, oldest first."""
-        return [*self.train, self.validation, self.test]
+    def purposes(self) -> dict[datetime, Purpose]:
+        """Say what each instant is for, oldest first."""
+        return {**dict.fromkeys(self.train, "train"), self.validation: "validation", self.test: "test"}
 
 
 def snapshot_dates(

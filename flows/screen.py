@@ -71,7 +71,7 @@ def _show_models(result: Result, console: Console) -> None:
     console.print(_heading("Propensities, tested on a later snapshot"))
     table = Table(box=None, padding=(0, 2), show_edge=False)
     table.add_column("", no_wrap=True)
-    for column in ("AUC", "AUC of\nrecency", "log loss", "log loss of\nrecency", "users", "base\nrate"):
+    for column in ("AUC", "AUC of\nrecency", "gain on\nrecency", "off by\n(ECE)", "rows", "base\nrate"):
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)
     reasons = []
     for kind, trained in result.trained.items():
@@ -81,21 +81,27 @@ def _show_models(result: Result, console: Console) -> None:
         measured = trained.metrics.get("metrics")
         if measured is None:
             continue
-        model, recency = measured["model"], measured["recency"]
+        model, recency, gain = measured["model"], measured["recency"], trained.metrics["gains"]["recency"]
         table.add_row(
             Text(kind, style="bold"),
-            f"{model['auc']:.3f}",
-            f"{recency['auc']:.3f}",
-            f"{model['log_loss']:.4f}",
-            f"{recency['log_loss']:.4f}",
-            f"{model['rows']:,.0f}",
-            f"{model['base_rate']:.1%}".replace("%", " %"),
+            _estimate(model["auc"], 3),
+            f"{recency['auc']['value']:.3f}",
+            _estimate(gain, 3),
+            f"{model['ece']['value']:.3f}",
+            f"{trained.metrics['rows']['test']:,}",
+            f"{model['base_rate']['value']:.1%}".replace("%", " %"),
         )
     if table.row_count:
         console.print(table)
     for reason in reasons:
         console.print(Padding(reason, (0, 0, 0, 2)))
     console.print()
+
+
+def _estimate(estimate: dict[str, float], digits: int) -> str:
+    """Write a figure, and its 95 % interval below."""
+    value, low, high = (f"{estimate[part]:.{digits}f}" for part in ("value", "low", "high"))
+    return f"{value}\n{low} – {high}".replace("-", "\N{MINUS SIGN}")
 
 
 def _show_next(result: Result, command: str, console: Console) -> None:

@@ -63,7 +63,7 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
         if not is_current(lake, configuration.sessions.gap):
             raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
         past = past_dates(configuration, lake, as_of) if training else None
-        earlier = [] if past is None else past.all
+        earlier = [] if past is None else list(past.purposes)
         instants = [*earlier, as_of]
         logger.debug("recalling what was known at %s instants", len(instants))
         taken: list[ir.Table] = []

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from prefect import flow, task
 
-from features.labels import SnapshotDates, column_of, labels_table
+from features.labels import Purpose, column_of, labels_table
 from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
@@ -27,11 +27,7 @@ logger = logging.getLogger("habitus")
 
 MINIMUM_ROWS = 50
 MINIMUM_OF_EACH_CLASS = 10
-CONTEXTS: dict[str, Literal["train", "validation", "test"]] = {
-    "training": "train",
-    "validation": "validation",
-    "testing": "test",
-}
+PURPOSES: tuple[Purpose, ...] = ("train", "validation", "test")
 LEARNT_WITH = ("habitus", "lightgbm", "scikit-learn", "numpy", "pandas")
 
 
@@ -108,19 +104,15 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
         dates = past_dates(configuration, lake, as_of)
         if dates is None:
             return Trained(kind, None, None, _explain_short_history(configuration, lake, as_of), {})
-        frame = read_labelled(lake, configuration, dates.all, label)
+        frame = read_labelled(lake, configuration, list(dates.purposes), label)
         partitions = {
             f"{table.name}/{instant:%Y-%m-%dT%H:%M:%SZ}": lake.content(table, [instant])
             for table in (table_of(configuration), labels_table(configuration.labels.named))
-            for instant in dates.all
+            for instant in dates.purposes
         }
-        card = describe_label(lake, configuration, kind, as_of, _purposes(dates))
-    slices = {
-        purpose: frame[frame["as_of"].isin([at for at, of in _purposes(dates).items() if of == purpose])].reset_index(
-            drop=True
-        )
-        for purpose in CONTEXTS
-    }
+        card = describe_label(lake, configuration, kind, as_of, dates.purposes)
+    purposes = frame["as_of"].map(dates.purposes)
+    slices = {purpose: frame[purposes == purpose].reset_index(drop=True) for purpose in PURPOSES}
     number = None
     blocked = propensities.data_gate(slices, label, MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS) or card.broken
     if blocked is None:
@@ -130,11 +122,6 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
         if number is None:
             number = _train(configuration, registry, kind, as_of, slices, params, fingerprint, partitions, card)
     return _conclude(registry, name, kind, number, as_of, frame.drop(columns=label), f"Not trained: {blocked}.")
-
-
-def _purposes(dates: SnapshotDates) -> dict[datetime, str]:
-    """Say what the rows of each instant are for."""
-    return {**dict.fromkeys(dates.train, "training"), dates.validation: "validation", dates.test: "testing"}
 
 
 def _params(configuration: Configuration, kind: str) -> dict[str, Any]:
@@ -154,7 +141,7 @@ def _train(
     registry: Registry,
     kind: str,
     as_of: datetime,
-    slices: Mapping[str, pd.DataFrame],
+    slices: Mapping[Purpose, pd.DataFrame],
     params: dict[str, Any],
     fingerprint: str,
     partitions: Mapping[str, str],
@@ -167,7 +154,7 @@ def _train(
     with registry.run(f"{configuration.name}/{kind}", _run_name(kind, as_of)) as run:
         run.log_params(params)
         for purpose, rows in slices.items():
-            run.log_input(rows, f"{configuration.name}/snapshots", fingerprint, CONTEXTS[purpose])
+            run.log_input(rows, f"{configuration.name}/snapshots", fingerprint, purpose)
         run.log_dict(dict(partitions), "partitions.json")
         run.log_dict(card.to_dict(), "label_card.json")
         run.log_text(card.to_html(), "label_card.html")
@@ -201,6 +188,7 @@ def _train(
         told = contest.to_dict()
         metadata = {
             "metrics": told["metrics"],
+            "gains": told["decision"]["gains"],
             "top_users": told["top_users"],
             "reason": contest.decision.reason,
             "withheld": contest.decision.withheld,

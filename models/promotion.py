@@ -131,9 +131,10 @@ def decide(
     own, rows = measured["model"]["log_loss"].value, f"on the same {len(labels):,} later rows"
     unbeaten = [who for who in MUST_BEAT if who in gains and not gains[who].is_positive]
     worse = [name for name, gain in of_segments.items() if gain.is_negative]
-    reasons = [
-        f"its log loss {own:.4f} is not surely below that of {_gain_in_words(who, gains[who])}" for who in unbeaten
-    ]
+    reasons = []
+    if unbeaten:
+        rivals = " and ".join(_gain_in_words(who, gains[who]) for who in unbeaten)
+        reasons.append(f"log loss {own:.4f} is not surely below that of {rivals}")
     reasons += [f"segment {name} gets worse by {-of_segments[name].value:.4f}" for name in worse]
     if withheld and "champion" in measured and not miscalibration(measured["champion"], limits):
         reasons.append(f"{withheld}, and the champion's calibration is within the limits")

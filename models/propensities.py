@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
+from features.labels import Purpose
 from models.evaluation import Probabilities, losses
 
 KEY = ["user_id", "as_of"]
@@ -38,6 +39,7 @@ DEFAULTS = {
     "reg_lambda": 10.0,
 }
 """What is tried first."""
+PURPOSES = {"train": "learn from", "validation": "validate on", "test": "test on"}
 RISES_WITH = {"recency_days": 1}
 """Features with which, all else equal, silence is likelier (1) or less likely (-1): nobody doubts it."""
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -215,24 +217,26 @@ def fit_baselines(frame: pd.DataFrame, label: str) -> dict[str, Callable[[pd.Dat
 
 
 def data_gate(
-    slices: Mapping[str, pd.DataFrame], label: str, minimum_rows: int, minimum_of_each_class: int
+    slices: Mapping[Purpose, pd.DataFrame], label: str, minimum_rows: int, minimum_of_each_class: int
 ) -> str | None:
     """Say in numbers why no model can be learnt from these slices of time, or return None if one can.
 
-    `slices` have the rows for training, validation and testing by what they are for.
+    `slices` have the rows to train, to validate and to test on, by what they are for.
     """
     for purpose, rows in slices.items():
         if len(rows) < minimum_rows:
-            return f"{len(rows):,} rows for {purpose}, at least {minimum_rows:,} are needed"
+            return f"{len(rows):,} rows to {PURPOSES[purpose]}, at least {minimum_rows:,} are needed"
         positives = int(rows[label].sum())
         for kind, count in (("positive", positives), ("negative", len(rows) - positives)):
             if count < minimum_of_each_class:
-                return f"{count:,} {kind} labels for {purpose}, at least {minimum_of_each_class:,} are needed"
+                return f"{count:,} {kind} labels to {PURPOSES[purpose]}, at least {minimum_of_each_class:,} are needed"
         numbers = rows.select_dtypes("float64")
         infinite = np.isinf(numbers.to_numpy()).sum(axis=0)
         for name, count in zip(numbers.columns, infinite, strict=True):
             if count:
-                return f"{name} is infinite in {count:,} rows for {purpose}: mend the events that it comes from"
+                return (
+                    f"{name} is infinite in {count:,} rows to {PURPOSES[purpose]}: mend the events that it comes from"
+                )
     return None
 
 

@@ -29,6 +29,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 
+from features.labels import Purpose
+
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
@@ -118,9 +120,7 @@ class Run:
         """Log a text under a file name such as label_card.html."""
         self._client.log_text(self.run_id, text, file)
 
-    def log_input(
-        self, frame: pd.DataFrame, name: str, digest: str, context: Literal["train", "validation", "test"]
-    ) -> None:
+    def log_input(self, frame: pd.DataFrame, name: str, digest: str, context: Purpose) -> None:
         """Log a table that the model was trained or tested on: its schema, its size, and its digest's start."""
         table = Dataset(
             name=name,
