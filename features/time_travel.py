@@ -14,6 +14,7 @@ from typing import Protocol
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
+from ibis.backends import BaseBackend
 
 from features.events import ADD_TO_CART, EVENTS, NUMBERS, PAGE_VIEW, PURCHASE, REFUND, SEARCH, SUPPORT_VIEW, TEXTS
 from features.sessions import sessionize, stack
@@ -75,6 +76,17 @@ class Journey:
     changed: tuple[Changed, ...]
 
 
+@contextmanager
+def forgetting(engine: BaseBackend) -> Iterator[None]:
+    """Drop, at the end, what was materialized meanwhile: a journey takes many snapshots."""
+    before = set(engine.list_tables(like=f"^{MATERIALIZED}"))
+    try:
+        yield
+    finally:
+        for name in set(engine.list_tables(like=f"^{MATERIALIZED}")) - before:
+            engine.drop_table(name)
+
+
 def known(events: ir.Table, as_of: datetime) -> ir.Table:
     """Return the EVENTS that were known at an instant."""
     instant = ibis.literal(as_of, TIME)
@@ -116,7 +128,7 @@ def travel(take: Take, events: ir.Table, sessions: ir.Table, as_of: datetime, ga
     First all is gone that came later, then all is changed at once, which is enough where no feature notices; where one
     does, each change is made alone, to tell which it was. Numbers that differ by less than a billionth do not differ.
     """
-    with _forgetting(events):
+    with forgetting(events.get_backend()):
         before = materialize(take(events, sessions, as_of))
         features = tuple(name for name in before.columns if name not in KEY)
         is_after = events.occurred_at >= ibis.literal(as_of, TIME)
@@ -124,7 +136,7 @@ def travel(take: Take, events: ir.Table, sessions: ir.Table, as_of: datetime, ga
         users = before.count().to_pyarrow().as_py()
 
         def after(*changes: Change) -> tuple[dict[str, int], int]:
-            with _forgetting(events):
+            with forgetting(events.get_backend()):
                 others = events
                 for change in changes:
                     others = change(others, as_of)
@@ -251,15 +263,3 @@ def _again(
         source_file=ibis.literal(MADE_UP),
     )
     return again.mutate(ingested_at=again.occurred_at if ingested_at is None else ingested_at.cast(TIME))
-
-
-@contextmanager
-def _forgetting(events: ir.Table) -> Iterator[None]:
-    """Drop what is materialized meanwhile: a journey takes many snapshots."""
-    engine = events.get_backend()
-    before = set(engine.list_tables(like=f"^{MATERIALIZED}"))
-    try:
-        yield
-    finally:
-        for name in set(engine.list_tables(like=f"^{MATERIALIZED}")) - before:
-            engine.drop_table(name)

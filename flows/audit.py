@@ -1,7 +1,6 @@
 """Audit: does a feature know the future, tell a label suspiciously well alone, or name it? Nothing is stored."""
 
 import logging
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from features.time_travel import (
     Journey,
     Take,
     count_changed,
+    forgetting,
     sample_users,
     travel,
     with_features,
@@ -72,6 +72,16 @@ class Audited:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Hold EVENTS and SESSIONS of some users, and how many users there are in all."""
+
+    events: ir.Table
+    sessions: ir.Table
+    users: int
+    user_count: int
+
+
 def audit(configuration: Configuration, as_of: datetime | None, extra: Sequence[ExtraFeature] = ()) -> Audited:
     """Look for leaks in the features of a configuration, and in `extra` ones by time travel, as far as takes a minute.
 
@@ -96,15 +106,16 @@ def find_leaks(
     configuration: Configuration, lake: Lake, as_of: datetime, extra: Sequence[ExtraFeature] = ()
 ) -> Audited:
     """Look for leaks as `audit` does, but with few users and at the latest of the past instants only: in seconds."""
-    sample = _sample(configuration, lake, USERS_IN_TRAINING)
-    return _find(configuration, lake, as_of, sample, INSTANTS_IN_TRAINING, extra)
+    with forgetting(lake.engine):
+        sample = _sample(configuration, lake, USERS_IN_TRAINING)
+        return _find(configuration, lake, as_of, sample, INSTANTS_IN_TRAINING, extra)
 
 
 def _find(
     configuration: Configuration,
     lake: Lake,
     as_of: datetime,
-    sample: "Sample",
+    sample: Sample,
     instants: int,
     extra: Sequence[ExtraFeature],
 ) -> Audited:
@@ -118,7 +129,6 @@ def _find(
     for number, instant in enumerate(chosen, start=1):
         logger.debug("audit: travelling to %s, %s of %s", f"{instant:%Y-%m-%d %H:%M}", number, len(chosen))
         journeys.append(travel(take, sample.events, sample.sessions, instant, configuration.sessions.gap))
-    sample.drop()
     logger.debug("audit: looking at each feature alone")
     measured = leaks.measure_alone(frame, labels)
     too_good, naming = leaks.too_good(measured), leaks.find_naming(frame, labels)
@@ -235,7 +245,7 @@ def _explain_naming(naming: Naming) -> str:
     outcome = naming.label if naming.outcome else f"not {naming.label}"
     return (
         f"{naming.feature} = {naming.value} names {naming.label}: {_percent(naming.share)} of the rows of its "
-        f"{naming.users:,} users are {outcome}, of all others {_percent(naming.share_of_others)}. "
+        f"{naming.users:,} users are {outcome}, and {_percent(naming.share_of_others)} of the others. "
         f"Leave {naming.feature} out if it is written after the fact."
     )
 
@@ -273,21 +283,6 @@ def _past_instants(configuration: Configuration, lake: Lake, as_of: datetime) ->
     return [] if dates is None else [*dates.train, dates.test]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Hold EVENTS and SESSIONS of some users, kept with the engine, and how many users there are in all."""
-
-    events: ir.Table
-    sessions: ir.Table
-    users: int
-    user_count: int
-
-    def drop(self) -> None:
-        """Drop what the engine keeps."""
-        for table in (self.events, self.sessions):
-            table.get_backend().drop_table(table.op().name)
-
-
 def _sample(configuration: Configuration, lake: Lake, count: int) -> Sample:
     """Choose so many users. Raises ConfigurationError where sessions are not up to date."""
     if not is_current(lake, configuration.sessions.gap):
@@ -296,10 +291,7 @@ def _sample(configuration: Configuration, lake: Lake, count: int) -> Sample:
     user_count = int(sessions.user_id.nunique().to_pyarrow().as_py())
     logger.debug("audit: reading %s of %s users", f"{min(count, user_count):,}", f"{user_count:,}")
     users = materialize(sample_users(sessions, count, configuration.training.seed))
-    events, sessions = (
-        lake.engine.create_table(f"audited_{uuid.uuid4().hex}", lake.read(table).semi_join(users, "user_id"), temp=True)
-        for table in (EVENTS, SESSIONS)
-    )
+    events, sessions = (materialize(lake.read(table).semi_join(users, "user_id")) for table in (EVENTS, SESSIONS))
     return Sample(events, sessions, min(count, user_count), user_count)
 
 

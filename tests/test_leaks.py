@@ -145,12 +145,12 @@ def test_features_with_one_value_and_labels_with_one_outcome_are_left_out() -> N
 def test_rows_without_a_label_do_not_count() -> None:
     frame = labelled()
     frame["knows"] = truth(frame).astype(float)
-    unknown = frame.assign(churned=pd.NA, knows=1 - frame["knows"], user_id="v" + frame["user_id"])
+    unknown = frame.assign(churned=None, knows=1 - frame["knows"], user_id="v" + frame["user_id"])
     both = pd.concat([frame, unknown], ignore_index=True)
 
     assert alone(both, "knows").auc == 1.0
     assert alone(both, "knows").users == USERS
-    assert unmeasured(frame.assign(churned=pd.NA), ["churned"]) == ["churned: no row has this label"]
+    assert unmeasured(frame.assign(churned=None), ["churned"]) == ["churned: no row has this label"]
 
 
 def test_twelve_users_are_too_few_for_a_verdict() -> None:
