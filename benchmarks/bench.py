@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import re
+import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -40,6 +44,16 @@ CONTESTANTS = {
     "pandas_groupby": Contestant("pandas", most_events=10_000_000),
     "pyspark_windows": Contestant("pyspark"),
 }
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MADE = ("lake", "published", "mlruns")
+EVER_DAYS = 36_500
+PREDICTED = {
+    "oulad, everyone": ("oulad", "2013-08-25", True),
+    "oulad, active in the 28 days before": ("oulad", "2013-08-25", False),
+    "online_retail, active in the 90 days before": ("online_retail", "2011-12-09", False),
+}
+"""An example, the instant it is trained at, and whether users who left long ago are asked about too."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -207,6 +221,29 @@ def scoring(
             "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
         },
     )
+
+
+@app.command()
+def predictions() -> None:
+    """Train on the real examples, and tell how good churn is predicted on a later snapshot."""
+    told = {}
+    for name, (example, as_of, everyone) in PREDICTED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            source = EXAMPLES / example
+            copied = Path(shutil.copytree(source, Path(folder) / example, ignore=shutil.ignore_patterns(*MADE)))
+            config = copied / "habitus.toml"
+            text = config.read_text().replace("../../mlruns", "mlruns")
+            config.write_text(
+                re.sub(r"eligible_days = \d+", f"eligible_days = {EVER_DAYS}", text) if everyone else text
+            )
+            command = [sys.executable, "-m", "flows.cli", "run", str(config), "--json", "--as-of", as_of]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+        trained = json.loads(done.stdout)["trained"]["churn"]
+        told[name] = {**trained["metrics"], "as_of": as_of}
+        print(f"  {name}: {trained['reason']}", flush=True)
+    _store("predictions", {"measure": "predictions", "events": 0, "told": told})
 
 
 @app.command()

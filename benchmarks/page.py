@@ -168,11 +168,38 @@ def scoring_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def predictions_section(results: list[Result]) -> str:
+    """Return how good churn is predicted on the real examples."""
+    [result] = results
+    lines = [
+        "## Predictions on the examples\n",
+        "Churn, on a snapshot later than all that was learnt from; 95 % intervals by user. "
+        "`benchmarks/bench.py predictions`.\n",
+        "| | rows | base rate | AUC | AUC of recency | gain in log loss on recency | on RFM | off by (ECE) | slope |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, told in result["told"].items():
+        model, recency, gains = told["metrics"]["model"], told["metrics"]["recency"], told["gains"]
+        lines.append(
+            f"| {name} | {told['rows']['test']:,} | {model['base_rate']['value']:.1%} | {_interval(model['auc'])} "
+            f"| {_interval(recency['auc'])} | {_interval(gains['recency'])} | {_interval(gains['rfm'])} "
+            f"| {_interval(model['ece'])} | {_interval(model['calibration_slope'])} |"
+        )
+    lines += ["", *(f"- {name}: {told['reason']}" for name, told in result["told"].items()), ""]
+    return "\n".join(lines)
+
+
+def _interval(estimate: dict[str, float]) -> str:
+    value, low, high = (f"{estimate[part]:.3f}".replace("-", "\N{MINUS SIGN}") for part in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"
+
+
 SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "sessions": sessions_section,
     "increment": increment_section,
     "memory": memory_section,
     "snapshots": snapshots_section,
+    "predictions": predictions_section,
     "scoring": scoring_section,
 }
 """What is told of each measure, in this order."""

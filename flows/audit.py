@@ -280,7 +280,7 @@ def _notes(
 def _past_instants(configuration: Configuration, lake: Lake, as_of: datetime) -> list[datetime]:
     """List the instants of the past snapshots that training learns from and tests on, oldest first."""
     dates = past_dates(configuration, lake, as_of)
-    return [] if dates is None else [*dates.train, dates.test]
+    return [] if dates is None else list(dates.purposes)
 
 
 def _sample(configuration: Configuration, lake: Lake, count: int) -> Sample:

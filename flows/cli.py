@@ -7,10 +7,10 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -149,6 +149,42 @@ def preview(
         print(importlib.import_module("flows.screen").to_json(found))
     else:
         flow.show(found, Console(highlight=False))
+
+
+Name = Annotated[str, typer.Argument(help="The registered model, such as ecom-churn.", show_default=False)]
+Mlruns = Annotated[Path, typer.Option("--mlruns", help="The folder of MLflow's store.")]
+
+
+@app.command()
+def promote(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="The version that is to serve.", show_default=False)],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.", show_default=False)],
+    mlruns: Mlruns = Path("mlruns"),
+) -> None:
+    """Let a version of a model serve, whatever the rule decided."""
+    _decide(lambda: importlib.import_module("flows.serving").promote(mlruns, name, version, reason), name, reason)
+
+
+@app.command()
+def rollback(
+    name: Name,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.")] = "rolled back",
+    mlruns: Mlruns = Path("mlruns"),
+) -> None:
+    """Let the version of a model serve that did before."""
+    _decide(lambda: importlib.import_module("flows.serving").rollback(mlruns, name, reason), name, reason)
+
+
+def _decide(decide: Callable[[], Any], name: str, reason: str) -> None:
+    _quieten()
+    try:
+        promotion = decide()
+    except ConfigurationError as error:
+        _complain(str(error))
+        raise typer.Exit(2) from None
+    instead = f" instead of version {promotion.undone}" if promotion.undone else ""
+    print(f"{name} version {promotion.number} serves{instead}, from {promotion.as_of:%Y-%m-%d %H:%M} UTC on: {reason}")
 
 
 def main() -> None:

@@ -84,8 +84,8 @@ def _show_models(result: Result, console: Console) -> None:
         model, recency, gain = measured["model"], measured["recency"], trained.metrics["gains"]["recency"]
         table.add_row(
             Text(kind, style="bold"),
-            _estimate(model["auc"], 3),
-            f"{recency['auc']['value']:.3f}",
+            _estimate(model["auc"], 2),
+            f"{recency['auc']['value']:.2f}",
             _estimate(gain, 3),
             f"{model['ece']['value']:.3f}",
             f"{trained.metrics['rows']['test']:,}",
@@ -101,7 +101,7 @@ def _show_models(result: Result, console: Console) -> None:
 def _estimate(estimate: dict[str, float], digits: int) -> str:
     """Write a figure, and its 95 % interval below."""
     value, low, high = (f"{estimate[part]:.{digits}f}" for part in ("value", "low", "high"))
-    return f"{value}\n{low} – {high}".replace("-", "\N{MINUS SIGN}")
+    return f"{value}\n{low}–{high}".replace("-", "\N{MINUS SIGN}")
 
 
 def _show_next(result: Result, command: str, console: Console) -> None:

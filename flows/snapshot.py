@@ -33,6 +33,7 @@ class Snapshots:
     as_of: datetime
     users: int
     train: tuple[datetime, ...]
+    validation: datetime | None
     test: datetime | None
 
 
@@ -40,7 +41,7 @@ class Snapshots:
 def snapshot(config: str, as_of: datetime | None = None, training: bool = True) -> Snapshots:
     """Take the snapshot at `as_of` and, unless `training` is off, those to train and to test on, with their labels."""
     taken = store_snapshots(config, as_of, training)
-    past = len(taken.train) + (taken.test is not None)
+    past = len(taken.train) + 2 if taken.train else 0
     logger.info(
         "snapshot: %s users at %s; %s past snapshots with labels",
         f"{taken.users:,}",
@@ -87,7 +88,9 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
             labels = label(lake.read(table, only=earlier), lake.read(EVENTS), as_of, configuration.labels)
             lake.write(labels_table(configuration.labels.named), labels, only=earlier)
         users = lake.partitions(table).get(as_of, 0)
-    return Snapshots(as_of, users, past.train if past else (), past.test if past else None)
+    if past is None:
+        return Snapshots(as_of, users, (), None, None)
+    return Snapshots(as_of, users, *past)
 
 
 def table_of(configuration: Configuration) -> Table:

@@ -15,6 +15,7 @@ from prefect import flow, task
 
 from features.labels import Purpose, column_of, labels_table
 from features.lake import Lake
+from flows.audit import find_leaks
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
@@ -48,11 +49,26 @@ def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
     logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)
+    logger.debug("looking for leaks")
+    findings = audit_features(config, as_of)
+    for finding in findings:
+        logger.warning("  %s", finding)
     for kind in load(config).labels.named:
         logger.debug("training %s", kind)
-        trained[kind] = train_propensity(config, as_of, kind)
+        trained[kind] = train_propensity(config, as_of, kind, len(findings))
         logger.info("train: %s: %s", kind, trained[kind].reason)
     return trained
+
+
+@task(task_run_name="audit", **TOUCHES_THE_WORLD)
+def audit_features(config: str, as_of: datetime | None) -> list[str]:
+    """Say which features know the future or name a label."""
+    configuration = load(config)
+    with configuration.open_lake() as lake:
+        as_of = resolve_as_of(as_of, configuration, lake)
+        if past_dates(configuration, lake, as_of) is None:
+            return []
+        return find_leaks(configuration, lake, as_of).findings
 
 
 @task(task_run_name="segments", **TOUCHES_THE_WORLD)
@@ -94,8 +110,11 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
 
 
 @task(task_run_name="{kind}", **TOUCHES_THE_WORLD)
-def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
-    """Learn a propensity from past snapshots, test it on a later one beside what it has to beat."""
+def train_propensity(config: str, as_of: datetime | None, kind: str, leaks: int = 0) -> Trained:
+    """Learn a propensity from past snapshots, test it on a later one beside what it has to beat.
+
+    With leaks in the features nothing is learnt.
+    """
     configuration = load(config)
     registry = Registry(configuration.mlruns)
     name, label = model_name(configuration, kind), column_of(kind)
@@ -115,6 +134,8 @@ def train_propensity(config: str, as_of: datetime | None, kind: str) -> Trained:
     slices = {purpose: frame[purposes == purpose].reset_index(drop=True) for purpose in PURPOSES}
     number = None
     blocked = propensities.data_gate(slices, label, MINIMUM_ROWS, MINIMUM_OF_EACH_CLASS) or card.broken
+    if leaks:
+        blocked = f"the audit found {leaks}: see `habitus audit {configuration.file}`"
     if blocked is None:
         params = _params(configuration, kind)
         fingerprint = _fingerprint(partitions, params)

@@ -222,7 +222,10 @@ class Registry:
         self._client.set_terminated(run.run_id, "FINISHED")
 
     def runs(self, experiment: str) -> pd.DataFrame:
-        """List the finished runs of an experiment, the latest first: run, started_at, and a column per metric."""
+        """List the finished runs of an experiment, the latest first: run, started_at, and a column per metric.
+
+        Trials within a run are left out.
+        """
         found = self._client.get_experiment_by_name(experiment)
         if found is None:
             return pd.DataFrame(columns=["run", "started_at"])
@@ -234,6 +237,7 @@ class Registry:
                 **run.data.metrics,
             }
             for run in finished
+            if "mlflow.parentRunId" not in run.data.tags
         )
 
     def find(self, name: str, fingerprint: str) -> int | None:
@@ -274,6 +278,13 @@ class Registry:
         tag = json.dumps([*before, promotion_tag(promotion)])
         self._client.set_model_version_tag(name, str(promotion.number), PROMOTIONS, tag)
         self.set_alias(name, "champion", promotion.number)
+
+    def trained_at(self, name: str, number: int) -> datetime:
+        """Return the instant that a version was trained at. Raises UnknownVersionError where there is none."""
+        version = self._version(name, number)
+        if version is None:
+            raise UnknownVersionError(self._explain_unknown(name, number))
+        return datetime.fromisoformat(version.tags["as_of"])
 
     def _explain_unknown(self, name: str, number: int) -> str:
         known = sorted(int(version.version) for version in self._client.search_model_versions(f"name = '{name}'"))

@@ -60,7 +60,7 @@ def write_lake(folder: Path, rows: list[dict[str, Any]], attributes: Sequence[tu
 
 @pytest.fixture(scope="module")
 def club(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a club whose members come in most weeks, but for every second one, who stops at the end of March.
+    """Write a club whose members come in most weeks, but for every second one, who stops at the beginning of March.
 
     A member's `plan` is honest, the `status` was written in June.
     """
@@ -68,7 +68,7 @@ def club(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, attributes = [], []
     for number in range(USERS):
         leaves, user_id = number % 2 == 0, f"u{number}"
-        for week in np.flatnonzero(draw.random(12 if leaves else 22) < 0.85).tolist():
+        for week in np.flatnonzero(draw.random(9 if leaves else 22) < 0.85).tolist():
             at = FIRST_DAY + timedelta(weeks=week, days=int(draw.integers(0, 7)), minutes=int(draw.integers(0, 1440)))
             rows.append({"user_id": user_id, "occurred_at": at, "event_id": f"{user_id}-{week}"})
         attributes += [

@@ -18,6 +18,7 @@ from flows.configuration import Configuration, ConfigurationError, load
 from flows.publish import write_files
 from flows.score import assign_users
 from flows.snapshot import describe_label, store_snapshots, table_of
+from flows.train import version_tags
 from models.label_card import LabelCard
 from models.registry import Registry
 from publish import scoring
@@ -41,7 +42,7 @@ def serve(configuration: Configuration, ran: Ran) -> None:
     with configuration.open_lake() as lake:
         snapshot = lake.read(table_of(configuration), only=[AS_OF]).to_pandas()
     with Registry(configuration.mlruns).run("ecom/churn_7d", "test") as run:
-        tags = {"as_of": AS_OF.isoformat(), "promoted": "true"}
+        tags = version_tags(AS_OF, promoted=True)
         run.log_model(trained.model, "ecom-churn_7d", "made", snapshot, {"withheld": REASON}, tags=tags)
 
 
@@ -74,8 +75,9 @@ def test_a_label_of_ones_own_is_a_column_of_labels(shop: Configuration) -> None:
 def described(shop: Configuration, ran: Ran, name: str) -> LabelCard:
     dates = ran.result["snapshots"]
     parts = dict.fromkeys(map(datetime.fromisoformat, dates["train"]), "train")
+    parts |= {datetime.fromisoformat(dates[part]): part for part in ("validation", "test")}
     with Lake(shop.lake) as lake:
-        return describe_label(lake, shop, name, AS_OF, parts | {datetime.fromisoformat(dates["test"]): "test"})
+        return describe_label(lake, shop, name, AS_OF, parts)
 
 
 @pytest.mark.parametrize("name", ["churn", "conversion", "churn_7d"])
@@ -83,7 +85,7 @@ def test_each_label_has_a_card_of_what_is_stored(shop: Configuration, ran: Ran, 
     card = described(shop, ran, name)
 
     assert card.broken is None
-    assert [one.part for one in card.snapshots] == ["train"] * 4 + ["test"]
+    assert [one.part for one in card.snapshots] == ["train"] * 4 + ["validation", "test"]
     with Lake(shop.lake) as lake:
         labels = lake.read(labels_table(shop.labels.named)).to_pandas().dropna(subset=card.label.column)
     assert (card.row_count, card.user_count) == (len(labels), labels["user_id"].nunique())
