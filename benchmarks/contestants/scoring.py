@@ -71,7 +71,7 @@ def _pipeline() -> Pipeline:
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan, encoded_missing_value=np.nan)
     columns = ColumnTransformer([("numeric", "passthrough", NUMERIC), ("categories", encoder, list(CATEGORIES))])
     trees = lgb.LGBMClassifier(
-        n_estimators=300, num_leaves=15, max_depth=4, learning_rate=0.05, colsample_bytree=0.8, n_jobs=1, verbose=-1
+        n_estimators=300, num_leaves=15, max_depth=4, learning_rate=0.05, colsample_bytree=0.8, verbose=-1
     )
     return Pipeline([("columns", columns), ("trees", trees)])
 
