@@ -11,17 +11,18 @@ import marimo
 app = marimo.App(width="medium", app_title="Habitus: explore")
 
 with app.setup:
+    import math
+
     import marimo as mo
-    import pandas as pd
     from sklearn.metrics import adjusted_rand_score
 
-    from features.lake import Lake
+    from features.labels import column_of
     from features.snapshots import format_value, title
     from flows.configuration import load
     from flows.instant import resolve_as_of
     from flows.snapshot import past_dates, table_of
-    from flows.train import LABEL_OF, find_serving, model_name, read_labelled, read_snapshots
-    from models import evaluation, propensities, segments
+    from flows.train import find_serving, model_name, read_labelled, read_snapshots
+    from models import evaluation, figures, propensities, segments
     from models.registry import Registry
     from publish.assignments import ASSIGNMENTS, from_arrow
 
@@ -36,15 +37,17 @@ def _():
 def _(config_file):
     configuration = load(config_file)
     registry = Registry(configuration.mlruns)
-    with Lake(configuration.lake) as _lake:
+    with configuration.open_lake() as _lake:
         as_of = resolve_as_of(None, configuration, _lake)
         snapshot = read_snapshots(_lake, configuration, [as_of])
         _assignments = _lake.read(ASSIGNMENTS)
         assignments = from_arrow(_assignments.filter(_assignments.as_of == as_of).to_pyarrow())
         dates = past_dates(configuration, _lake, as_of)
-        mo.stop(dates is None, mo.md("The history is too short for a snapshot to test on."))
-        _instants = [*dates.train, dates.test]
-        labelled = {kind: read_labelled(_lake, configuration, _instants, LABEL_OF[kind]) for kind in LABEL_OF}
+        mo.stop(dates is None, mo.md("The history is too short to learn from, to validate and to test on."))
+        _instants = list(dates.purposes)
+        labelled = {
+            name: read_labelled(_lake, configuration, _instants, column_of(name)) for name in configuration.labels.named
+        }
     mo.md(f"# {configuration.name} as of {as_of:%Y-%m-%d}\n{len(snapshot):,} users, {len(dates.train)} past snapshots")
     return as_of, assignments, configuration, dates, labelled, registry, snapshot
 
@@ -58,7 +61,7 @@ def _(as_of, configuration, registry, snapshot):
         [
             mo.md("## The segments that serve"),
             mo.ui.table(segments.describe(model), selection=None),
-            evaluation.plot_profiles(segments.profiles(model)),
+            figures.plot_profiles(segments.profiles(model)),
         ]
     )
     return (model,)
@@ -118,29 +121,38 @@ def _(labelled, snapshot):
 
 @app.cell
 def _(configuration, dates, kind, labelled, left_out, registry):
-    _label = LABEL_OF[kind.value]
+    _label, _training = column_of(kind.value), configuration.training
     _frame = labelled[kind.value].drop(columns=left_out.value)
-    _is_test = _frame["as_of"] == pd.Timestamp(dates.test)
-    _train, _test = _frame[~_is_test], _frame[_is_test]
-    challenger = propensities.fit(
-        _train.drop(columns=_label), _train[_label], _train["user_id"], configuration.training.seed
+    _purposes = _frame["as_of"].map(dates.purposes)
+    _train, _validation, _test = (_frame[_purposes == one] for one in ("train", "validation", "test"))
+    learned = propensities.fit(
+        _train,
+        _validation,
+        _label,
+        _training.seed,
+        propensities.Budget(_training.trials, _training.trial_seconds),
+        rises=configuration.labels.named[kind.value].kind == "churn",
     )
-    probabilities = propensities.predict(challenger, _test)
+    probabilities = propensities.predict(learned.model, _test)
+    measured = evaluation.evaluate(_test[_label], probabilities, evaluation.Bootstrap(_test["user_id"]))
     experiment = f"{configuration.name}/{kind.value}"
     with registry.run(experiment, f"explored without {', '.join(left_out.value) or 'nothing'}") as _run:
-        _run.log_params({"left_out": left_out.value, "seed": configuration.training.seed})
-        measured = evaluation.evaluate(_test[_label], probabilities)
-        _run.log_metrics({f"model_{metric}": value for metric, value in measured.items()})
-    evaluation.plot_calibration(_test[_label], probabilities)
+        _run.log_params({"left_out": left_out.value, "seed": _training.seed, **learned.settings})
+        _known = {f"model_{metric}": one.value for metric, one in measured.items() if math.isfinite(one.value)}
+        _run.log_metrics(_known)
+    figures.plot_calibration(_test[_label], probabilities)
     return experiment, measured
 
 
 @app.cell
 def _(experiment, measured, registry):
-    runs = registry.runs(experiment)
+    runs = registry.runs(experiment).dropna(subset="model_auc")  # trials have none
     mo.vstack(
         [
-            mo.md(f"### Runs of {experiment} in MLflow (this one: AUC {measured['auc']:.3f})"),
+            mo.md(
+                f"### Runs of {experiment} in MLflow\nThis one: AUC {measured['auc'].value:.3f} "
+                f"({measured['auc'].low:.3f} to {measured['auc'].high:.3f})"
+            ),
             mo.ui.table(runs[["run", "started_at", "model_auc", "model_log_loss"]], selection=None),
         ]
     )

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom on what a run left behind."""
+"""The notebooks run from top to bottom on what a run left behind."""
 
 import importlib.util
 import shutil
@@ -8,20 +8,29 @@ from typing import Any
 import pytest
 from conftest import Ran
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "explore.py"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+def definitions_of(notebook: str, ran: Ran, folder: Path) -> Any:
+    """Run a notebook on a copy of what a run left behind, with few trials; return what its cells define."""
+    shutil.copytree(ran.configuration.folder, folder, symlinks=True)
+    config = folder / "habitus.toml"
+    config.write_text(config.read_text() + "trials = 2\n")  # [training] is the last section
+    spec = importlib.util.spec_from_file_location(notebook, NOTEBOOKS / f"{notebook}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    _, definitions = module.app.run(defs={"config_file": str(config)})
+    return definitions
+
+
+# --- explore.py ---
 
 
 @pytest.fixture(scope="module")
 def explored(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("notebook") / "shop"
-    shutil.copytree(ran.configuration.folder, folder, symlinks=True)
-    spec = importlib.util.spec_from_file_location("explore", NOTEBOOK)
-    assert spec is not None
-    assert spec.loader is not None
-    notebook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(notebook)
-    _, definitions = notebook.app.run(defs={"config_file": str(folder / "habitus.toml")})
-    return definitions
+    return definitions_of("explore", ran, tmp_path_factory.mktemp("notebook") / "shop")
 
 
 def test_it_shows_the_segments_that_serve(explored: Any, ran: Ran) -> None:
@@ -37,4 +46,42 @@ def test_what_was_retrained_stands_beside_the_other_runs_in_mlflow(explored: Any
     names = list(explored["runs"]["run"])
 
     assert names == ["explored without device, source, country", "churn as of 2024-06-29 00:00"]
-    assert explored["runs"]["model_auc"].iloc[0] == pytest.approx(explored["measured"]["auc"])
+    assert explored["runs"]["model_auc"].iloc[0] == pytest.approx(explored["measured"]["auc"].value)
+
+
+# --- own_model.py ---
+
+
+@pytest.fixture(scope="module")
+def own(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return definitions_of("own_model", ran, tmp_path_factory.mktemp("notebook") / "shop")
+
+
+def test_an_estimator_of_ones_own_is_judged_on_the_rows_of_the_default(own: Any) -> None:
+    default, mine = own["default"], own["mine"]
+
+    assert mine.learned.model.estimator.estimator.steps[-1][0] == "logisticregression"
+    assert list(mine.predicted["champion"]) == list(default.predicted["model"])
+    assert mine.measured["recency"] == default.measured["recency"]
+
+
+def test_the_decision_says_by_how_much_it_is_better_or_worse_than_the_default(own: Any) -> None:
+    mine = own["mine"]
+
+    assert mine.decision.reason.startswith("Promoted: " if mine.decision.promoted else "Not promoted: ")
+    assert {"base_rate", "recency", "champion"} <= mine.decision.gains.keys()
+    assert list(own["table"].index) == ["default", "my own", "default with my feature"]
+
+
+def test_an_honest_feature_passes_the_audit_and_joins_the_model(own: Any) -> None:
+    feature = "active_day_count_28d"
+
+    assert feature in own["audited"].features
+    assert all(rows[feature].dropna().between(1, 28).all() for rows in own["wider"].values())
+    assert feature in own["with_feature"].learned.model.feature_names_in_
+
+
+def test_a_feature_that_knows_the_future_is_found_by_the_audit(own: Any) -> None:
+    assert {changed.feature for changed in own["audited"].changed} == {"days_to_next_event"}
+    [finding] = own["audited"].findings
+    assert finding.startswith("days_to_next_event knows the future: ")
