@@ -21,7 +21,7 @@ DRAWS = 400
 SHARES = (0.01, 0.05, 0.1, 0.2)
 BINS = 10
 MOST_SURE = 1e-15
-NEWTON_STEPS = 12
+NEWTON_STEPS = 40
 TOP_USERS = (100, 500, 1_000, 5_000, 10_000)
 
 
@@ -107,8 +107,10 @@ def top_users(labels: pd.Series, probabilities: Probabilities, bootstrap: Bootst
     numbers = [number for number in TOP_USERS if number < len(labels)]
 
     def measure(weights: NDArray[Any]) -> dict[str, float]:
-        approached, found = ranked.gains(weights)
         positives = (weights * ranked.actual).sum() * len(labels) / weights.sum()
+        if not positives:
+            return dict.fromkeys(map(str, numbers), 0.0)
+        approached, found = ranked.gains(weights)
         shares = np.interp(np.array(numbers) / len(labels), approached, found)
         return {str(number): float(share * positives) for number, share in zip(numbers, shares, strict=True)}
 
@@ -210,19 +212,27 @@ class _Ranked:
         return float(np.abs(difference).sum() / weights.sum())
 
     def _slope(self, weights: NDArray[Any]) -> float:
-        """Regress what happened on the log odds, by Newton's steps; NaN where they are all the same."""
+        """Regress what happened on the log odds, by Newton's steps; NaN where there is no one slope."""
         x, y = self._log_odds, self.actual
         if np.ptp(x) == 0:
             return float("nan")
-        intercept, slope = 0.0, 1.0
+        found, step, loss = np.zeros(2), np.zeros(2), np.inf
         for _ in range(NEWTON_STEPS):
-            p = 1 / (1 + np.exp(-np.clip(intercept + slope * x, -30, 30)))
+            z = np.clip(found[0] + step[0] + (found[1] + step[1]) * x, -700, 700)
+            e = np.exp(-np.abs(z))
+            tried = float(weights @ (np.log1p(e) + np.where(y, np.maximum(-z, 0), np.maximum(z, 0))))
+            if tried > loss:  # too far, as Newton's steps are where nearly all is held for sure
+                step /= 2
+                continue
+            found, loss = found + step, tried
+            p = np.where(z >= 0, 1, e) / (1 + e)
             residual, spread = weights * (y - p), weights * p * (1 - p)
             a, b, c = spread.sum(), (spread * x).sum(), (spread * x * x).sum()
             determinant = a * c - b * b
             if determinant <= 1e-12 * max(a * c, 1e-300):
                 return float("nan")
             u, v = residual.sum(), (residual * x).sum()
-            intercept += (c * u - b * v) / determinant
-            slope += (a * v - b * u) / determinant
-        return float(slope)
+            step = np.array([c * u - b * v, a * v - b * u]) / determinant
+            if np.abs(step).max() < 1e-6:
+                return float(found[1] + step[1])
+        return float("nan")
