@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.special import expit
 
 from features.sources import Settings
 
@@ -21,7 +22,7 @@ DRAWS = 400
 SHARES = (0.01, 0.05, 0.1, 0.2)
 BINS = 10
 MOST_SURE = 1e-15
-NEWTON_STEPS = 40
+NEWTON_STEPS = 25
 TOP_USERS = (100, 500, 1_000, 5_000, 10_000)
 
 
@@ -216,23 +217,18 @@ class _Ranked:
         x, y = self._log_odds, self.actual
         if np.ptp(x) == 0:
             return float("nan")
-        found, step, loss = np.zeros(2), np.zeros(2), np.inf
+        intercept, slope = 0.0, 0.0  # from 1, the steps would go astray where probabilities are far too sure
         for _ in range(NEWTON_STEPS):
-            z = np.clip(found[0] + step[0] + (found[1] + step[1]) * x, -700, 700)
-            e = np.exp(-np.abs(z))
-            tried = float(weights @ (np.log1p(e) + np.where(y, np.maximum(-z, 0), np.maximum(z, 0))))
-            if tried > loss:  # too far, as Newton's steps are where nearly all is held for sure
-                step /= 2
-                continue
-            found, loss = found + step, tried
-            p = np.where(z >= 0, 1, e) / (1 + e)
+            p = expit(intercept + slope * x)
             residual, spread = weights * (y - p), weights * p * (1 - p)
-            a, b, c = spread.sum(), (spread * x).sum(), (spread * x * x).sum()
+            moment = spread * x
+            a, b, c = spread.sum(), moment.sum(), moment @ x
             determinant = a * c - b * b
             if determinant <= 1e-12 * max(a * c, 1e-300):
                 return float("nan")
-            u, v = residual.sum(), (residual * x).sum()
-            step = np.array([c * u - b * v, a * v - b * u]) / determinant
-            if np.abs(step).max() < 1e-6:
-                return float(found[1] + step[1])
+            u, v = residual.sum(), residual @ x
+            steps = (c * u - b * v) / determinant, (a * v - b * u) / determinant
+            intercept, slope = intercept + steps[0], slope + steps[1]
+            if max(map(abs, steps)) < 1e-6:
+                return float(slope)
         return float("nan")
