@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.special import expit
 
 from features.sources import Settings
 
@@ -219,14 +218,14 @@ class _Ranked:
             return float("nan")
         intercept, slope = 0.0, 0.0  # from 1, the steps would go astray where probabilities are far too sure
         for _ in range(NEWTON_STEPS):
-            p = expit(intercept + slope * x)
+            p = 1 / (1 + np.exp(-np.clip(intercept + slope * x, -30, 30)))
             residual, spread = weights * (y - p), weights * p * (1 - p)
             moment = spread * x
-            a, b, c = spread.sum(), moment.sum(), moment @ x
+            a, b, c = spread.sum(), moment.sum(), (moment * x).sum()
             determinant = a * c - b * b
             if determinant <= 1e-12 * max(a * c, 1e-300):
                 return float("nan")
-            u, v = residual.sum(), residual @ x
+            u, v = residual.sum(), (residual * x).sum()
             steps = (c * u - b * v) / determinant, (a * v - b * u) / determinant
             intercept, slope = intercept + steps[0], slope + steps[1]
             if max(map(abs, steps)) < 1e-6:
