@@ -59,7 +59,8 @@ LATER = users_at("2026-03-01", 4)
 
 
 def learn(train: pd.DataFrame = TRAIN, validation: pd.DataFrame = VALIDATION, **given: Any) -> Learned:
-    return fit(train, validation, "churned", **{"seed": 1, "budget": ONCE} | given)
+    settings: dict[str, Any] = {"seed": 1, "budget": ONCE} | given
+    return fit(train, validation, "churned", **settings)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -356,7 +357,7 @@ def test_features_that_say_nothing_do_no_harm(odd: dict[str, Any]) -> None:
 
 
 def test_features_that_are_all_constant_give_the_base_rate() -> None:
-    odd = {"recency_days": 1.0, "session_count": 2.0, "cart_abandonment_rate": 0.5, "device": "mobile"}
+    odd: dict[str, Any] = {"recency_days": 1.0, "session_count": 2.0, "cart_abandonment_rate": 0.5, "device": "mobile"}
     probabilities = predict(learn(TRAIN.assign(**odd), VALIDATION.assign(**odd)).model, LATER.assign(**odd))
 
     assert probabilities == pytest.approx(VALIDATION["churned"].mean(), abs=1e-3)
