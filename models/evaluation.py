@@ -21,7 +21,7 @@ DRAWS = 400
 SHARES = (0.01, 0.05, 0.1, 0.2)
 BINS = 10
 MOST_SURE = 1e-15
-NEWTON_STEPS = 12
+NEWTON_STEPS = 25
 TOP_USERS = (100, 500, 1_000, 5_000, 10_000)
 
 
@@ -107,8 +107,10 @@ def top_users(labels: pd.Series, probabilities: Probabilities, bootstrap: Bootst
     numbers = [number for number in TOP_USERS if number < len(labels)]
 
     def measure(weights: NDArray[Any]) -> dict[str, float]:
-        approached, found = ranked.gains(weights)
         positives = (weights * ranked.actual).sum() * len(labels) / weights.sum()
+        if not positives:
+            return dict.fromkeys(map(str, numbers), 0.0)
+        approached, found = ranked.gains(weights)
         shares = np.interp(np.array(numbers) / len(labels), approached, found)
         return {str(number): float(share * positives) for number, share in zip(numbers, shares, strict=True)}
 
@@ -210,19 +212,22 @@ class _Ranked:
         return float(np.abs(difference).sum() / weights.sum())
 
     def _slope(self, weights: NDArray[Any]) -> float:
-        """Regress what happened on the log odds, by Newton's steps; NaN where they are all the same."""
+        """Regress what happened on the log odds, by Newton's steps; NaN where there is no one slope."""
         x, y = self._log_odds, self.actual
         if np.ptp(x) == 0:
             return float("nan")
-        intercept, slope = 0.0, 1.0
+        intercept, slope = 0.0, 0.0  # from 1, the steps would go astray where probabilities are far too sure
         for _ in range(NEWTON_STEPS):
             p = 1 / (1 + np.exp(-np.clip(intercept + slope * x, -30, 30)))
             residual, spread = weights * (y - p), weights * p * (1 - p)
-            a, b, c = spread.sum(), (spread * x).sum(), (spread * x * x).sum()
+            moment = spread * x
+            a, b, c = spread.sum(), moment.sum(), (moment * x).sum()
             determinant = a * c - b * b
             if determinant <= 1e-12 * max(a * c, 1e-300):
                 return float("nan")
             u, v = residual.sum(), (residual * x).sum()
-            intercept += (c * u - b * v) / determinant
-            slope += (a * v - b * u) / determinant
-        return float(slope)
+            steps = (c * u - b * v) / determinant, (a * v - b * u) / determinant
+            intercept, slope = intercept + steps[0], slope + steps[1]
+            if max(map(abs, steps)) < 1e-6:
+                return float(slope)
+        return float("nan")

@@ -364,7 +364,7 @@ def _calibrate(
     assert best is not None
     _, model, method = best
     return (
-        CalibratedClassifierCV(FrozenEstimator(model), method=method).fit(validation[names], labels),
+        CalibratedClassifierCV(FrozenEstimator(model), method=method, cv=fold_count).fit(validation[names], labels),
         method,
         measured,
     )
@@ -397,7 +397,8 @@ def _logistic(frame: pd.DataFrame, names: list[str], label: str) -> Pipeline:
 
 
 def _signed_log1p(values: Any) -> Any:
-    return np.sign(values) * np.log1p(np.abs(values))
+    finite = np.nan_to_num(values)  # a line takes neither nulls (here 0) nor infinities; the trees do
+    return np.sign(finite) * np.log1p(np.abs(finite))
 
 
 def _order(frame: pd.DataFrame) -> NDArray[np.intp]:

@@ -1,124 +1,428 @@
+import warnings
+from collections.abc import Iterator
+from typing import Any, Self
+
+import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from models.propensities import compete, data_gate, fit, fit_recency_baseline, percentiles, predict, reasons
+from features.labels import Purpose
+from models.evaluation import Probabilities, losses
+from models.propensities import (
+    DEFAULTS,
+    Blend,
+    Budget,
+    Learned,
+    Trial,
+    data_gate,
+    fit,
+    fit_baselines,
+    percentiles,
+    predict,
+)
+
+ONCE = Budget(trials=1, seconds=60)
 
 
-def snapshots(user_count: int = 100) -> pd.DataFrame:
-    """Make users at three instants, whose recency and device say how likely they churn."""
-    random = np.random.default_rng(5)
+def users_at(as_of: str, seed: int, user_count: int = 200) -> pd.DataFrame:
+    """Make users whose recency and device say how likely they churn."""
+    random = np.random.default_rng(seed)
     frame = pd.DataFrame(
         {
-            "user_id": [f"u{i:03d}" for i in range(user_count)] * 3,
-            "as_of": pd.to_datetime(["2026-01-01", "2026-01-08", "2026-01-15"], utc=True).repeat(user_count),
-            "recency_days": random.gamma(1, 20, 3 * user_count),
-            "session_count_7d": random.integers(0, 5, 3 * user_count).astype("float64"),
-            "session_count_28d": random.integers(0, 20, 3 * user_count).astype("float64"),
-            "cart_abandonment_rate": random.choice([0.0, 0.5, np.nan], 3 * user_count),
+            "user_id": [f"u{i:05d}" for i in range(user_count)],
+            "as_of": pd.Timestamp(as_of, tz="UTC"),
+            "recency_days": random.gamma(1, 20, user_count),
+            "session_count": random.integers(0, 20, user_count).astype("float64"),
+            "cart_abandonment_rate": random.choice([0.0, 0.5, np.nan], user_count),
         }
     )
-    frame["device"] = pd.Series(random.choice(["mobile", "desktop"], 3 * user_count), dtype="str")
+    frame["device"] = pd.Series(random.choice(["mobile", "desktop"], user_count), dtype="str")
     frame.loc[::7, "device"] = None
-    return frame
+    return frame.assign(churned=random.random(user_count) < hazard(frame))
 
 
-def churned(frame: pd.DataFrame) -> pd.Series:
-    odds = frame["recency_days"] / 10 - 2 + 2 * (frame["device"] == "mobile")
-    return pd.Series(np.random.default_rng(6).random(len(frame)) < 1 / (1 + np.exp(-odds)), index=frame.index)
+def hazard(frame: pd.DataFrame) -> Probabilities:
+    """Return how likely each user truly churns."""
+    odds = np.log1p(frame["recency_days"]) - 3 + 2 * (frame["device"] == "mobile")
+    return np.asarray(1 / (1 + np.exp(-odds)))
 
 
-FRAME = snapshots()
-LABELS = churned(FRAME)
-MODEL = fit(FRAME, LABELS, FRAME["user_id"], seed=1, n_jobs=1)
+TRAIN = pd.concat([users_at("2026-01-01", 1), users_at("2026-01-08", 2)], ignore_index=True)
+VALIDATION = users_at("2026-02-01", 3)
+LATER = users_at("2026-03-01", 4)
+
+
+def learn(train: pd.DataFrame = TRAIN, validation: pd.DataFrame = VALIDATION, **given: Any) -> Learned:
+    settings: dict[str, Any] = {"seed": 1, "budget": ONCE} | given
+    return fit(train, validation, "churned", **settings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let LightGBM count one core, for on few rows threads only wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def told() -> list[Trial]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def learned(told: list[Trial]) -> Learned:
+    return learn(budget=Budget(trials=3, seconds=60), on_trial=told.append)
+
+
+@pytest.fixture(scope="module")
+def once() -> Learned:
+    return learn()
+
+
+def blend_of(learned: Learned) -> Blend:
+    blend = learned.model.estimator.estimator
+    assert isinstance(blend, Blend)
+    return blend
 
 
 # --- fit and predict ---
 
 
-def test_a_propensity_is_a_probability() -> None:
-    probabilities = predict(MODEL, FRAME)
+def test_a_propensity_is_a_probability(learned: Learned) -> None:
+    probabilities = predict(learned.model, LATER)
 
-    assert probabilities.shape == (300,)
-    assert 0 < probabilities.min() < probabilities.max() < 1
-
-
-def test_propensities_are_calibrated_on_users_the_model_does_not_know() -> None:
-    strangers = snapshots(1_000)
-
-    assert predict(MODEL, strangers).mean() == pytest.approx(churned(strangers).mean(), abs=0.05)
+    assert probabilities.shape == (200,)
+    assert 0 <= probabilities.min() < probabilities.max() <= 1
 
 
-def test_long_absent_users_are_likelier_to_churn() -> None:
-    lately, long_ago = FRAME.assign(recency_days=1.0), FRAME.assign(recency_days=60.0)
+def test_long_absent_users_are_likelier_to_churn(learned: Learned) -> None:
+    lately, long_ago = LATER.assign(recency_days=1.0), LATER.assign(recency_days=60.0)
 
-    assert (predict(MODEL, long_ago) > predict(MODEL, lately)).all()
-
-
-def test_a_category_counts() -> None:
-    mobile, desktop = FRAME.assign(device="mobile"), FRAME.assign(device="desktop")
-
-    assert predict(MODEL, mobile).mean() > predict(MODEL, desktop).mean() + 0.1
+    assert (predict(learned.model, long_ago) > predict(learned.model, lately)).all()
 
 
-def test_the_same_inputs_give_the_same_bits() -> None:
-    again = fit(FRAME, LABELS, FRAME["user_id"], seed=1, n_jobs=1)
+def test_a_category_counts(learned: Learned) -> None:
+    mobile, desktop = LATER.assign(device="mobile"), LATER.assign(device="desktop")
 
-    assert predict(again, FRAME).tobytes() == predict(MODEL, FRAME).tobytes()
-
-
-def test_the_order_of_rows_does_not_change_a_bit() -> None:
-    shuffled = FRAME.sample(frac=1, random_state=3)
-    again = fit(shuffled, LABELS[shuffled.index], shuffled["user_id"], seed=1, n_jobs=1)
-
-    assert predict(again, FRAME).tobytes() == predict(MODEL, FRAME).tobytes()
+    assert predict(learned.model, mobile).mean() > predict(learned.model, desktop).mean() + 0.1
 
 
-def test_another_seed_gives_another_model() -> None:
-    other = fit(FRAME, LABELS, FRAME["user_id"], seed=2, n_jobs=1)
+def test_an_unknown_category_counts_as_missing(learned: Learned) -> None:
+    unknown, missing = LATER.assign(device="television"), LATER.assign(device=pd.Series(dtype="str"))
 
-    assert not np.array_equal(predict(other, FRAME), predict(MODEL, FRAME))
-
-
-def test_an_unknown_category_counts_as_missing() -> None:
-    unknown, missing = FRAME.assign(device="television"), FRAME.assign(device=pd.Series(dtype="str"))
-
-    assert np.array_equal(predict(MODEL, unknown), predict(MODEL, missing))
+    assert np.array_equal(predict(learned.model, unknown), predict(learned.model, missing))
 
 
 def test_a_null_is_not_zero() -> None:
-    frame = FRAME.assign(cart_abandonment_rate=[0.0, np.nan] * 150)
-    model = fit(frame, frame["cart_abandonment_rate"].isna(), frame["user_id"], seed=1, n_jobs=1)
+    def by_null(frame: pd.DataFrame) -> pd.DataFrame:
+        rate = np.where(np.arange(len(frame)) % 2, np.nan, 0.0)
+        return frame.assign(cart_abandonment_rate=rate, churned=np.isnan(rate))
 
-    null, zero = FRAME.assign(cart_abandonment_rate=np.nan), FRAME.assign(cart_abandonment_rate=0.0)
+    model = learn(by_null(TRAIN), by_null(VALIDATION)).model
+    null, zero = LATER.assign(cart_abandonment_rate=np.nan), LATER.assign(cart_abandonment_rate=0.0)
     assert predict(model, null).min() > 0.9
     assert predict(model, zero).max() < 0.1
 
 
-def test_users_are_known_by_what_they_do_and_not_by_their_id() -> None:
-    renamed = FRAME.assign(user_id="x", as_of=pd.Timestamp("2030-01-01", tz="UTC"))
+def test_users_are_known_by_what_they_do_and_not_by_their_id(learned: Learned) -> None:
+    renamed = LATER.assign(user_id="x", as_of=pd.Timestamp("2030-01-01", tz="UTC"))
 
-    assert np.array_equal(predict(MODEL, renamed), predict(MODEL, FRAME))
-
-
-def test_there_are_no_more_folds_than_users_of_the_rarer_label() -> None:
-    rare = pd.Series(FRAME["user_id"].isin(["u001", "u002", "u003"]))
-
-    assert fit(FRAME, rare, FRAME["user_id"], seed=1, n_jobs=1).cv == 3
+    assert np.array_equal(predict(learned.model, renamed), predict(learned.model, LATER))
 
 
-def test_a_label_that_one_user_has_is_refused() -> None:
+# --- the same again ---
+
+
+def test_the_same_rows_and_seed_give_the_same_bits_in_whatever_order_the_rows_come(learned: Learned) -> None:
+    train, validation = TRAIN.sample(frac=1, random_state=3), VALIDATION.sample(frac=1, random_state=4)
+    again = learn(train, validation, budget=Budget(trials=3, seconds=60))
+
+    assert predict(again.model, LATER).tobytes() == predict(learned.model, LATER).tobytes()
+    assert [trial.log_loss for trial in again.trials] == [trial.log_loss for trial in learned.trials]
+
+
+def test_another_number_of_threads_gives_the_same_bits(once: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
+    def grow(self: lgb.LGBMClassifier, *args: Any, **given: Any) -> lgb.LGBMClassifier:
+        return whole(self.set_params(n_jobs=3), *args, **given)
+
+    whole = lgb.LGBMClassifier.fit
+    monkeypatch.setattr(lgb.LGBMClassifier, "fit", grow)
+    by_three = learn()
+    assert blend_of(by_three).trees[-1].booster_.params["num_threads"] == 3
+
+    assert blend_of(once).trees[-1].booster_.params["num_threads"] != 3
+    assert predict(by_three.model, LATER).tobytes() == predict(once.model, LATER).tobytes()
+
+
+def test_another_seed_gives_another_model(once: Learned) -> None:
+    assert not np.array_equal(predict(learn(seed=2).model, LATER), predict(once.model, LATER))
+
+
+# --- trials ---
+
+
+def test_the_first_trial_is_of_the_defaults(learned: Learned) -> None:
+    assert learned.trials[0].settings == DEFAULTS
+    assert learned.trials[1].settings != DEFAULTS
+
+
+def test_each_trial_is_told_of_as_it_ends(learned: Learned, told: list[Trial]) -> None:
+    assert told == learned.trials
+    assert [trial.number for trial in told] == [0, 1, 2]
+
+
+def test_the_settings_of_the_best_trial_are_taken(learned: Learned) -> None:
+    best = min(learned.trials, key=lambda trial: np.inf if trial.log_loss is None else trial.log_loss)
+
+    assert learned.settings == best.settings
+
+
+def test_trials_end_with_their_seconds() -> None:
+    assert 1 <= len(learn(budget=Budget(trials=1_000, seconds=0.3)).trials) < 1_000
+
+
+def test_trees_are_stopped_by_the_validation_time(once: Learned) -> None:
+    contrary = VALIDATION.assign(churned=~VALIDATION["churned"])
+
+    assert learn(validation=contrary).trials[0].trees < 5 < 30 < once.trials[0].trees
+
+
+# --- what is known beforehand ---
+
+
+def falling(frame: pd.DataFrame) -> pd.DataFrame:
+    """Let users churn that were here lately, as conversion would have it."""
+    odds = 3 - np.log1p(frame["recency_days"]) * 1.5
+    return frame.assign(churned=np.random.default_rng(9).random(len(frame)) < 1 / (1 + np.exp(-odds)))
+
+
+def by_recency(learned: Learned) -> NDArray[np.float64]:
+    """Predict a user over and over, ever longer absent."""
+    return predict(learned.model, LATER.iloc[[1] * 50].assign(recency_days=np.linspace(0, 100, 50)))
+
+
+def test_a_direction_that_costs_nothing_is_kept(once: Learned) -> None:
+    assert once.constrained == ["recency_days"]
+    assert (np.diff(by_recency(once)) >= 0).all()
+
+
+def test_a_direction_that_the_rows_speak_against_is_not_kept() -> None:
+    learned = learn(falling(TRAIN), falling(VALIDATION))
+
+    assert learned.constrained == []
+    assert by_recency(learned)[0] > by_recency(learned)[-1]
+
+
+def test_what_follows_activity_falls_with_absence() -> None:
+    learned = learn(falling(TRAIN), falling(VALIDATION), rises=False)
+
+    assert learned.constrained == ["recency_days"]
+    assert (np.diff(by_recency(learned)) <= 0).all()
+
+
+# --- the blend ---
+
+
+def test_a_blend_adds_up_log_odds_by_its_share(once: Learned) -> None:
+    trees, line = blend_of(once).trees, blend_of(once).line
+    whole, half, none = (Blend(trees, line, share).decision_function(LATER) for share in (1.0, 0.5, 0.0))
+
+    assert half == pytest.approx((whole + none) / 2)
+    assert not np.allclose(whole, none)
+    assert Blend(trees, line, 0.5).predict_proba(LATER).sum(axis=1) == pytest.approx(1)
+    assert np.array_equal(Blend(trees, line, 0.5).predict(LATER), half > 0)
+
+
+def test_where_a_line_says_it_all_trees_have_little_say() -> None:
+    def straight(frame: pd.DataFrame) -> pd.DataFrame:
+        odds = 2 * np.log1p(frame["recency_days"]) - 5
+        return frame.assign(churned=np.random.default_rng(len(frame)).random(len(frame)) < 1 / (1 + np.exp(-odds)))
+
+    beyond = VALIDATION.assign(recency_days=VALIDATION["recency_days"] * 3)
+    share = learn(straight(TRAIN), straight(beyond)).share_of_trees
+    assert share is not None
+    assert share <= 0.5
+
+
+def test_what_no_line_can_say_is_left_to_trees() -> None:
+    def either_end(frame: pd.DataFrame) -> pd.DataFrame:
+        truth = np.where((frame["recency_days"] - 15).abs() > 10, 0.9, 0.1)
+        return frame.assign(churned=np.random.default_rng(len(frame)).random(len(frame)) < truth)
+
+    share = learn(either_end(TRAIN), either_end(VALIDATION)).share_of_trees
+    assert share is not None
+    assert share >= 0.5
+
+
+# --- calibration ---
+
+
+class Said(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Take recency for the log odds."""
+
+    def fit(self, frame: pd.DataFrame, labels: "pd.Series[bool]") -> Self:
+        self.classes_ = np.array([False, True])
+        self.feature_names_in_ = np.array(frame.columns, dtype=object)
+        return self
+
+    def decision_function(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        return np.asarray(frame["recency_days"])
+
+    def predict(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
+        return self.decision_function(frame) > 0
+
+    def predict_proba(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        probability = 1 / (1 + np.exp(-self.decision_function(frame)))
+        return np.column_stack([1 - probability, probability])
+
+
+def with_odds(user_count: int, truth: Any) -> pd.DataFrame:
+    """Make users whose `recency_days` is from -3 to 3, of whom the truth makes a probability."""
+    odds = np.linspace(-3, 3, user_count)
+    frame = users_at("2026-02-01", 3, user_count).assign(recency_days=odds)
+    return frame.assign(churned=np.random.default_rng(1).random(user_count) < truth(odds))
+
+
+def test_the_better_calibration_is_chosen() -> None:
+    steep = with_odds(400, lambda odds: 1 / (1 + np.exp(-2 * odds)))
+    stepped = with_odds(2_000, lambda odds: np.where(odds > 2, 0.95, np.where(odds > -2, 0.5, 0.05)))
+
+    for validation, calibration in ((steep, "sigmoid"), (stepped, "isotonic")):
+        found = learn(validation=validation, estimator=Said())
+        assert found.calibration == calibration
+        assert found.calibration_losses[calibration] == min(found.calibration_losses.values())
+
+
+def test_a_sigmoid_makes_up_for_what_is_said_too_timidly() -> None:
+    steep = with_odds(2_000, lambda odds: 1 / (1 + np.exp(-2 * odds)))
+    model = learn(validation=steep, estimator=Said()).model
+
+    expected = 1 / (1 + np.exp(-2 * steep["recency_days"].to_numpy()))
+    assert predict(model, steep) == pytest.approx(expected, abs=0.05)
+
+
+def test_few_users_of_a_class_suffice_without_a_warning() -> None:
+    few = VALIDATION.assign(churned=VALIDATION["user_id"].isin(["u00001", "u00002"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = learn(validation=few, estimator=Said())
+
+    assert 0 < predict(found.model, few).mean() < 0.1
+
+
+def test_a_class_of_one_user_is_too_little_to_calibrate_on() -> None:
+    rows = pd.concat([VALIDATION, VALIDATION.assign(as_of=pd.Timestamp("2026-02-08", tz="UTC"))])
     with pytest.raises(ValueError, match="at least 2 users, and one has 1"):
-        fit(FRAME, FRAME["user_id"] == "u001", FRAME["user_id"], seed=1, n_jobs=1)
+        learn(validation=rows.assign(churned=rows["user_id"] == "u00001"), estimator=Said())
 
 
-def test_the_baseline_knows_recency_alone() -> None:
-    baseline = fit_recency_baseline(FRAME, LABELS)
-    others = FRAME.assign(device="mobile", session_count_28d=0.0)
+def test_an_estimator_of_ones_own_is_calibrated_alike() -> None:
+    own = make_pipeline(StandardScaler(), LogisticRegression())
+    numbers = ["user_id", "as_of", "recency_days", "session_count", "churned"]
+    found = learn(TRAIN[numbers], VALIDATION[numbers], estimator=own)
 
-    assert np.array_equal(predict(baseline, FRAME), predict(baseline, others))
-    by_recency = pd.Series(predict(baseline, FRAME)).corr(FRAME["recency_days"], method="spearman")
-    assert by_recency == pytest.approx(1)
+    inner = found.model.estimator.estimator
+    assert isinstance(inner, Pipeline)
+    assert (inner is own, hasattr(own[-1], "coef_")) == (False, False)
+    assert found.calibration in {"sigmoid", "isotonic"}
+    assert (found.trials, found.settings, found.constrained, found.share_of_trees) == ([], {}, [], None)
+    assert 0 <= predict(found.model, LATER).min() < predict(found.model, LATER).max() <= 1
+
+
+# --- rows that are out of the ordinary ---
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"recency_days": 1.0, "session_count": 2.0, "cart_abandonment_rate": 0.5, "device": "mobile"},
+        {"session_count": np.nan, "cart_abandonment_rate": np.nan, "device": None},
+    ],
+    ids=["constant", "null"],
+)
+def test_features_that_say_nothing_do_no_harm(odd: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = learn(TRAIN.assign(**odd), VALIDATION.assign(**odd))
+        probabilities = predict(found.model, LATER.assign(**odd))
+
+    assert np.isfinite(probabilities).all()
+
+
+def test_features_that_are_all_constant_give_the_base_rate() -> None:
+    odd: dict[str, Any] = {"recency_days": 1.0, "session_count": 2.0, "cart_abandonment_rate": 0.5, "device": "mobile"}
+    probabilities = predict(learn(TRAIN.assign(**odd), VALIDATION.assign(**odd)).model, LATER.assign(**odd))
+
+    assert probabilities == pytest.approx(VALIDATION["churned"].mean(), abs=1e-3)
+
+
+def test_a_category_that_is_new_to_the_validation_does_no_harm() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = learn(validation=VALIDATION.assign(device="television"))
+
+    assert np.isfinite(predict(found.model, LATER)).all()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e300])
+def test_a_row_with_a_broken_number_has_a_probability_and_the_others_keep_theirs(once: Learned, value: float) -> None:
+    broken = LATER.assign(session_count=LATER["session_count"].where(LATER.index != 3, value))
+    probabilities = predict(once.model, broken)
+
+    assert 0 <= probabilities[3] <= 1
+    assert np.array_equal(np.delete(probabilities, 3), np.delete(predict(once.model, LATER), 3))
+    for rates in fit_baselines(TRAIN, "churned").values():
+        assert np.isfinite(rates(broken)).all()
+
+
+# --- a known hazard ---
+
+
+def test_the_log_loss_is_near_that_of_the_true_probabilities() -> None:
+    train, validation = users_at("2026-01-01", 11, 12_000), users_at("2026-02-01", 12, 6_000)
+    test = users_at("2026-03-01", 13, 10_000)
+    found = learn(train, validation)
+
+    reached = losses(test["churned"], predict(found.model, test)).mean()
+    possible = losses(test["churned"], hazard(test)).mean()
+    assert possible * 0.99 < reached < possible * 1.03
+
+
+# --- baselines ---
+
+
+def test_baselines_are_the_base_rate_recency_alone_and_rfm() -> None:
+    baselines = fit_baselines(TRAIN, "churned")
+
+    assert list(baselines) == ["base_rate", "recency", "rfm"]
+    assert set(baselines["base_rate"](LATER)) == {TRAIN["churned"].mean()}
+
+
+def test_recency_alone_knows_nothing_else() -> None:
+    recency = fit_baselines(TRAIN, "churned")["recency"]
+
+    assert np.array_equal(recency(LATER), recency(LATER.assign(device="mobile", session_count=0.0)))
+    assert pd.Series(recency(LATER)).corr(LATER["recency_days"], method="spearman") == pytest.approx(1)
+
+
+def test_rfm_knows_how_often_too() -> None:
+    rfm = fit_baselines(TRAIN, "churned")["rfm"]
+
+    assert not np.array_equal(rfm(LATER), rfm(LATER.assign(session_count=0.0)))
+    assert np.array_equal(rfm(LATER), rfm(LATER.assign(device="mobile")))
+
+
+def test_baselines_are_the_same_in_whatever_order_the_rows_come() -> None:
+    baselines, again = (fit_baselines(rows, "churned") for rows in (TRAIN, TRAIN.sample(frac=1, random_state=3)))
+
+    assert all(baselines[name](LATER).tobytes() == again[name](LATER).tobytes() for name in ("recency", "rfm"))
 
 
 # --- percentiles ---
@@ -136,107 +440,45 @@ def test_the_only_user_has_no_one_below() -> None:
     assert percentiles(np.array([0.5])).tolist() == [0]
 
 
-# --- reasons ---
-
-
-def user(**features: float | str | None) -> pd.DataFrame:
-    return pd.DataFrame([features]).astype({"device": "str"})
-
-
-QUIET: dict[str, float | str | None] = {
-    "recency_days": 80.0,
-    "session_count_7d": 0.0,
-    "session_count_28d": 0.0,
-    "cart_abandonment_rate": np.nan,
-    "device": "mobile",
-}
-
-
-def test_reasons_are_what_raises_the_probability_most() -> None:
-    assert reasons(MODEL, user(**QUIET), top=2) == [["days since the last session: 80", "device: mobile"]]
-
-
-def test_what_lowers_the_probability_is_no_reason() -> None:
-    said = reasons(MODEL, user(**QUIET | {"recency_days": 1.0, "device": "desktop"}), top=5)[0]
-
-    assert not any(reason.startswith(("days since", "device")) for reason in said)
-
-
-def test_what_does_not_apply_is_no_reason() -> None:
-    said = reasons(MODEL, user(**QUIET | {"recency_days": np.nan, "device": None}), top=5)[0]
-
-    assert not any(reason.startswith(("days since", "device", "share of carts")) for reason in said)
-
-
-def test_a_quantity_is_one_reason_however_many_windows_it_has() -> None:
-    for said in reasons(MODEL, FRAME, top=5):
-        assert sum(reason.startswith("sessions in the last") for reason in said) <= 1
-
-
-def test_every_row_has_its_own_reasons() -> None:
-    several = reasons(MODEL, FRAME.head(20), top=3)
-
-    assert several == [reasons(MODEL, FRAME.iloc[[row]], top=3)[0] for row in range(20)]
-
-
 # --- data_gate ---
 
 
-def labels(positives: int, negatives: int) -> pd.Series:
-    return pd.Series([True] * positives + [False] * negatives)
+def labels(positives: int, negatives: int) -> pd.DataFrame:
+    return pd.DataFrame({"recency_days": 1.0, "churned": [True] * positives + [False] * negatives})
+
+
+def gate(**slices: pd.DataFrame) -> str | None:
+    """Let 20 positive and 80 negative labels to each purpose through, or what is given for it."""
+    purposes: tuple[Purpose, ...] = ("train", "validation", "test")
+    whole = {purpose: slices.get(purpose, labels(20, 80)) for purpose in purposes}
+    return data_gate(whole, "churned", minimum_rows=100, minimum_of_each_class=20)
 
 
 def test_enough_labels_pass_the_gate() -> None:
-    assert data_gate(labels(20, 80), labels(20, 80), minimum_rows=100, minimum_of_each_class=20) is None
-
-
-def test_too_few_rows_are_told_in_numbers() -> None:
-    told = data_gate(labels(1_000, 999), labels(20, 80), minimum_rows=2_000, minimum_of_each_class=20)
-
-    assert told == "1,999 rows for training, at least 2,000 are needed"
-
-
-def test_too_few_rows_for_testing_are_told_in_numbers() -> None:
-    told = data_gate(labels(20, 80), labels(0, 0), minimum_rows=100, minimum_of_each_class=20)
-
-    assert told == "0 rows for testing, at least 100 are needed"
+    assert gate() is None
 
 
 @pytest.mark.parametrize(
-    ("test", "told"),
+    ("slices", "told"),
     [
-        (labels(0, 100), "0 positive labels for testing, at least 20 are needed"),
-        (labels(81, 19), "19 negative labels for testing, at least 20 are needed"),
+        ({"train": labels(6, 6)}, "12 rows to learn from, at least 100 are needed"),
+        ({"validation": labels(49, 50)}, "99 rows to validate on, at least 100 are needed"),
+        ({"test": labels(0, 0)}, "0 rows to test on, at least 100 are needed"),
+        ({"train": labels(0, 1_000)}, "0 positive labels to learn from, at least 20 are needed"),
+        ({"validation": labels(1_000, 0)}, "0 negative labels to validate on, at least 20 are needed"),
+        ({"test": labels(81, 19)}, "19 negative labels to test on, at least 20 are needed"),
     ],
 )
-def test_too_few_of_one_label_are_told_in_numbers(test: pd.Series, told: str) -> None:
-    assert data_gate(labels(20, 80), test, minimum_rows=100, minimum_of_each_class=20) == told
+def test_what_is_missing_is_told_in_numbers(slices: dict[str, pd.DataFrame], told: str) -> None:
+    assert gate(**slices) == told
 
 
-# --- compete ---
+def test_infinite_values_are_told_in_numbers() -> None:
+    broken = labels(20, 80)
+    broken.loc[[3, 5], "recency_days"] = [np.inf, -np.inf]
 
-LABELLED = FRAME.assign(churned=LABELS)
-LATER = snapshots(400).assign(churned=lambda frame: churned(frame))
-
-
-def test_a_challenger_meets_the_baselines_on_the_same_rows() -> None:
-    contest = compete(LABELLED, LATER, "churned", champion=None, seed=1)
-
-    assert contest.measured.keys() == {"model", "recency", "base_rate"}
-    assert {metrics["rows"] for metrics in contest.measured.values()} == {1200}
-    assert contest.decision.promoted
+    assert gate(test=broken) == ("recency_days is infinite in 2 rows to test on: mend the events that it comes from")
 
 
-def test_the_base_rate_to_beat_is_that_of_training() -> None:
-    contest = compete(LABELLED, LATER, "churned", champion=None, seed=1)
-
-    assert set(contest.predicted["base_rate"]) == {LABELS.mean()}
-
-
-def test_a_challenger_equal_to_the_champion_is_not_promoted() -> None:
-    champion = compete(LABELLED, LATER, "churned", champion=None, seed=1).model
-
-    contest = compete(LABELLED, LATER, "churned", champion, seed=1)
-
-    assert not contest.decision.promoted
-    assert "the champion" in contest.decision.reason
+def test_nulls_pass_the_gate() -> None:
+    assert gate(train=labels(20, 80).assign(recency_days=np.nan)) is None

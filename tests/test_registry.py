@@ -1,3 +1,4 @@
+import json
 import os
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,10 +11,12 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.models import Model
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from models import propensities, segments
-from models.registry import Registry
+from models.registry import PROMOTIONS, Promotion, Registry, UnknownVersionError, promotion_tag
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's
 
@@ -51,18 +54,23 @@ def test_a_model_comes_back_as_it_was(registry: Registry) -> None:
     assert np.array_equal(loaded.model.predict_proba(INPUTS), MODEL.predict_proba(INPUTS))
 
 
-def test_a_propensity_comes_back_as_it_was(registry: Registry) -> None:
+@pytest.mark.parametrize("calibration", ["sigmoid", "isotonic"])
+def test_a_propensity_comes_back_as_it_was(registry: Registry, calibration: str) -> None:
     frame = INPUTS.assign(
         user_id=[f"u{i:02d}" for i in range(40)],
         as_of=pd.Timestamp("2026-01-01", tz="UTC"),
         device=pd.Series(["mobile", "desktop", None, "tablet"] * 10, dtype="str"),
     )
-    model = propensities.fit(frame, LABELS, frame["user_id"], seed=1, n_jobs=1)
+    labelled = frame.assign(churned=LABELS ^ (frame.index % 8 == 0))
+    learnt = propensities.fit(labelled, labelled, "churned", 1, propensities.Budget(trials=1)).model
+    blend = propensities.Blend(learnt.estimator.estimator.trees, learnt.estimator.estimator.line, share=0.5)
+    model = CalibratedClassifierCV(FrozenEstimator(blend), method=calibration).fit(frame, labelled["churned"])
     with registry.run("ecom/churn", "2026-01-01") as run:
-        run.log_model(model, "propensity", "abc", frame)
+        run.log_model(model, calibration, "abc", frame)
 
-    loaded = registry.load("propensity", 1)
+    loaded = registry.load(calibration, 1)
     assert loaded is not None
+    assert loaded.model.estimator.estimator.share == 0.5
     assert propensities.predict(loaded.model, frame).tobytes() == propensities.predict(model, frame).tobytes()
 
 
@@ -113,27 +121,100 @@ def test_the_latest_version_of_a_fingerprint_is_found(registry: Registry) -> Non
     assert registry.find("absent", "abc") is None
 
 
+# --- promotions ---
+
+
+def day(month: int, number: int = 1) -> datetime:
+    return datetime(2026, month, number, tzinfo=UTC)
+
+
+def earned(*instants: datetime) -> dict[str, str]:
+    """Tag a version that serves from each of these instants on, as its training decided."""
+    return {PROMOTIONS: json.dumps([promotion_tag(Promotion(0, instant, instant)) for instant in instants])}
+
+
 def test_the_latest_version_that_was_promoted_serves(registry: Registry) -> None:
-    train(registry, "served", promoted="true", as_of="2026-02-01T00:00:00+00:00")
-    train(registry, "served", promoted="true", as_of="2026-01-01T00:00:00+00:00")
-    train(registry, "served", promoted="false", as_of="2026-03-01T00:00:00+00:00")
+    train(registry, "served", **earned(day(2)))
+    train(registry, "served", **earned(day(1)))
+    train(registry, "served", **earned())
 
     assert registry.serving("served") == 1
 
 
 def test_the_past_is_served_by_the_version_of_then(registry: Registry) -> None:
-    train(registry, "past", promoted="true", as_of="2026-01-01T00:00:00+00:00")
-    train(registry, "past", promoted="true", as_of="2026-02-01T00:00:00+00:00")
+    train(registry, "past", **earned(day(1)))
+    train(registry, "past", **earned(day(2)))
 
-    assert registry.serving("past", datetime(2026, 1, 31, tzinfo=UTC)) == 1
-    assert registry.serving("past", datetime(2026, 2, 1, tzinfo=UTC)) == 2
+    assert registry.serving("past", day(1, 31)) == 1
+    assert registry.serving("past", day(2)) == 2
 
 
 def test_before_the_first_promotion_nothing_serves(registry: Registry) -> None:
-    train(registry, "early", promoted="true", as_of="2026-01-01T00:00:00+00:00")
+    train(registry, "early", **earned(day(1)))
 
     assert registry.serving("early", datetime(2025, 12, 31, tzinfo=UTC)) is None
     assert registry.serving("absent") is None
+
+
+def test_of_two_promotions_for_an_instant_the_one_decided_last_counts(registry: Registry) -> None:
+    for _ in range(2):
+        train(registry, "decided", **earned(day(1)))
+    registry.promote("decided", Promotion(1, day(1), day(3)), {})
+
+    assert registry.serving("decided", day(1)) == 1
+
+
+def test_a_version_without_a_word_of_promotion_does_not_serve(registry: Registry) -> None:
+    train(registry, "silent about it")
+
+    assert registry.promotions("silent about it") == []
+    assert registry.serving("silent about it") is None
+
+
+def test_promotions_are_listed_in_the_order_in_which_they_count(registry: Registry) -> None:
+    train(registry, "listed", **earned(day(2)))
+    train(registry, "listed", **earned(day(1)))
+    registry.promote("listed", Promotion(2, day(2), day(3, 4), undone=1), {"reason": "too sure"})
+
+    assert registry.promotions("listed") == [
+        Promotion(2, day(1), day(1)),
+        Promotion(1, day(2), day(2)),
+        Promotion(2, day(2), day(3, 4), undone=1),
+    ]
+
+
+def test_a_person_promotes_a_version_and_the_decision_stays_with_its_run(
+    registry: Registry, client: MlflowClient
+) -> None:
+    train(registry, "by hand", **earned(day(1)))
+    train(registry, "by hand", **earned())
+    registry.promote("by hand", Promotion(2, day(2), datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)), {"reason": "spring"})
+
+    assert registry.serving("by hand") == registry.aliased("by hand", "champion") == 2
+    assert registry.serving("by hand", day(1, 31)) == 1
+    version = client.get_model_version("by hand", "2")
+    assert json.loads(version.tags[PROMOTIONS]) == [["2026-02-01T00:00:00+00:00", "2026-02-03T04:05:06+00:00", None]]
+    kept = client.download_artifacts(str(version.run_id), "promotions/2026-02-03T040506.json")
+    assert json.loads(Path(kept).read_text()) == {"reason": "spring"}
+
+
+def test_an_unknown_version_is_not_promoted_and_the_known_ones_are_named(registry: Registry) -> None:
+    train(registry, "known", **earned(day(1)))
+    train(registry, "known")
+
+    with pytest.raises(UnknownVersionError, match=r"^known has no version 7; it has 1, 2$"):
+        registry.promote("known", Promotion(7, day(2), day(2)), {})
+    assert registry.serving("known") == 1
+
+
+def test_an_unknown_model_is_not_promoted_and_the_known_ones_are_named(tmp_path: Path) -> None:
+    empty = Registry(tmp_path / "mlruns")
+    with pytest.raises(UnknownVersionError, match=r"^there is no model shop-churn; there are none$"):
+        empty.promote("shop-churn", Promotion(1, day(1), day(1)), {})
+
+    train(empty, "shop-conversion")
+    with pytest.raises(UnknownVersionError, match=r"^there is no model shop-churn; there are shop-conversion$"):
+        empty.promote("shop-churn", Promotion(1, day(1), day(1)), {})
 
 
 # --- runs ---

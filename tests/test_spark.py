@@ -274,8 +274,8 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
     labels = duckdb_made.labels.filter(duckdb_made.labels.churned.notnull()).order_by("user_id").to_pandas()
     users = snapshot.merge(labels[["user_id", "churned"]], on="user_id")
     many = pd.concat([users.assign(user_id=users.user_id + f" {copy}") for copy in range(10)], ignore_index=True)
-    churned = many.pop("churned").astype(bool)
-    churn = propensities.fit(many, churned, many.user_id, seed=0, n_jobs=1)
+    many = many.astype({"churned": bool})
+    churn = propensities.fit(many, many, "churned", 0, propensities.Budget(trials=1)).model
     serving = scoring.Serving(
         segments=segments.fit(snapshot, 2, 3, seed=0, n_jobs=1),
         segments_version=3,
