@@ -17,7 +17,7 @@ from rich.text import Text
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.increments import is_current
-from features.labels import LABELS
+from features.labels import labels_table
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import take_snapshot
@@ -122,7 +122,7 @@ def _find(
     past = _past_instants(configuration, lake, as_of)
     chosen = [past[place] for place in np.linspace(len(past) - 1, 0, min(instants, len(past)), dtype=int)[::-1]]
     chosen = chosen or [as_of]
-    labels = [name for name, dtype in LABELS.schema.items() if dtype.is_boolean()]
+    labels = [label.column for label in configuration.labels.named.values()]
     frame = _read_labelled(configuration, lake, past, labels)
     take = with_features(taker(configuration, lake), *extra)
     journeys = []
@@ -302,17 +302,17 @@ def _read_labelled(
 
     Raises ConfigurationError where a snapshot is not there.
     """
-    table = table_of(configuration)
-    stored = lake.partitions(table).keys() & lake.partitions(LABELS).keys()
+    table, labelled = table_of(configuration), labels_table(configuration.labels.named)
+    stored = lake.partitions(table).keys() & lake.partitions(labelled).keys()
     missing = [instant for instant in instants if instant not in stored]
     if missing:
         raise ConfigurationError(
             f"no snapshot with labels at {missing[-1]:%Y-%m-%d %H:%M}: "
             f"run `habitus snapshot {configuration.file}` first"
         )
-    snapshots, known = lake.read(table, only=instants), lake.read(LABELS, only=instants)
+    snapshots, known = lake.read(table, only=instants), lake.read(labelled, only=instants)
     rows = snapshots.join(known.select(*leaks.KEY, *labels), leaks.KEY)
-    if sum(lake.partitions(LABELS)[instant] for instant in instants) > ROWS:
+    if sum(lake.partitions(labelled)[instant] for instant in instants) > ROWS:
         place = (rows.user_id + rows.as_of.cast("string")).hexdigest("md5")
         rows = rows.mutate(place=place).order_by("place").limit(ROWS).drop("place")
     frame: pd.DataFrame = rows.to_pandas()
