@@ -41,7 +41,7 @@ demo: setup ## run the main job on examples/ecom
 	@.venv/bin/habitus run examples/ecom/habitus.toml
 
 test: setup ## run the whole suite
-	@.venv/bin/pytest
+	@.venv/bin/pytest -n auto --dist loadfile
 
 test-slow: setup ## the tests that take minutes, Spark's among them
 	@$(UV) pip install --quiet --python .venv/bin/python $(SPARK)

@@ -448,40 +448,41 @@ def test_the_test_is_the_latest_instant_whose_labels_are_complete() -> None:
     assert snapshot_dates(NOW, LONG_AGO, FOUR_WEEKS, A_WEEK, 3).test == datetime(2024, 6, 2, tzinfo=UTC)
 
 
-def test_training_goes_back_from_one_reach_before_the_test_oldest_first() -> None:
+def test_training_goes_back_from_one_reach_before_the_validation_oldest_first() -> None:
     assert snapshot_dates(NOW, LONG_AGO, FOUR_WEEKS, A_WEEK, 3).train == (
-        datetime(2024, 4, 21, tzinfo=UTC),
-        datetime(2024, 4, 28, tzinfo=UTC),
-        datetime(2024, 5, 5, tzinfo=UTC),
+        datetime(2024, 3, 24, tzinfo=UTC),
+        datetime(2024, 3, 31, tzinfo=UTC),
+        datetime(2024, 4, 7, tzinfo=UTC),
     )
 
 
 @pytest.mark.parametrize("reach_days", [0.5, 7, 28, 60])
 @pytest.mark.parametrize("every_days", [1, 7, 30])
-def test_no_training_label_reaches_past_the_tests_as_of_and_no_label_past_now(
+def test_no_label_reaches_past_the_instant_of_the_next_purpose_and_none_past_now(
     reach_days: float, every_days: float
 ) -> None:
     reach = timedelta(days=reach_days)
     dates = snapshot_dates(NOW, LONG_AGO, reach, timedelta(days=every_days), 12)
 
     assert len(dates.train) == 12
-    assert max(dates.train) + reach <= dates.test
+    assert max(dates.train) + reach <= dates.validation
+    assert dates.validation + reach <= dates.test
     assert dates.test + reach <= NOW
 
 
 def test_training_does_not_go_back_to_before_the_first_event() -> None:
-    first_event_at = datetime(2024, 4, 27, 12, tzinfo=UTC)
+    first_event_at = datetime(2024, 3, 30, 12, tzinfo=UTC)
 
     assert snapshot_dates(NOW, first_event_at, FOUR_WEEKS, A_WEEK, 3).train == (
-        datetime(2024, 4, 28, tzinfo=UTC),
-        datetime(2024, 5, 5, tzinfo=UTC),
+        datetime(2024, 3, 31, tzinfo=UTC),
+        datetime(2024, 4, 7, tzinfo=UTC),
     )
 
 
 def test_an_instant_exactly_at_the_first_event_has_nothing_before_it() -> None:
-    first_event_at = datetime(2024, 4, 28, tzinfo=UTC)
+    first_event_at = datetime(2024, 3, 31, tzinfo=UTC)
 
-    assert snapshot_dates(NOW, first_event_at, FOUR_WEEKS, A_WEEK, 3).train == (datetime(2024, 5, 5, tzinfo=UTC),)
+    assert snapshot_dates(NOW, first_event_at, FOUR_WEEKS, A_WEEK, 3).train == (datetime(2024, 4, 7, tzinfo=UTC),)
 
 
 def test_a_short_history_leaves_nothing_to_train_on() -> None:

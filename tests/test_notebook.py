@@ -12,10 +12,9 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def definitions_of(notebook: str, ran: Ran, folder: Path) -> Any:
-    """Run a notebook on a copy of what a run left behind, with few trials; return what its cells define."""
+    """Run a notebook on a copy of what a run left behind, return what its cells define."""
     shutil.copytree(ran.configuration.folder, folder, symlinks=True)
     config = folder / "habitus.toml"
-    config.write_text(config.read_text() + "trials = 2\n")  # [training] is the last section
     spec = importlib.util.spec_from_file_location(notebook, NOTEBOOKS / f"{notebook}.py")
     assert spec is not None
     assert spec.loader is not None
