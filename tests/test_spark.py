@@ -289,7 +289,7 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
 
     expected = scoring.score(snapshot, serving)
     assert 5 < expected["churn_percentile"].null_count < 50
-    assert len(expected["churn_percentile"].unique()) > 5
+    assert len(expected["churn_percentile"].unique()) > 2
     assert rows_of(found, ASSIGNMENTS) == expected.to_pylist()
 
 
