@@ -67,7 +67,7 @@ def test_a_decision_is_kept_with_its_run(mlruns: Path) -> None:
 
     registry = Registry(mlruns)
     client = MlflowClient(registry.tracking_uri, registry_uri=registry.tracking_uri)
-    run_id = client.get_model_version("shop-churn", "3").run_id
+    run_id = str(client.get_model_version("shop-churn", "3").run_id)
     [file] = client.list_artifacts(run_id, "promotions")
     kept = download_artifacts(run_id=run_id, artifact_path=file.path, tracking_uri=registry.tracking_uri)
     decision = json.loads(Path(kept).read_text())
