@@ -1,8 +1,9 @@
 """DuckDB's own way to the chains of a chunk: `sessions.chains_of` and `sessions.continue_chains` in SQL.
 
-It exists because it takes half the time (docs/benchmarks.md): the sort key of an event is made once, each value of the
-first event is picked by itself, slots are linked to their neighbours by a join, each of two chunks runs on a thread of
-its own, and there is nothing to compile. The expressions in `sessions` say what it must give, and are its test.
+It exists because it takes less time (docs/decisions/008-a-chunk-in-sql.md): the sort key of an event is made once, each
+value of the first event is picked by itself, slots are linked to their neighbours by a join, each of two chunks runs on
+a thread of its own, and there is nothing to compile. The expressions in `sessions` say what it must give, and are its
+test.
 """
 
 import uuid
@@ -24,7 +25,7 @@ EARNED = "CASE WHEN event_name = 'purchase' THEN revenue WHEN event_name = 'refu
 SUMS = ("event_count", *COUNTED, "revenue_micros")
 FIRST = ", ".join(f"{name} := first_{name}" for name in OF_FIRST_EVENT)
 COLUMNS = f"user_id, started_at, ended_at, {', '.join(SUMS)}, first, entry_page, exit_page"
-CHAIN = f"user_id, started_at, ended_at, {', '.join(SUMS)}, struct_pack({FIRST}) AS first, entry_page, exit_page"
+CHAIN = COLUMNS.replace(" first,", f" struct_pack({FIRST}) AS first,")
 
 SLOTS = f"""
 SELECT

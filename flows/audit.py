@@ -167,11 +167,7 @@ def taker(configuration: Configuration, lake: Lake) -> Take:
             sessions,
             attributes,
             as_of,
-            gap=configuration.sessions.gap,
-            windows_days=configuration.features.windows_days,
-            attribute_names=configuration.attributes,
-            time_zone=configuration.time_zone,
-            day_level=configuration.events.time_unit == "day",
+            **configuration.snapshot_definitions,
         )
 
     return take

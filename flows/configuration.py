@@ -124,6 +124,17 @@ class Configuration(Settings):
         return self.users.attributes if self.users else []
 
     @property
+    def snapshot_definitions(self) -> dict[str, Any]:
+        """Return what `features.snapshots.take_snapshots` has to know beside tables and instants."""
+        return {
+            "gap": self.sessions.gap,
+            "windows_days": self.features.windows_days,
+            "attribute_names": self.attributes,
+            "time_zone": self.time_zone,
+            "day_level": self.events.time_unit == "day",
+        }
+
+    @property
     def lake(self) -> Path:
         """Return the lake's folder."""
         return (self.folder / self.storage.lake).resolve()

@@ -161,9 +161,6 @@ def _snapshot(lake: Lake, sessions: ir.Table, configuration: Configuration, inst
         sessions,
         lake.read(ATTRIBUTES),
         instant,
-        gap=configuration.sessions.gap,
-        windows_days=configuration.features.windows_days,
-        time_zone=configuration.time_zone,
-        day_level=configuration.events.time_unit == "day",
+        **configuration.snapshot_definitions,
     )
     return materialize(snapshot.select("user_id", *feature_names(configuration.features.windows_days)))

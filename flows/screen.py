@@ -69,7 +69,7 @@ def _show_models(result: Result, console: Console) -> None:
     if not result.trained:
         return
     console.print(_heading("Propensities, tested on a later snapshot"))
-    table = Table(box=None, padding=(0, 2), show_edge=False)
+    table = Table(box=None, padding=(0, 1), show_edge=False)
     table.add_column("", no_wrap=True)
     for column in ("AUC", "AUC of\nrecency", "gain on\nrecency", "off by\n(ECE)", "rows", "base\nrate"):
         table.add_column(column, justify="right", vertical="bottom", no_wrap=True)

@@ -74,11 +74,7 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
             lake.read(SESSIONS),
             lake.read(ATTRIBUTES),
             instants,
-            gap=configuration.sessions.gap,
-            windows_days=configuration.features.windows_days,
-            attribute_names=configuration.attributes,
-            time_zone=configuration.time_zone,
-            day_level=configuration.events.time_unit == "day",
+            **configuration.snapshot_definitions,
         ):
             count += len(some)
             logger.debug("snapshot %s of %s", count, len(instants))

@@ -29,7 +29,7 @@ logger = logging.getLogger("habitus")
 MINIMUM_ROWS = 50
 MINIMUM_OF_EACH_CLASS = 10
 PURPOSES: tuple[Purpose, ...] = ("train", "validation", "test")
-LEARNT_WITH = ("habitus", "lightgbm", "scikit-learn", "numpy", "pandas")
+LEARNT_WITH = ("habitus", "lightgbm", "optuna", "scikit-learn", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _train(
 
         def log_trial(trial: propensities.Trial) -> None:
             logger.debug("training %s: trial %s of %s", kind, trial.number + 1, configuration.training.trials)
-            measured = {"seconds": trial.seconds} | ({"log_loss": trial.log_loss} if trial.log_loss else {})
+            measured = {"seconds": trial.seconds} | ({} if trial.log_loss is None else {"log_loss": trial.log_loss})
             status: TrialStatus = "KILLED" if trial.log_loss is None else "FINISHED"
             run.log_trial(f"trial {trial.number}", trial.settings | {"trees": trial.trees}, measured, status)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.special import logit
 
 from features.sources import Settings
 
@@ -91,10 +92,10 @@ def compare(
     return _estimate(measure, len(labels), bootstrap, confidence)["gain"]
 
 
-def losses(labels: pd.Series, probabilities: Probabilities) -> NDArray[np.float64]:
+def losses(labels: pd.Series | NDArray[np.bool_], probabilities: Probabilities) -> NDArray[np.float64]:
     """Return the log loss (nats) of each row."""
     sure = np.clip(probabilities, MOST_SURE, 1 - MOST_SURE)
-    return -np.log(np.where(labels.to_numpy(dtype=bool), sure, 1 - sure))
+    return -np.log(np.where(np.asarray(labels, dtype=bool), sure, 1 - sure))
 
 
 def top_users(labels: pd.Series, probabilities: Probabilities, bootstrap: Bootstrap) -> list[dict[str, Any]]:
@@ -162,11 +163,10 @@ class _Ranked:
         self._order, self._sorted = order, actual[order].astype(np.float64)
         ranked = probabilities[order]
         self._steps = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-        sure = np.clip(probabilities, MOST_SURE, 1 - MOST_SURE)
         self._probabilities = probabilities
-        self._losses = -np.log(np.where(actual, sure, 1 - sure))
+        self._losses = losses(actual, probabilities)
         self._squares = (probabilities - actual) ** 2
-        self._log_odds = np.log(sure / (1 - sure))
+        self._log_odds = logit(np.clip(probabilities, MOST_SURE, 1 - MOST_SURE))
         # Of equal probabilities none is in another group than the next.
         ranks = np.searchsorted(ranked[::-1], probabilities, side="left")
         self._bins = np.minimum(ranks * BINS // len(actual), BINS - 1)

@@ -22,6 +22,11 @@ LEAVES_AT_ONCE = 8  # half a tree of 15: of more leaves there are fewer tables, 
 ADDED_MIN = 0.01  # log odds: what raises the odds by less than 1 % is no reason
 DEPTH_MAX = 5  # of trees that have tables, which double in size with each level
 
+
+class NoTreesError(TypeError):
+    """Say of which type a model is that is not made of LightGBM's trees, so that its reasons are not known."""
+
+
 Matrix = NDArray[np.float64]
 Node = dict[str, Any]
 
@@ -35,7 +40,7 @@ def contributions(model: Pipeline | Blend, frame: pd.DataFrame) -> tuple[Matrix,
     et al. 2020), as LightGBM's own `pred_contrib` has them, in a small part of its time where trees have at most 5
     levels; and of the line, where a feature adds its weight times how far it is from the mean.
 
-    Raises TypeError where the model has no LightGBM's trees.
+    Raises NoTreesError where the model has no LightGBM's trees.
     """
     columns, names, explain, base = _opened(model)
     found = np.empty((len(frame), len(names)))
@@ -226,7 +231,7 @@ def _opened(model: Pipeline | Blend) -> tuple[Any, list[str], Callable[[Matrix],
     """Return what makes a matrix of rows, its columns' names, what turns it into contributions, and the base."""
     pipeline = model.trees if isinstance(model, Blend) else model
     if not isinstance(pipeline, Pipeline):
-        raise TypeError(f"reasons need LightGBM's trees, and the model is {type(model).__name__}")
+        raise NoTreesError(f"reasons need LightGBM's trees, and the model is {type(model).__name__}")
     explain, base = _explainer(pipeline[-1])
     names = [name for _, _, columns in pipeline[0].transformers for name in columns]
     if not isinstance(model, Blend):
@@ -254,7 +259,7 @@ def _explainer(trees: Any) -> tuple[Callable[[Matrix], Matrix], float]:
     look-ups for each feature of a table, where LightGBM weighs each path of each tree anew.
     """
     if not isinstance(trees, lgb.LGBMClassifier):
-        raise TypeError(f"reasons need LightGBM's trees, and the model ends in {type(trees).__name__}")
+        raise NoTreesError(f"reasons need LightGBM's trees, and the model ends in {type(trees).__name__}")
     booster = trees.booster_
 
     def explain_by_lightgbm(matrix: Matrix) -> Matrix:

@@ -11,7 +11,7 @@ from sklearn.calibration import CalibratedClassifierCV
 
 from features.labels import Label
 from models import propensities, rules, segments
-from models.reasons import reasons
+from models.reasons import NoTreesError, reasons
 from models.segments import SegmentModel
 from publish.assignments import PROPENSITIES, Scores, assign, labels_in, to_arrow
 
@@ -106,5 +106,5 @@ def _reasons(model: CalibratedClassifierCV, users: pd.DataFrame) -> list[list[st
     fitted = model.estimator.estimator  # what was calibrated, frozen
     try:
         return reasons(fitted, users)
-    except TypeError:
+    except NoTreesError:
         return [[] for _ in range(len(users))]

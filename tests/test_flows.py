@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import Ran, habitus, small_shop
 from deltalake import DeltaTable
+from mlflow import MlflowClient
 
 from features.events import EVENTS, REJECTED
 from features.labels import LABELS
@@ -248,3 +249,33 @@ def test_a_history_too_short_to_learn_from_still_gives_segments(tmp_path: Path) 
     assert "more than 84 are needed" in result["trained"]["churn"]["reason"]
     assert result["scored"]["segments"]
     assert result["scored"]["scored"] == {"churn": 0, "conversion": 0}
+
+
+@pytest.mark.slow
+def test_a_model_that_earned_it_is_promoted_and_explained(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "examples" / "oulad"
+    shutil.copytree(source, tmp_path / "oulad", ignore=shutil.ignore_patterns("lake", "published"))
+    config = tmp_path / "oulad" / "habitus.toml"
+    config.write_text(
+        config.read_text().replace('"../../mlruns"', '"mlruns"').replace("[training]", "[training]\ntrials = 2")
+    )
+
+    done = habitus("run", str(config), "--as-of", "2013-08-25", "--json")
+
+    churn = json.loads(done.stdout)["trained"]["churn"]
+    assert churn["reason"].startswith("Promoted: log loss")
+    assert churn["serving"] == churn["version"] == 1
+    assert churn["metrics"]["gains"]["recency"]["low"] > 0
+    published = pd.read_csv(tmp_path / "oulad" / "published" / "latest" / "assignments.csv")
+    scored = published[published["churn_version"].notna() & published["churn_percentile"].notna()]
+    assert scored["churn_probability"].between(0, 1).all()
+    assert 0 < len(scored) < len(published)
+    assert scored["churn_reasons"].notna().mean() > 0.9
+    registry = Registry(tmp_path / "oulad" / "mlruns")
+    client = MlflowClient(registry.tracking_uri, registry_uri=registry.tracking_uri)
+    run_id = str(client.get_model_version("oulad-churn", "1").run_id)
+    left = {file.path for file in client.list_artifacts(run_id)}
+    assert {"decision.json", "label_card.html", "label_card.json", "partitions.json", "gains.png"} <= left
+    experiment = client.get_run(run_id).info.experiment_id
+    trials = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert len(trials) == 2
