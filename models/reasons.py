@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from features.snapshots import format_value, in_words, title
+from models.descriptions import quantity
 from models.propensities import Blend
-from models.segments import quantity
 
 ROWS_AT_ONCE = 16_384  # what is looked up for them stays in a processor's cache
 LEAVES_AT_ONCE = 8  # half a tree of 15: of more leaves there are fewer tables, but much larger ones

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.segments import NotEnoughUsers, SegmentModel, align, assign, describe, fit, profiles
+from models.lineage import align
+from models.segments import NotEnoughUsers, SegmentModel, assign, describe, fit, profiles
 
 FEATURES = ("session_count", "purchase_count", "recency_days", "night_session_share", "support_visit_count")
 BUYER = dict(zip(FEATURES, (40.0, 20.0, 2.0, 0.1, 0.0), strict=True))
