@@ -224,6 +224,33 @@ def scoring(
 
 
 @app.command()
+def training(
+    users: Annotated[int, typer.Option(help="How many users each weekly snapshot has.")] = 100_000,
+    rounds: Annotated[int, typer.Option(help="How often it is measured.")] = 1,
+) -> None:
+    """Learn a propensity from 12 weekly snapshots within the default budget, and judge it."""
+    runs = []
+    KEPT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="training-", dir=KEPT) as folder:
+        scores.prepare_training(Path(folder), users)
+        for number in range(1, rounds + 1):
+            taken = call_apart("contestants.scoring:train", folder)
+            runs.append(taken)
+            print(f"  {number}/{rounds} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+    _store(
+        f"training-{users}",
+        {
+            "measure": "training",
+            "users": users,
+            "weeks": scores.WEEKS,
+            "features": len(scores.NUMERIC) + len(scores.CATEGORIES),
+            "budget_seconds": scores.BUDGET.seconds,
+            "runs": {"train": [asdict(taken) for taken in runs]},
+        },
+    )
+
+
+@app.command()
 def predictions() -> None:
     """Train on the real examples, and tell how good churn is predicted on a later snapshot."""
     told = {}

@@ -168,6 +168,24 @@ def scoring_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def training_section(results: list[Result]) -> str:
+    """Return what learning a propensity and judging it costs."""
+    lines = [
+        "## Training a propensity\n",
+        "From files of weekly snapshots: the search, calibration, baselines, and all measures with their intervals.",
+        "`benchmarks/bench.py training`.\n",
+        "| users in each of the weeks | weeks | features | seconds for growing trees | all | peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        taken = result["runs"]["train"]
+        lines.append(
+            f"| {result['users']:,} | {result['weeks']} | {result['features']} | {result['budget_seconds']:.0f} s "
+            f"| {_median(taken, 'seconds'):.0f} s | {_median(taken, 'peak_bytes') / 1e9:.1f} GB |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def predictions_section(results: list[Result]) -> str:
     """Return how good churn is predicted on the real examples."""
     [result] = results
@@ -200,6 +218,7 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "memory": memory_section,
     "snapshots": snapshots_section,
     "predictions": predictions_section,
+    "training": training_section,
     "scoring": scoring_section,
 }
 """What is told of each measure, in this order."""

@@ -42,6 +42,8 @@ DEFAULTS = {
 PURPOSES = {"train": "learn from", "validation": "validate on", "test": "test on"}
 RISES_WITH = {"recency_days": 1}
 """Features with which, all else equal, silence is likelier (1) or less likely (-1): nobody doubts it."""
+SEARCHED_SHARE = 0.8
+"""Of the budget's seconds: how many go to the search; the rest is for holding features to a direction."""
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 RFM = ("recency_days", "session_count", "purchase_count", "revenue_total")
 
@@ -94,7 +96,10 @@ class Blend(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Budget:
-    """Say how many trees' settings are tried at most, and for how many seconds."""
+    """Say how many trees' settings are tried at most, and for how many seconds trees grow in all.
+
+    Trees that still grow when the time is over are taken as they are.
+    """
 
     trials: int = 15
     seconds: float = 60
@@ -149,7 +154,8 @@ def fit(
     fitted as it is, and calibrated alike. The order of rows does not matter; the same rows, seed and number of trials
     give the same model, unless the seconds of the budget end it.
 
-    Raises ValueError where a label has fewer than two users of a class to calibrate on.
+    Raises ValueError where a label has fewer than two users of a class to calibrate on, and where a row has no
+    recency_days.
     """
     train, validation = train.iloc[_order(train)], validation.iloc[_order(validation)]
     numeric, categories = columns_of(train, label)
@@ -168,11 +174,12 @@ def fit(
         categories=[len(numeric) + i for i in range(len(categories))],
         seed=seed,
     )
-    trials, trees, settings = _search(grower, seed, budget, on_trial)
+    begun = time.perf_counter()
+    trials, trees, settings = _search(grower, seed, budget, begun + SEARCHED_SHARE * budget.seconds, on_trial)
     directions = [RISES_WITH.get(name, 0) * (1 if rises else -1) for name in names]
     constrained: list[str] = []
     if any(directions):
-        held = grower.grow({**settings, "monotone_constraints": directions})
+        held = grower.grow({**settings, "monotone_constraints": directions}, begun + budget.seconds)
         if grower.loss(held) <= grower.loss(trees):
             trees, constrained = held, [name for name, way in zip(names, directions, strict=True) if way]
     line = _logistic(train, _rfm(train), label)
@@ -205,13 +212,13 @@ def fit_baselines(frame: pd.DataFrame, label: str) -> dict[str, Callable[[pd.Dat
     """Fit what a model has to beat: the base rate, recency alone, and RFM (Hughes 1994), by logistic regression.
 
     RFM is recency_days and the logarithms of the counts of sessions and purchases and of revenue, as far as they are
-    there.
+    there. Raises ValueError where a row has no recency_days.
     """
     frame = frame.iloc[_order(frame)]
     base_rate = float(frame[label].mean())
     return {
         "base_rate": lambda rows: np.full(len(rows), base_rate),
-        "recency": partial(predict, _logistic(frame, ["recency_days"], label)),
+        "recency": partial(predict, _logistic(frame, _rfm(frame)[:1], label)),
         "rfm": partial(predict, _logistic(frame, _rfm(frame), label)),
     }
 
@@ -255,8 +262,13 @@ class _Grower:
         self.train, self.validation = (x_train, y_train), (x_validation, y_validation)
         self.categories, self.seed = categories, seed
 
-    def grow(self, settings: Mapping[str, Any], trial: optuna.Trial | None = None) -> lgb.LGBMClassifier:
-        """Grow trees until the validation's log loss has not fallen for some; give up if a trial is to be pruned."""
+    def grow(
+        self, settings: Mapping[str, Any], deadline: float, trial: optuna.Trial | None = None
+    ) -> lgb.LGBMClassifier:
+        """Grow trees until the validation's log loss has not fallen for some; give up if a trial is to be pruned.
+
+        At the `deadline`, by the performance counter, the best so far are taken.
+        """
         trees = lgb.LGBMClassifier(
             n_estimators=TREES_MAX,
             random_state=self.seed,
@@ -265,7 +277,7 @@ class _Grower:
             verbose=-1,
             **settings,
         )
-        callbacks: list[Callable[..., Any]] = [lgb.early_stopping(PATIENCE_TREES, verbose=False)]
+        callbacks: list[Callable[..., Any]] = [lgb.early_stopping(PATIENCE_TREES, verbose=False), _ending(deadline)]
         if trial is not None:
             callbacks.append(_pruning(trial))
         trees.fit(
@@ -283,6 +295,21 @@ class _Grower:
         return float(trees.best_score_["valid_0"]["binary_logloss"])
 
 
+def _ending(deadline: float) -> Callable[..., None]:
+    best: tuple[float, int, Any] | None = None
+
+    def end(env: lgb.callback.CallbackEnv) -> None:
+        nonlocal best
+        found = env.evaluation_result_list or []
+        [(_, _, loss, *_)] = found
+        if best is None or loss < best[0]:
+            best = loss, env.iteration, found
+        if time.perf_counter() > deadline:
+            raise lgb.callback.EarlyStopException(best[1], best[2])
+
+    return end
+
+
 def _pruning(trial: optuna.Trial) -> Callable[..., None]:
     def report(env: lgb.callback.CallbackEnv) -> None:
         [(_, _, loss, *_)] = env.evaluation_result_list or []
@@ -294,7 +321,7 @@ def _pruning(trial: optuna.Trial) -> Callable[..., None]:
 
 
 def _search(
-    grower: _Grower, seed: int, budget: Budget, on_trial: OnTrial
+    grower: _Grower, seed: int, budget: Budget, deadline: float, on_trial: OnTrial
 ) -> tuple[list[Trial], lgb.LGBMClassifier, dict[str, Any]]:
     """Try settings of trees within a budget, the defaults first; return the trials and the best trees."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -311,17 +338,19 @@ def _search(
         settings = _suggest(trial)
         loss, trees = None, None
         try:
-            trees = grower.grow(settings, trial)
+            trees = grower.grow(settings, deadline, trial)
             loss = grower.loss(trees)
         finally:
             taken = time.perf_counter() - begun
             trials.append(Trial(trial.number, settings, loss, trees.best_iteration_ if trees else 0, taken))
             on_trial(trials[-1])
+            if time.perf_counter() > deadline:
+                study.stop()
         if best is None or loss < best[0]:
             best = loss, trees, settings
         return loss
 
-    study.optimize(attempt, n_trials=budget.trials, timeout=budget.seconds)
+    study.optimize(attempt, n_trials=budget.trials)
     assert best is not None  # the first trial is never pruned
     return trials, best[1], best[2]
 
@@ -387,6 +416,8 @@ def _calibrated_scores(
 
 
 def _rfm(frame: pd.DataFrame) -> list[str]:
+    if RFM[0] not in frame or frame[RFM[0]].isna().any():
+        raise ValueError(f"{RFM[0]} is needed in every row: it alone is what a model has to beat")
     return [name for name in RFM if name in frame and frame[name].notna().all()]
 
 

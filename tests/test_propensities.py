@@ -188,6 +188,14 @@ def test_trials_end_with_their_seconds() -> None:
     assert 1 <= len(learn(budget=Budget(trials=1_000, seconds=0.3)).trials) < 1_000
 
 
+def test_trees_that_still_grow_when_the_seconds_are_over_are_taken_as_they_are(once: Learned) -> None:
+    hasty = learn(budget=Budget(trials=3, seconds=0))
+
+    assert [trial.trees for trial in hasty.trials] == [1]
+    assert 0 <= predict(hasty.model, LATER).min() <= predict(hasty.model, LATER).max() <= 1
+    assert once.trials[0].trees > 1
+
+
 def test_trees_are_stopped_by_the_validation_time(once: Learned) -> None:
     contrary = VALIDATION.assign(churned=~VALIDATION["churned"])
 
@@ -417,6 +425,14 @@ def test_rfm_knows_how_often_too() -> None:
 
     assert not np.array_equal(rfm(LATER), rfm(LATER.assign(session_count=0.0)))
     assert np.array_equal(rfm(LATER), rfm(LATER.assign(device="mobile")))
+
+
+@pytest.mark.parametrize("frame", [TRAIN.drop(columns="recency_days"), TRAIN.assign(recency_days=np.nan)])
+def test_rows_without_recency_are_an_error_that_says_so(frame: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="recency_days is needed in every row"):
+        fit_baselines(frame, "churned")
+    with pytest.raises(ValueError, match="recency_days is needed in every row"):
+        learn(train=frame)
 
 
 def test_baselines_are_the_same_in_whatever_order_the_rows_come() -> None:

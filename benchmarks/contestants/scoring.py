@@ -1,4 +1,7 @@
-"""Scores of users by two models of 300 trees: probabilities, and the reasons for them, from a snapshot's file."""
+"""Scores of users by two models of 300 trees: probabilities, and the reasons for them, from a snapshot's file.
+
+And the training of one model on weekly snapshots, with all that is measured before it may serve.
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
 from features.snapshots import feature_names
-from models.propensities import predict
+from models.promotion import compete
+from models.propensities import Budget, predict
 from models.reasons import reasons
 
 WINDOWS_DAYS = (1, 7, 14, 28, 56, 90, 180, 365)
@@ -23,6 +27,8 @@ NULLABLE = ("recency_days", "abandonment_rate", "per_purchase", "trend_28d", "ab
 LABELS = ("churned", "converted")
 TRAINING_USERS = 100_000
 SAMPLE = 20_000
+WEEKS = 12
+BUDGET = Budget()
 
 
 def prepare(folder: Path, users: int) -> None:
@@ -61,6 +67,30 @@ def contributions_by_lightgbm(folder: Path) -> None:
     for model in _models(folder):
         columns, trees = model.estimator.estimator
         trees.predict(columns.transform(sample), pred_contrib=True, num_threads=0)
+
+
+def prepare_training(folder: Path, users: int) -> None:
+    """Store weekly snapshots of the same users, labelled."""
+    for week in range(WEEKS):
+        snapshot = _snapshot(users, seed=10 + week)
+        as_of = pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(weeks=week)
+        user_ids = pd.Series([f"u{i}" for i in range(users)], dtype="str")
+        labelled = snapshot.assign(user_id=user_ids, as_of=as_of, churned=_label(snapshot, 0))
+        labelled.to_parquet(folder / f"week_{week:02}.parquet")
+
+
+def train(folder: Path) -> None:
+    """Learn from all weeks but two, validate on the next and compete on the last, by segment."""
+    weeks = [pd.read_parquet(file) for file in sorted(folder.glob("week_*.parquet"))]
+    contest = compete(
+        pd.concat(weeks[:-2], ignore_index=True),
+        weeks[-2],
+        weeks[-1],
+        "churned",
+        segments=weeks[-1]["channel"],
+        budget=BUDGET,
+    )
+    assert contest.decision.promoted, contest.decision.reason
 
 
 def _models(folder: Path) -> list[CalibratedClassifierCV]:
