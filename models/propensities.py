@@ -10,6 +10,7 @@ import lightgbm as lgb
 import numpy as np
 import optuna
 import pandas as pd
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -24,6 +25,7 @@ from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardS
 
 from features.labels import Purpose
 from models.evaluation import Probabilities, losses
+from models.forest import ROWS_AT_ONCE, scorer
 
 KEY = ["user_id", "as_of"]
 FOLD_MAX = 5
@@ -79,10 +81,17 @@ class Blend(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         """Return the log odds per row."""
-        columns, trees = self.trees[0], self.trees[-1]
-        of_trees = trees.predict(columns.transform(frame[list(self.feature_names_in_)]), raw_score=True)
-        of_line = self.line.decision_function(frame[list(self.line.feature_names_in_)])
-        return np.asarray(self.share * of_trees + (1 - self.share) * of_line)
+        columns, score = self.trees[0], scorer(self.trees[-1], len(frame))
+        found = np.empty(len(frame))
+
+        def fill(first: int) -> None:
+            rows = frame.iloc[first : first + ROWS_AT_ONCE]
+            of_trees = score(columns.transform(rows[list(self.feature_names_in_)]))
+            of_line = self.line.decision_function(rows[list(self.line.feature_names_in_)])
+            found[first : first + len(rows)] = self.share * of_trees + (1 - self.share) * of_line
+
+        Parallel(n_jobs=-1, prefer="threads")(delayed(fill)(first) for first in range(0, len(frame), ROWS_AT_ONCE))
+        return found
 
     def predict(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
         """Return the likelier class per row."""
@@ -182,7 +191,7 @@ def fit(
         held = grower.grow({**settings, "monotone_constraints": directions}, begun + budget.seconds)
         if grower.loss(held) <= grower.loss(trees):
             trees, constrained = held, [name for name, way in zip(names, directions, strict=True) if way]
-    line = _logistic(train, _rfm(train), label)
+    line = fit_line(train, _rfm(train), label)
     blends = [Blend(Pipeline([("columns", columns), ("trees", trees)]), line, share) for share in SHARES]
     model, calibration, calibration_losses = _calibrate(blends, validation, names, label, seed)
     blend = model.estimator.estimator
@@ -218,8 +227,8 @@ def fit_baselines(frame: pd.DataFrame, label: str) -> dict[str, Callable[[pd.Dat
     base_rate = float(frame[label].mean())
     return {
         "base_rate": lambda rows: np.full(len(rows), base_rate),
-        "recency": partial(predict, _logistic(frame, _rfm(frame)[:1], label)),
-        "rfm": partial(predict, _logistic(frame, _rfm(frame), label)),
+        "recency": partial(predict, fit_line(frame, _rfm(frame)[:1], label)),
+        "rfm": partial(predict, fit_line(frame, _rfm(frame), label)),
     }
 
 
@@ -421,7 +430,8 @@ def _rfm(frame: pd.DataFrame) -> list[str]:
     return [name for name in RFM if name in frame and frame[name].notna().all()]
 
 
-def _logistic(frame: pd.DataFrame, names: list[str], label: str) -> Pipeline:
+def fit_line(frame: pd.DataFrame, names: list[str], label: str) -> Pipeline:
+    """Fit a logistic regression on the logarithms of features."""
     logarithm = ColumnTransformer([("logarithm", FunctionTransformer(_signed_log1p), names)])
     steps = [("logarithm", logarithm), ("standardise", StandardScaler()), ("logistic", LogisticRegression())]
     return Pipeline(steps).fit(frame[names], frame[label])

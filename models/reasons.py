@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ from sklearn.pipeline import Pipeline
 
 from features.snapshots import format_value, in_words, title
 from models.descriptions import quantity
+from models.forest import ROWS_AT_ONCE, Leaf, opened
 from models.propensities import Blend
 
-ROWS_AT_ONCE = 16_384  # what is looked up for them stays in a processor's cache
 LEAVES_AT_ONCE = 8  # half a tree of 15: of more leaves there are fewer tables, but much larger ones
 ADDED_MIN = 0.01  # log odds: what raises the odds by less than 1 % is no reason
 DEPTH_MAX = 5  # of trees that have tables, which double in size with each level
@@ -28,7 +28,6 @@ class NoTreesError(TypeError):
 
 
 Matrix = NDArray[np.float64]
-Node = dict[str, Any]
 
 
 def contributions(model: Pipeline | Blend, frame: pd.DataFrame) -> tuple[Matrix, float]:
@@ -212,13 +211,6 @@ def _rounded(name: str, rows: pd.DataFrame) -> NDArray[Any]:
 # --- contributions ---
 
 
-class Leaf(NamedTuple):
-    """A leaf's value; and of each feature on its path, which codes pass and which share of the training rows did."""
-
-    value: float
-    path: dict[int, tuple[NDArray[np.bool_], float]]
-
-
 class Part(NamedTuple):
     """Of some leaves, for a feature: what each of its codes adds to a row's key, and the contribution by key."""
 
@@ -252,11 +244,11 @@ def _opened(model: Pipeline | Blend) -> tuple[Any, list[str], Callable[[Matrix],
 def _explainer(trees: Any) -> tuple[Callable[[Matrix], Matrix], float]:
     """Return what turns a matrix into its contributions, a row for each feature, and the base.
 
-    Trees see a value through their thresholds only, so what matters is its *code*: its place between all thresholds
-    of its feature. Codes decide which conditions on the path to a leaf a row meets, and these decide what the leaf
-    gives to the features on its path, which can be worked out beforehand (Yang 2021). Here some leaves of a tree have
-    one table, of what they give together for all combinations of codes that they tell apart. So a row takes two
-    look-ups for each feature of a table, where LightGBM weighs each path of each tree anew.
+    Trees see a value through its code only (`models.forest`). Codes decide which conditions on the path to a leaf a row
+    meets, and these decide what the leaf gives to the features on its path, which can be worked out beforehand (Yang
+    2021). Here some leaves of a tree have one table, of what they give together for all combinations of codes that they
+    tell apart. So a row takes two look-ups for each feature of a table, where LightGBM weighs each path of each tree
+    anew.
     """
     if not isinstance(trees, lgb.LGBMClassifier):
         raise NoTreesError(f"reasons need LightGBM's trees, and the model ends in {type(trees).__name__}")
@@ -266,21 +258,18 @@ def _explainer(trees: Any) -> tuple[Callable[[Matrix], Matrix], float]:
         return np.asarray(booster.predict(matrix, pred_contrib=True)).T.copy()
 
     base = float(explain_by_lightgbm(np.zeros((1, trees.n_features_in_)))[-1, 0])
-    dumped = booster.dump_model()
-    roots = [tree["tree_structure"] for tree in dumped["tree_info"]]
-    splits = [split for root in roots for split in _splits(root)]
-    zero_is_null = any(split["missing_type"] == "Zero" for split in splits)
-    if zero_is_null or dumped["average_output"] or max(map(_depth, roots), default=0) > DEPTH_MAX:
+    forest = opened(booster)
+    if forest is None or forest.depth > DEPTH_MAX:
         return lambda matrix: explain_by_lightgbm(matrix)[:-1], base
-    ends = _ends(splits)
     tables = [
         _table(leaves[first : first + LEAVES_AT_ONCE])
-        for leaves in (list(_leaves(root, ends, {})) for root in roots if "split_feature" in root)
+        for leaves in forest.trees
+        if len(leaves) > 1
         for first in range(0, len(leaves), LEAVES_AT_ONCE)
     ]
 
     def explain(matrix: Matrix) -> Matrix:
-        codes = {feature: np.searchsorted(of_feature, matrix[:, feature]) for feature, of_feature in ends.items()}
+        codes = forest.codes(matrix)
         found = np.zeros(matrix.shape[::-1])
         key, added = np.empty((2, len(matrix)), dtype=np.intp)
         contribution = np.empty(len(matrix))
@@ -293,61 +282,6 @@ def _explainer(trees: Any) -> tuple[Callable[[Matrix], Matrix], float]:
         return found
 
     return explain, base
-
-
-def _splits(node: Node) -> Iterator[Node]:
-    if "split_feature" in node:
-        yield node
-        yield from _splits(node["left_child"])
-        yield from _splits(node["right_child"])
-
-
-def _depth(node: Node) -> int:
-    return 1 + max(_depth(node["left_child"]), _depth(node["right_child"])) if "split_feature" in node else 0
-
-
-def _ends(splits: list[Node]) -> dict[int, Matrix]:
-    """Return the last value of each code of each feature, in order; null, which sorts last, has the last code."""
-    ends: dict[int, set[float]] = {}
-    for split in splits:
-        of_feature = ends.setdefault(split["split_feature"], {np.inf})
-        if split["decision_type"] == "==":
-            of_feature.update(end for category in _categories(split) for end in (category - 0.5, category))
-        else:
-            of_feature.add(_threshold(split))
-    return {feature: np.array([*sorted(of_feature), np.nan]) for feature, of_feature in ends.items()}
-
-
-def _threshold(split: Node) -> float:
-    """Return a number's threshold; where it parts nulls from all numbers, LightGBM dumps infinity as 1e300."""
-    return np.inf if split["threshold"] >= 1e300 else split["threshold"]
-
-
-def _categories(split: Node) -> list[float]:
-    return [float(category) for category in split["threshold"].split("||")]
-
-
-def _goes_left(split: Node, values: Matrix) -> NDArray[np.bool_]:
-    """Say which values go left, as LightGBM does it: of categories, those that are named."""
-    if split["decision_type"] == "==":
-        return np.isin(values, _categories(split))
-    null_goes_left = split["default_left"] if split["missing_type"] == "NaN" else _threshold(split) >= 0
-    left: NDArray[np.bool_] = np.where(np.isnan(values), null_goes_left, values <= _threshold(split))
-    return left
-
-
-def _leaves(node: Node, ends: dict[int, Matrix], path: dict[int, tuple[Any, float]]) -> Iterator[Leaf]:
-    """List the leaves below a node from left to right; conditions on one feature are taken as one."""
-    if "split_feature" not in node:
-        yield Leaf(node["leaf_value"], path)
-        return
-    feature = node["split_feature"]
-    left = _goes_left(node, ends[feature])
-    passing, share = path.get(feature, (True, 1.0))
-    for child, goes in ((node["left_child"], left), (node["right_child"], ~left)):
-        count = child["internal_count"] if "split_feature" in child else child["leaf_count"]
-        condition = passing & goes, share * count / node["internal_count"]
-        yield from _leaves(child, ends, path | {feature: condition})
 
 
 def _table(leaves: list[Leaf]) -> list[Part]:

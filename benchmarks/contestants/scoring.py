@@ -17,7 +17,7 @@ from sklearn.preprocessing import OrdinalEncoder
 
 from features.snapshots import feature_names
 from models.promotion import compete
-from models.propensities import Budget, predict
+from models.propensities import RFM, Blend, Budget, fit_line, predict
 from models.reasons import reasons
 
 WINDOWS_DAYS = (1, 7, 14, 28, 56, 90, 180, 365)
@@ -32,7 +32,7 @@ BUDGET = Budget()
 
 
 def prepare(folder: Path, users: int) -> None:
-    """Store a snapshot of users, a sample of them, and the models: trees of 15 leaves, as deep as 4."""
+    """Store a snapshot of users, a sample of them, and the models: trees of 15 leaves, 4 levels at most, and a line."""
     snapshot = _snapshot(users, seed=1)
     snapshot.to_parquet(folder / "snapshot.parquet")
     snapshot.head(SAMPLE).to_parquet(folder / "sample.parquet")
@@ -43,7 +43,9 @@ def prepare(folder: Path, users: int) -> None:
             _label(train, seed),
             trees__categorical_feature=list(range(len(NUMERIC), len(NUMERIC) + len(CATEGORIES))),
         )
-        model = CalibratedClassifierCV(FrozenEstimator(pipeline), method="sigmoid").fit(later, _label(later, seed))
+        line = fit_line(train.assign(label=_label(train, seed)), list(RFM), "label")
+        blend = Blend(pipeline, line, share=0.5)
+        model = CalibratedClassifierCV(FrozenEstimator(blend), method="sigmoid").fit(later, _label(later, seed))
         joblib.dump(model, folder / f"{label}.joblib")
 
 
@@ -65,7 +67,7 @@ def contributions_by_lightgbm(folder: Path) -> None:
     """Let LightGBM make the contributions to both scores of the sample."""
     sample = pd.read_parquet(folder / "sample.parquet")
     for model in _models(folder):
-        columns, trees = model.estimator.estimator
+        columns, trees = model.estimator.estimator.trees
         trees.predict(columns.transform(sample), pred_contrib=True, num_threads=0)
 
 
