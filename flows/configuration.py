@@ -15,6 +15,7 @@ from features.lake import Lake
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import Settings, Source, TimeZone, Users
+from models.clusters import SHARE_MIN, STABILITY_MIN
 from models.evaluation import CalibrationSettings
 from publish.assignments import ASSIGNMENTS
 
@@ -34,10 +35,12 @@ class TrainingSettings(Settings):
 
 
 class SegmentSettings(Settings):
-    """Bound the number of discovered segments."""
+    """Bound the number of discovered segments, the share of users of the smallest, and the stability of all."""
 
     k_min: int = Field(default=3, ge=2)
     k_max: int = Field(default=8, le=50)
+    share_min: float = Field(default=SHARE_MIN, ge=0, lt=1)
+    stability_min: float = Field(default=STABILITY_MIN, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -21,6 +21,7 @@ from flows.instant import event_span, name_run, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
 from flows.world import TOUCHES_THE_WORLD
 from models import figures, lineage, promotion, propensities, segments
+from models.clusters import Candidate
 from models.label_card import LabelCard
 from models.registry import PROMOTIONS, Promotion, Registry, TrialStatus, Version, promotion_tag
 
@@ -85,25 +86,35 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
     fingerprint = _fingerprint(content, params)
     number = registry.find(name, fingerprint)
     if number is None:
+        serving = find_serving(registry, name, as_of, snapshot)
+        champion = segments.SegmentModel.from_dict(serving.model, serving.metadata) if serving else None
         try:
-            model = segments.fit(snapshot, **params)
+            model = segments.fit(snapshot, **params, champion=champion)
         except segments.NotEnoughUsers as error:
             return _conclude(registry, name, "segments", None, as_of, snapshot, f"Not trained: {error}.")
-        serving = find_serving(registry, name, as_of, snapshot)
-        if serving is not None:
-            champion = segments.SegmentModel.from_dict(serving.model, serving.metadata)
+        if champion is not None:
             new, old = (_segment_ids(one, snapshot) for one in (model, champion))
             model = lineage.align(model, new, old, champion.next_number)
         with registry.run(f"{configuration.name}/segments", _run_name("segments", as_of)) as run:
             run.log_params(params)
             run.log_input(snapshot, f"{configuration.name}/snapshots", content, "train")
-            run.log_metrics({"silhouette": model.silhouette, "segments": len(model.segments)})
+            assert model.chosen is not None  # which only versions of before do not tell
+            run.log_metrics(_judgement(model.chosen))
             run.log_metrics({f"stability_{one.segment_id}": one.stability for one in model.segments})
-            run.log_figure(figures.plot_silhouettes(model.silhouettes), "silhouettes.png")
+            for one in model.candidates:
+                run.log_trial(
+                    one.name, {"method": one.method, "k": one.k, "kept": one.kept}, _judgement(one), "FINISHED"
+                )
+            run.log_figure(figures.plot_candidates(model.candidates, model.chosen), "candidates.png")
             run.log_figure(figures.plot_profiles(segments.profiles(model)), "profiles.png")
             run.log_dict(model.to_dict(), "segments.json")
             run.log_model(
-                model.pipeline, name, fingerprint, snapshot, model.to_dict(), tags=version_tags(as_of, promoted=True)
+                model.pipeline,
+                name,
+                fingerprint,
+                snapshot,
+                model.to_dict(),
+                tags=version_tags(as_of, promoted=model.doubt is None),
             )
         number = run.version
     return _conclude(registry, name, "segments", number, as_of, snapshot)
@@ -312,12 +323,25 @@ def _run_name(kind: str, as_of: datetime) -> str:
     return f"{kind} as of {as_of:%Y-%m-%d %H:%M}"
 
 
+def _judgement(candidate: Candidate) -> dict[str, float]:
+    """Return how clusters were judged, as metrics."""
+    return {
+        "silhouette": candidate.silhouette,
+        "stability": candidate.stability,
+        "jaccard_min": min(candidate.jaccard),
+        "smallest_share": candidate.smallest_share,
+        "score": candidate.score,
+        "segments": candidate.k,
+    }
+
+
 def _explain_segments(metadata: dict[str, Any]) -> str:
-    found = metadata["segments"]
-    stability = sum(segment["stability"] * segment["share"] for segment in found)
-    silhouette = metadata["silhouettes"][str(len(found))]
+    if metadata["doubt"]:
+        return f"Not promoted: {metadata['doubt']}."
+    chosen = Candidate.from_dict(metadata["chosen"])
     return (
-        f"{len(found)} segments, silhouette {silhouette:.2f}, stability {stability:.2f} (1: the same in every refit)."
+        f"Promoted: {chosen.k} segments, stability {chosen.stability:.2f} (1: the same in every refit), "
+        f"silhouette {chosen.silhouette:.2f}."
     )
 
 

@@ -1,16 +1,25 @@
-"""Clusters of users that behave alike: what they are made of, how many there are, and how surely."""
+"""Clusters of users that behave alike: what they are made of, how many there are, and how surely.
 
-from dataclasses import dataclass
+What was chosen, and why, is in docs/segments.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from scipy.stats import kurtosis, skew
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
-from sklearn.metrics import silhouette_score
+from sklearn.decomposition import PCA
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
@@ -18,12 +27,25 @@ from threadpoolctl import threadpool_limits
 from models.descriptions import quantity
 
 USERS_PER_SEGMENT_MIN = 10
-SAMPLE_MAX = 5_000  # users that choose k and judge stability: both cost the square or a multiple of a fit
-BOOTSTRAP_COUNT = 5
+LEARNT_MAX = 100_000  # users that the preparation and the final fit learn from
+JUDGED_MAX = 5_000  # users that candidates are fitted to and judged by: a silhouette costs the square
+REFITTED_MAX = 2_000  # users that candidates are fitted to again and again
+REFIT_COUNT = 10
 CORRELATION_MAX = 0.9
+CORRELATION_MIN = 0.2  # with many users; with few, three standard errors
+BIMODALITY_MIN = 0.7  # a normal distribution has 0.33, a uniform one 0.56, two equal heaps 1
 DEVIATION_MAX = 3.0  # standard deviations: a handful of heavy users must not become the axis of every segment
+VARIANCE_SHARE = 0.9
+TOLERANCE = 0.05  # of the best score: to so little more, fewer clusters are preferred
+KEPT_TOLERANCE = 0.15  # of the best score: to so little more, the clusters that serve are preferred
+JACCARD_MIN = 0.5  # below it a cluster is dissolved (Hennig 2007)
+SHARE_MIN = 0.02
+STABILITY_MIN = 0.6
 
 Matrix = NDArray[np.float64]
+Labels = NDArray[np.intp]
+Method = Literal["k-means", "mixture"]
+METHODS: tuple[Method, ...] = ("k-means", "mixture")
 
 
 class NotEnoughUsers(ValueError):  # noqa: N818
@@ -31,118 +53,312 @@ class NotEnoughUsers(ValueError):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """Hold a fitted pipeline, its prepared features by user and each user's cluster.
+class Candidate:
+    """Tell of clusters that were found: how, how many, and how they were judged; `kept` are those that serve already.
 
-    Also the silhouette of each number of clusters that was tried, and each cluster's stability, from 0 to 1.
+    `silhouette` is the mean one (-1 to 1; Rousseeuw 1987), `stability` the mean adjusted Rand index between pairs of
+    refits to bootstrap samples (Hubert and Arabie 1985), `jaccard` for each cluster the mean Jaccard similarity to its
+    best match in refits (Hennig 2007), `smallest_share` that of the smallest cluster. `refused` says why it was not
+    eligible.
+    """
+
+    method: Method
+    k: int
+    kept: bool
+    silhouette: float
+    stability: float
+    jaccard: tuple[float, ...]
+    smallest_share: float
+    refused: str | None = None
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> "Candidate":
+        """Return the candidate that `asdict` told."""
+        return cls(**(told | {"jaccard": tuple(told["jaccard"])}))
+
+    @property
+    def score(self) -> float:
+        """Return separation times stability."""
+        return max(self.silhouette, 0) * self.stability
+
+    @property
+    def name(self) -> str:
+        """Say how it was found."""
+        return f"{self.method} {self.k}{', kept' if self.kept else ''}"
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """Hold how the clusters that serve were found, and each user's, by position."""
+
+    method: Method
+    of_users: Labels
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Hold a fitted pipeline, its standardised features by user and each user's cluster, and how it was chosen.
+
+    `doubt` says why these clusters are not to be relied on; None if they are.
     """
 
     pipeline: Pipeline
     matrix: Matrix
-    of_users: NDArray[np.intp]
-    silhouettes: dict[int, float]
-    stability: list[float]
+    of_users: Labels
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    doubt: str | None
 
 
-def find(users: pd.DataFrame, k_min: int, k_max: int, seed: int, n_jobs: int = -1) -> Clusters:
-    """Find the clusters of users, by k-means on the float64 features; see `models.segments.fit`."""
+def find(
+    users: pd.DataFrame,
+    k_min: int,
+    k_max: int,
+    seed: int,
+    *,
+    share_min: float = SHARE_MIN,
+    stability_min: float = STABILITY_MIN,
+    incumbent: Incumbent | None = None,
+    n_jobs: int = -1,
+) -> Clusters:
+    """Find the clusters of users, one row each, by their float64 features; see `models.segments.fit`."""
     needed = k_min * USERS_PER_SEGMENT_MIN
     if len(users) < needed:
         raise NotEnoughUsers(f"{k_min} segments need at least {needed} users, the snapshot has {len(users)}")
     # k-means differs in the last bits with another number of threads: fits run beside each other, each on one
     with threadpool_limits(limits=1):
-        features = _features(users)
-        preparation = _preparation(users, features).fit(users[features])
-        matrix = preparation.transform(users)
-        rows = np.random.default_rng(seed).permutation(len(users))[:SAMPLE_MAX]
-        sample = matrix[np.sort(rows)]
+        # With one seed, whatever the training's: other clusters shall not come of another preparation.
+        learnt = _sample(len(users), LEARNT_MAX, seed=0)
+        preparation = _prepare(users.iloc[learnt])
+        matrix = preparation[:-1].transform(users)
+        projected = preparation[-1:].transform(matrix)
+        judged = _sample(len(users), JUDGED_MAX, seed)
+        sample = projected[judged]
         distinct = len(np.unique(sample, axis=0))
         if distinct < k_min:
             raise NotEnoughUsers(f"{k_min} segments need as many different users, the snapshot has {distinct}")
-        candidates = range(k_min, min(k_max, distinct, len(users) // USERS_PER_SEGMENT_MIN) + 1)
+        counts = range(k_min, min(k_max, distinct, len(users) // USERS_PER_SEGMENT_MIN) + 1)
+        starts: list[tuple[Method, int, Matrix | None]] = [(method, k, None) for method in METHODS for k in counts]
+        if incumbent is not None:
+            centres = _centres(projected, incumbent.of_users)
+            if len(centres) in counts:
+                starts.append((incumbent.method, len(centres), centres))
         parallel = Parallel(n_jobs=n_jobs, prefer="threads")
-        scores = parallel(delayed(_silhouette)(sample, k, seed) for k in candidates)
-        silhouettes = dict(zip(candidates, scores, strict=True))
-        k = max(candidates, key=lambda k: silhouettes[k])
-        kmeans = _kmeans(matrix, k, seed)
-        clusters = distances(matrix, kmeans).argmin(axis=1)
-        refits = parallel(delayed(_recovered)(sample, kmeans, seed + i) for i in range(1, BOOTSTRAP_COUNT + 1))
-
+        found = parallel(delayed(_judge)(sample, method, k, centres, seed) for method, k, centres in starts)
+        candidates = [replace(one, refused=_refuse(one, share_min, stability_min)) for _, one in found]
+        chosen = _choose(candidates)
+        model = found[candidates.index(chosen)][0]
+        if len(users) > JUDGED_MAX:
+            model = _fit(projected[learnt], chosen.method, chosen.k, seed, _centres_of(model))
+        of_users = distances(projected, model).argmin(axis=1)
+    features = len(columns_of(preparation))
     return Clusters(
-        Pipeline([*preparation.steps, ("clusters", kmeans)]),
-        matrix,
-        clusters,
-        silhouettes,
-        [float(np.mean([refit[i] for refit in refits])) for i in range(k)],
+        Pipeline([*preparation.steps, ("clusters", model)]),
+        matrix[:, :features],
+        of_users,
+        chosen,
+        tuple(candidates),
+        f"{chosen.name}, the best of {len(candidates)} candidates: {chosen.refused}" if chosen.refused else None,
     )
 
 
-def distances(matrix: Matrix, kmeans: KMeans) -> Matrix:
-    """Return the distance of each row of prepared features to each centre."""
+def distances(matrix: Matrix, model: KMeans | GaussianMixture) -> Matrix:
+    """Return how far each row of prepared features is from each cluster, each row for itself.
+
+    For k-means it is the distance to the centre; for a mixture 1 / p with the probability p of being in the cluster.
+    """
     # cdist takes each pair for itself, where a matrix product rounds by the number of rows
-    found: Matrix = cdist(matrix, kmeans.cluster_centers_)
-    return found
+    if isinstance(model, KMeans):
+        found: Matrix = cdist(matrix, model.cluster_centers_)
+        return found
+    logs = np.empty((len(matrix), model.n_components))
+    for i, (mean, precision) in enumerate(zip(model.means_, model.precisions_, strict=True)):
+        squared = cdist(matrix, mean[None], "mahalanobis", VI=precision)[:, 0] ** 2
+        logs[:, i] = np.log(model.weights_[i]) + np.linalg.slogdet(precision)[1] / 2 - squared / 2
+    logs -= logs.max(axis=1, keepdims=True)
+    odds = np.exp(np.maximum(logs, -700))  # 1 / p stays finite
+    return np.asarray(odds.sum(axis=1, keepdims=True) / odds)
+
+
+def method_of(pipeline: Pipeline) -> Method:
+    """Say how a pipeline's clusters were found."""
+    return "k-means" if isinstance(pipeline[-1], KMeans) else "mixture"
 
 
 def columns_of(pipeline: Pipeline) -> list[str]:
     """Return the features that a pipeline takes, in the order of its prepared ones."""
-    return [column for _, _, columns in pipeline[0].transformers for column in columns]
+    return [column for name, _, columns in pipeline[0].transformers for column in columns if name != "null"]
 
 
-def _features(users: pd.DataFrame) -> list[str]:
+def profiles_of(pipeline: Pipeline) -> pd.DataFrame:
+    """Return the clusters' centres: a row for each, a column for each feature, in standard deviations."""
+    columns = columns_of(pipeline)
+    if "project" in pipeline.named_steps:
+        given = pipeline.named_steps["project"].kw_args
+        centres = _centres_of(pipeline[-1]) @ given["components"] + given["mean"]
+    else:  # of a version before there were projections
+        centres = _centres_of(pipeline[-1])
+    return pd.DataFrame(centres[:, : len(columns)], columns=columns)
+
+
+def project(matrix: Matrix, components: Matrix, mean: Matrix) -> Matrix:
+    """Project rows on principal components, each row for itself."""
+    found: Matrix = np.einsum("ij,kj->ik", matrix - mean, components)  # a product would round by the number of rows
+    return found
+
+
+# --- preparation ---
+
+
+def _prepare(users: pd.DataFrame) -> Pipeline:
+    """Learn how to prepare users: from their float64 features to coordinates in which the near behave alike."""
     numeric = users.select_dtypes("float64")
     varying = [str(feature) for feature in numeric if numeric[feature].nunique() > 1]
     if not varying:
         raise NotEnoughUsers(f"segments need users that differ, the {len(users)} of the snapshot do not")
-
-    def window_days(feature: str) -> float:
-        return float(feature.removeprefix(quantity(feature))[1:-1] or "inf")
-
     longest: dict[str, str] = {}
     for feature in varying:
-        longest[quantity(feature)] = max(longest.get(quantity(feature), feature), feature, key=window_days)
+        longest[quantity(feature)] = max(longest.get(quantity(feature), feature), feature, key=_window_days)
     candidates = list(longest.values())
-    preparation = _preparation(users, candidates)
-    prepared = pd.DataFrame(preparation.fit_transform(users), columns=columns_of(preparation))
-    correlations = prepared.corr().abs()
-    chosen: list[str] = []
-    for feature in candidates:
-        if not (correlations.loc[feature, chosen] > CORRELATION_MAX).any():
-            chosen.append(feature)
-    return chosen
+    gappy = [feature for feature in candidates if users[feature].isna().any()]
+    prepared = pd.DataFrame(_standardise(users, candidates, gappy).transform(users))
+    prepared.columns = pd.Index([*candidates, *(f"null {feature}" for feature in gappy)])
+    chosen = _select(prepared)
+    features = [feature for feature in candidates if feature in chosen]
+    nulls = [feature for feature in gappy if f"null {feature}" in chosen]
+    standardise = _standardise(users, features, nulls)
+    pca = PCA(VARIANCE_SHARE, svd_solver="full").fit(standardise.transform(users))
+    projection = FunctionTransformer(project, kw_args={"components": pca.components_, "mean": pca.mean_})
+    return Pipeline([*standardise.steps, ("project", projection)])
 
 
-def _preparation(users: pd.DataFrame, features: list[str]) -> Pipeline:
+def _standardise(users: pd.DataFrame, features: list[str], nulls: list[str]) -> Pipeline:
+    """Fit what brings features on one scale; a null becomes the average, and `nulls` tell in columns of their own."""
     bounded = [feature for feature in features if users[feature].abs().max() <= 1]  # shares, rates, trends
-    unbounded = [feature for feature in features if feature not in bounded]
-    compress = ColumnTransformer(
-        [("compressed", FunctionTransformer(np.arcsinh), unbounded), ("as_is", "passthrough", bounded)]
-    )
+    parts: list[tuple[str, Any, list[str]]] = [
+        ("compressed", FunctionTransformer(np.arcsinh), [feature for feature in features if feature not in bounded]),
+        ("as_is", "passthrough", bounded),
+    ]
+    if nulls:
+        parts.append(("null", MissingIndicator(features="all"), nulls))
     cut = FunctionTransformer(np.clip, kw_args={"a_min": -DEVIATION_MAX, "a_max": DEVIATION_MAX})
     fill = SimpleImputer(strategy="constant", fill_value=0.0)
-    return Pipeline([("compress", compress), ("standardise", StandardScaler()), ("cut", cut), ("fill", fill)])
+    steps = [("compress", ColumnTransformer(parts)), ("standardise", StandardScaler()), ("cut", cut), ("fill", fill)]
+    return Pipeline(steps).fit(users[list(dict.fromkeys([*features, *nulls]))])
 
 
-def _kmeans(matrix: Matrix, k: int, seed: int) -> KMeans:
+def _select(prepared: pd.DataFrame) -> list[str]:
+    """Choose columns that say something of kinds of users, each once.
+
+    Of two that correlate by more than 0.9 only the first counts. One that goes with no other (below 0.2, or what chance
+    gives few users), and has one heap only (by Sarle's bimodality coefficient), is noise to all the others; if all are,
+    all count.
+    """
+    columns = [str(column) for column in prepared]
+    correlations = np.nan_to_num(np.abs(np.corrcoef(prepared.to_numpy(), rowvar=False))).reshape(len(columns), -1)
+    different: list[int] = []
+    for i in range(len(columns)):
+        if not (correlations[i, different] > CORRELATION_MAX).any():
+            different.append(i)
+    np.fill_diagonal(correlations, 0)
+    strongest = correlations[np.ix_(different, different)].max(axis=1)
+    values = prepared.to_numpy()[:, different]
+    bimodality = (skew(values) ** 2 + 1) / kurtosis(values, fisher=False)
+    is_telling = (strongest >= max(CORRELATION_MIN, 3 / np.sqrt(len(prepared)))) | (bimodality > BIMODALITY_MIN)
+    return [columns[i] for i, telling in zip(different, is_telling, strict=True) if telling or not is_telling.any()]
+
+
+def _window_days(feature: str) -> float:
+    return float(feature.removeprefix(quantity(feature))[1:-1] or "inf")
+
+
+def _sample(count: int, most: int, seed: int) -> Labels:
+    """Draw positions in order, all if there are no more than `most`."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+
+
+# --- choosing ---
+
+
+def _judge(
+    sample: Matrix, method: Method, k: int, centres: Matrix | None, seed: int
+) -> tuple[KMeans | GaussianMixture, Candidate]:
+    model = _fit(sample, method, k, seed, centres)
+    labels = distances(sample, model).argmin(axis=1)
+    sizes = np.bincount(labels, minlength=k)
+    silhouette = float(silhouette_score(sample, labels)) if (sizes > 0).sum() > 1 else -1.0
+    again = sample[_sample(len(sample), REFITTED_MAX, seed)]
+    refits = [_refit(again, method, k, seed + number) for number in range(1, REFIT_COUNT + 1)]
+    original = distances(again, model).argmin(axis=1)
+    stability = float(np.mean([adjusted_rand_score(one, other) for one, other in combinations(refits, 2)]))
+    jaccard = np.mean([_recovered(original, refit, k) for refit in refits], axis=0)
+    return model, Candidate(
+        method, k, centres is not None, silhouette, stability, tuple(jaccard.tolist()), float(sizes.min() / len(sample))
+    )
+
+
+def _fit(matrix: Matrix, method: Method, k: int, seed: int, centres: Matrix | None = None) -> KMeans | GaussianMixture:
+    """Fit clusters, from given centres or from the best of several random starts."""
     # OpenMP's limit belongs to the thread that sets it, so every thread of the fan-out sets its own
     with threadpool_limits(limits=1, user_api="openmp"):
-        return KMeans(n_clusters=k, n_init=10, random_state=seed).fit(matrix)
+        if method == "k-means":
+            if centres is None:
+                return KMeans(n_clusters=k, n_init=10, random_state=seed).fit(matrix)
+            return KMeans(n_clusters=k, init=centres, n_init=1).fit(matrix)
+        settings = {"reg_covar": 1e-2, "max_iter": 300, "random_state": seed}
+        return GaussianMixture(k, means_init=centres, **settings).fit(matrix)
 
 
-def _silhouette(sample: Matrix, k: int, seed: int) -> float:
-    labels = distances(sample, _kmeans(sample, k, seed)).argmin(axis=1)
-    return float(silhouette_score(sample, labels))
-
-
-def _recovered(sample: Matrix, kmeans: KMeans, seed: int) -> Matrix:
-    """Return per cluster the Jaccard similarity to its best match in a bootstrap's refit (Hennig 2007)."""
+def _refit(sample: Matrix, method: Method, k: int, seed: int) -> Labels:
+    """Fit to a bootstrap of the sample, and return the clusters of all of it."""
     rows = np.random.default_rng(seed).integers(len(sample), size=len(sample))
-    k = min(kmeans.n_clusters, len(np.unique(sample[rows], axis=0)))
-    refit = _kmeans(sample[rows], k, seed)
-    seen = sample[np.unique(rows)]
-    original = np.eye(kmeans.n_clusters)[distances(seen, kmeans).argmin(axis=1)]
-    again = np.eye(k)[distances(seen, refit).argmin(axis=1)]
-    both = original.T @ again
-    either = original.sum(axis=0)[:, None] + again.sum(axis=0) - both
+    distinct = len(np.unique(sample[rows], axis=0))
+    model = _fit(sample[rows], method, min(k, distinct), seed)
+    labels: Labels = distances(sample, model).argmin(axis=1)
+    return labels
+
+
+def _recovered(original: Labels, refit: Labels, k: int) -> Matrix:
+    """Return per cluster the Jaccard similarity to its best match in a refit."""
+    one, other = np.eye(k)[original], np.eye(k)[refit]
+    both = one.T @ other
+    either = one.sum(axis=0)[:, None] + other.sum(axis=0) - both
     best: Matrix = (both / np.maximum(either, 1)).max(axis=1)
     return best
+
+
+def _refuse(candidate: Candidate, share_min: float, stability_min: float) -> str | None:
+    if candidate.stability < stability_min:
+        return f"its stability is {candidate.stability:.2f}, at least {stability_min:g} is needed"
+    if min(candidate.jaccard) < JACCARD_MIN:
+        found = f"refits find one of its segments again by {min(candidate.jaccard):.2f}"
+        return f"{found}, at least {JACCARD_MIN:g} is needed"
+    if candidate.smallest_share < share_min:
+        few = f"its smallest segment has {100 * candidate.smallest_share:.1f} % of users"
+        return f"{few}, at least {100 * share_min:g} % is needed"
+    return None
+
+
+def _choose(candidates: Sequence[Candidate]) -> Candidate:
+    """Choose the fewest clusters whose score is near the best, but those that serve if theirs is not far from it.
+
+    Where none is eligible it is the best by score.
+    """
+    eligible = [one for one in candidates if one.refused is None]
+    if not eligible:
+        return max(candidates, key=lambda one: one.score)
+    best = max(one.score for one in eligible)
+    near = [one for one in eligible if one.score >= (1 - (KEPT_TOLERANCE if one.kept else TOLERANCE)) * best]
+    return min(near, key=lambda one: (not one.kept, one.k, -one.score))
+
+
+def _centres(projected: Matrix, labels: Labels) -> Matrix:
+    """Return the means of clusters that have users."""
+    return np.array([projected[labels == i].mean(axis=0) for i in np.unique(labels)])
+
+
+def _centres_of(model: KMeans | GaussianMixture) -> Matrix:
+    centres: Matrix = model.cluster_centers_ if isinstance(model, KMeans) else model.means_
+    return centres

@@ -1,6 +1,6 @@
 """The figures that MLflow shows of a training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import numpy as np
@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from features.snapshots import title
+from models.clusters import METHODS, Candidate
 from models.evaluation import Probabilities, gains
 
 INK, PALE, GRID = "#22303c", "#9aa5b1", "#e6eaee"
@@ -88,25 +89,31 @@ def plot_profiles(profiles: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_silhouettes(silhouettes: Mapping[int, float]) -> Figure:
-    """Draw the mean silhouette per number of segments, and mark the highest."""
-    figure, axes = _axes("How many segments?", "Number of segments", "Mean silhouette")
-    numbers, values = list(silhouettes), list(silhouettes.values())
-    best = max(numbers, key=lambda k: silhouettes[k])
-    axes.plot(numbers, values, "o-", color=COLOURS[0], linewidth=2, markersize=6)
-    axes.plot(best, silhouettes[best], "o", color=COLOURS[1], markersize=12)
+def plot_candidates(candidates: Sequence[Candidate], chosen: Candidate) -> Figure:
+    """Draw the score of each number of segments, found in each way, and mark what was chosen.
+
+    Hollow are those that are not eligible.
+    """
+    figure, axes = _axes("How many segments?", "Number of segments", "Separation × stability")
+    for colour, method in zip(COLOURS[:1] + COLOURS[2:], METHODS, strict=False):
+        of_method = sorted((one for one in candidates if one.method == method and not one.kept), key=lambda one: one.k)
+        axes.plot([one.k for one in of_method], [one.score for one in of_method], "-", color=colour, label=method)
+        for one in of_method:
+            axes.plot(one.k, one.score, "o", color=colour, markerfacecolor="white" if one.refused else colour)
+    axes.plot(chosen.k, chosen.score, "o", color=COLOURS[1], markersize=12)
     axes.annotate(
-        f"{best} segments: {silhouettes[best]:.3f}",
-        (best, silhouettes[best]),
+        f"{chosen.k} segments{', those that serve' if chosen.kept else ''}",
+        (chosen.k, chosen.score),
         xytext=(0, 12),
         textcoords="offset points",
         ha="center",
         color=COLOURS[1],
         fontweight="bold",
     )
-    axes.set_xticks(numbers)
+    axes.set_xticks(sorted({one.k for one in candidates}))
     axes.margins(x=0.2)
-    axes.set_ylim(min(0.0, *values), 1.4 * max(0.0, *values))  # from 0, or small differences would look large
+    axes.set_ylim(0, 1.3 * max(0.01, *(one.score for one in candidates)))  # from 0, or differences would look large
+    axes.legend(frameon=False, loc="lower left")
     return figure
 
 

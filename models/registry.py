@@ -39,6 +39,7 @@ TRUSTED_TYPES = [
     "collections.OrderedDict",
     "lightgbm.basic.Booster",
     "lightgbm.sklearn.LGBMClassifier",
+    "models.clusters.project",
     "models.propensities.Blend",
     "models.propensities._signed_log1p",
     "numpy.clip",

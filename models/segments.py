@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 
 from features.snapshots import in_words
 from models import clusters, descriptions
-from models.clusters import NotEnoughUsers
+from models.clusters import Candidate, NotEnoughUsers
 from models.descriptions import Trait
 
 __all__ = ["NotEnoughUsers", "Segment", "SegmentModel", "assign", "describe", "fit", "numbered", "profiles"]
@@ -37,17 +37,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class SegmentModel:
-    """A fitted pipeline with its segments; `next_number` is the first number no segment ever had."""
+    """A fitted pipeline with its segments; `next_number` is the first number no segment ever had.
+
+    `chosen` tells how the clusters were found, among which `candidates`; `doubt` says why they are not to be relied on.
+    """
 
     pipeline: Pipeline
     segments: tuple[Segment, ...]
-    silhouettes: dict[int, float]
     next_number: int
-
-    @property
-    def silhouette(self) -> float:
-        """Return the mean silhouette of the chosen number of segments, from -1 to 1."""
-        return self.silhouettes[len(self.segments)]
+    chosen: Candidate | None = None
+    candidates: tuple[Candidate, ...] = ()
+    doubt: str | None = None
 
     @property
     def features(self) -> list[str]:
@@ -58,38 +58,67 @@ class SegmentModel:
         """Return everything but the pipeline, ready for JSON."""
         return {
             "segments": [asdict(segment) for segment in self.segments],
-            "silhouettes": {str(k): silhouette for k, silhouette in self.silhouettes.items()},
             "next_number": self.next_number,
+            "chosen": asdict(self.chosen) if self.chosen else None,
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "doubt": self.doubt,
         }
 
     @classmethod
     def from_dict(cls, pipeline: Pipeline, metadata: dict[str, Any]) -> "SegmentModel":
-        """Return the model that `to_dict` described, around its pipeline."""
+        """Return the model that `to_dict` described, around its pipeline; what older versions do not tell is empty."""
         segments = tuple(
             Segment(**(segment | {"typical": tuple(Trait(**trait) for trait in segment["typical"])}))
             for segment in metadata["segments"]
         )
-        silhouettes = {int(k): silhouette for k, silhouette in metadata["silhouettes"].items()}
-        return cls(pipeline, segments, silhouettes, metadata["next_number"])
+        candidates = tuple(Candidate.from_dict(told) for told in metadata.get("candidates", ()))
+        chosen = Candidate.from_dict(metadata["chosen"]) if metadata.get("chosen") else None
+        return cls(pipeline, segments, metadata["next_number"], chosen, candidates, metadata.get("doubt"))
 
 
-def fit(snapshot: pd.DataFrame, k_min: int, k_max: int, seed: int, n_jobs: int = -1) -> SegmentModel:
-    """Find the segments of one snapshot, by k-means on the float64 features.
+def fit(
+    snapshot: pd.DataFrame,
+    k_min: int,
+    k_max: int,
+    seed: int,
+    *,
+    share_min: float = clusters.SHARE_MIN,
+    stability_min: float = clusters.STABILITY_MIN,
+    champion: "SegmentModel | None" = None,
+    n_jobs: int = -1,
+) -> SegmentModel:
+    """Find the segments of one snapshot, by k-means or a mixture of normal distributions, on the float64 features.
 
     Counts, durations and amounts are compressed by the inverse hyperbolic sine, a logarithm that also takes 0
     and refunds; all features are standardised and cut at three deviations. A null is then filled with 0, the
-    average, so that what does not apply to a user pulls nowhere. Of one quantity over several windows only
-    the longest counts, and of two features that correlate by more than 0.9 only the first.
+    average, so that what does not apply to a user pulls nowhere; that it does not apply is a feature of its own. Of one
+    quantity over several windows only the longest counts, of two features that correlate by more than 0.9 only the
+    first, and none that goes with no other and has but one heap. What is left is projected on principal components with
+    90 % of its variance.
 
-    The number of segments, from `k_min` (at least 2) to `k_max`, is the one with the highest mean silhouette
-    (Rousseeuw 1987). The result depends neither on the order of the rows nor on the number of threads. Ids
-    are new, S01 being the largest segment; `align` brings back those that are known.
+    Candidates of both kinds, with `k_min` (at least 2) to `k_max` clusters, are judged by separation times stability:
+    the silhouette, and how alike refits to bootstraps are. Those of a stability under `stability_min`, with a cluster
+    that refits lose, or with one of fewer users than the share `share_min` are not eligible. The fewest clusters within
+    5 % of the best are chosen; but those of the `champion`, if it is within 15 %. If none is eligible, the model has a
+    `doubt`.
+
+    The result depends neither on the order of the rows nor on the number of threads. Ids are new, S01 being the largest
+    segment; `lineage.align` brings back those that are known.
 
     Raises NotEnoughUsers with fewer than 10 users per segment, or fewer different users than segments.
     """
     users = snapshot.sort_values("user_id", ignore_index=True)
-    found = clusters.find(users, k_min, k_max, seed, n_jobs)
-    k = len(found.stability)
+    found = clusters.find(
+        users,
+        k_min,
+        k_max,
+        seed,
+        share_min=share_min,
+        stability_min=stability_min,
+        incumbent=None if champion is None else _incumbent(champion, users),
+        n_jobs=n_jobs,
+    )
+    k = found.chosen.k
     features = users[clusters.columns_of(found.pipeline)]
     typical = [descriptions.traits(features, found.matrix, found.of_users == i) for i in range(k)]
     sizes = np.bincount(found.of_users, minlength=k)
@@ -101,12 +130,19 @@ def fit(snapshot: pd.DataFrame, k_min: int, k_max: int, seed: int, n_jobs: int =
             name=names[i],
             size=int(sizes[i]),
             share=float(sizes[i] / len(users)),
-            stability=found.stability[i],
+            stability=found.chosen.jaccard[i],
             typical=tuple(typical[i][:TRAIT_MAX]),
         )
         for i in range(k)
     )
-    return SegmentModel(found.pipeline, segments, found.silhouettes, next_number=k + 1)
+    return SegmentModel(found.pipeline, segments, k + 1, found.chosen, found.candidates, found.doubt)
+
+
+def _incumbent(model: SegmentModel, users: pd.DataFrame) -> clusters.Incumbent:
+    ids = pd.Index([segment.segment_id for segment in model.segments])
+    return clusters.Incumbent(
+        clusters.method_of(model.pipeline), ids.get_indexer(pd.Index(assign(model, users)["segment_id"]))
+    )
 
 
 def assign(model: SegmentModel, snapshot: pd.DataFrame) -> pd.DataFrame:
@@ -153,8 +189,7 @@ def profiles(model: SegmentModel) -> pd.DataFrame:
     0 is the average user; the segments are in the order of their ids.
     """
     order = sorted(range(len(model.segments)), key=lambda i: model.segments[i].segment_id)
-    centres = model.pipeline[-1].cluster_centers_[order]
-    return pd.DataFrame(centres, index=[model.segments[i].name for i in order], columns=model.features)
+    return clusters.profiles_of(model.pipeline).iloc[order].set_axis([model.segments[i].name for i in order])
 
 
 def numbered(sizes: Sequence[int] | NDArray[np.int_], first: int) -> list[str]:

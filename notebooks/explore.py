@@ -98,7 +98,8 @@ def _(configuration, k, model, snapshot):
     mo.vstack(
         [
             mo.md(
-                f"Silhouette {other.silhouette:.2f} (serving: {model.silhouette:.2f}); "
+                f"Silhouette {other.chosen.silhouette:.2f} (serving: {model.chosen.silhouette:.2f}), "
+                f"stability {other.chosen.stability:.2f} ({model.chosen.stability:.2f}); "
                 f"agreement with the serving segments {agreement:.2f} (adjusted Rand index, 1: the same)"
             ),
             mo.ui.table(segments.describe(other), selection=None),

@@ -4,7 +4,8 @@ import pytest
 from matplotlib import _pylab_helpers
 from matplotlib.patches import Rectangle
 
-from models.figures import plot_calibration, plot_gains, plot_profiles, plot_silhouettes
+from models.clusters import Candidate, Method
+from models.figures import plot_calibration, plot_candidates, plot_gains, plot_profiles
 
 
 def test_gains_rise_from_nobody_to_everybody() -> None:
@@ -38,13 +39,27 @@ def test_profiles_start_with_what_tells_segments_apart() -> None:
     assert [text.get_text() for text in axes.texts] == ["+1.6"]
 
 
-def test_the_chosen_number_of_segments_is_marked() -> None:
-    axes = plot_silhouettes({2: 0.2, 3: 0.35, 4: 0.3}).axes[0]
+def candidate(k: int, silhouette: float, refused: str | None = None, method: Method = "k-means") -> Candidate:
+    return Candidate(method, k, False, silhouette, 0.5, (1.0,) * k, 1 / k, refused)
 
-    assert [text.get_text() for text in axes.texts] == ["3 segments: 0.350"]
+
+CANDIDATES = [candidate(2, 0.2), candidate(3, 0.35), candidate(4, 0.3, "too small"), candidate(2, 0.1, None, "mixture")]
+
+
+def test_the_chosen_number_of_segments_is_marked() -> None:
+    axes = plot_candidates(CANDIDATES, CANDIDATES[1]).axes[0]
+
+    assert [text.get_text() for text in axes.texts] == ["3 segments"]
+
+
+def test_candidates_that_are_not_eligible_are_hollow() -> None:
+    axes = plot_candidates(CANDIDATES, CANDIDATES[1]).axes[0]
+
+    hollow = [np.asarray(line.get_xydata()).tolist() for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert hollow == [[[4, 0.15]]]
 
 
 def test_figures_leave_no_global_state() -> None:
-    plot_silhouettes({2: 0.2, 3: 0.35})
+    plot_candidates(CANDIDATES, CANDIDATES[1])
 
     assert _pylab_helpers.Gcf.figs == {}

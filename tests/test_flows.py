@@ -133,7 +133,7 @@ def test_mlflow_holds_a_run_per_task_with_its_metrics(ran: Ran) -> None:
 def test_mlflow_keeps_the_plots(ran: Ran) -> None:
     plots = {path.name for path in (ran.configuration.mlruns / "artifacts").rglob("*.png")}
 
-    assert plots == {"gains.png", "calibration.png", "profiles.png", "silhouettes.png"}
+    assert plots == {"gains.png", "calibration.png", "profiles.png", "candidates.png"}
 
 
 def test_the_new_version_is_challenger_and_the_serving_one_champion(ran: Ran) -> None:
