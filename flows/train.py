@@ -327,6 +327,7 @@ def _judgement(candidate: Candidate) -> dict[str, float]:
     """Return how clusters were judged, as metrics."""
     return {
         "silhouette": candidate.silhouette,
+        "separation": candidate.separation,
         "stability": candidate.stability,
         "jaccard_min": min(candidate.jaccard),
         "smallest_share": candidate.smallest_share,
@@ -341,7 +342,7 @@ def _explain_segments(metadata: dict[str, Any]) -> str:
     chosen = Candidate.from_dict(metadata["chosen"])
     return (
         f"Promoted: {chosen.k} segments, stability {chosen.stability:.2f} (1: the same in every refit), "
-        f"silhouette {chosen.silhouette:.2f}."
+        f"{chosen.separation:.1f} times as separate as parts of one heap."
     )
 
 

@@ -38,6 +38,8 @@ DEVIATION_MAX = 3.0  # standard deviations: a handful of heavy users must not be
 VARIANCE_SHARE = 0.9
 TOLERANCE = 0.05  # of the best score: to so little more, fewer clusters are preferred
 KEPT_TOLERANCE = 0.15  # of the best score: to so little more, the clusters that serve are preferred
+SEPARATION_MIN = 1.35  # noise of more than three features stays below 1.25
+HEAP_COUNT = 3
 JACCARD_MIN = 0.5  # below it a cluster is dissolved (Hennig 2007)
 SHARE_MIN = 0.02
 STABILITY_MIN = 0.6
@@ -56,16 +58,18 @@ class NotEnoughUsers(ValueError):  # noqa: N818
 class Candidate:
     """Tell of clusters that were found: how, how many, and how they were judged; `kept` are those that serve already.
 
-    `silhouette` is the mean one (-1 to 1; Rousseeuw 1987), `stability` the mean adjusted Rand index between pairs of
-    refits to bootstrap samples (Hubert and Arabie 1985), `jaccard` for each cluster the mean Jaccard similarity to its
-    best match in refits (Hennig 2007), `smallest_share` that of the smallest cluster. `refused` says why it was not
-    eligible.
+    `silhouette` is the mean one (-1 to 1; Rousseeuw 1987), `separation` its ratio to that of as many clusters in one
+    heap, a normal distribution with the same variances (after Liu et al. 2008), `stability` the mean adjusted Rand
+    index between pairs of refits to bootstrap samples (Hubert and Arabie 1985), `jaccard` for each cluster the mean
+    Jaccard similarity to its best match in refits (Hennig 2007), `smallest_share` that of the smallest cluster.
+    `refused` says why it was not eligible.
     """
 
     method: Method
     k: int
     kept: bool
     silhouette: float
+    separation: float
     stability: float
     jaccard: tuple[float, ...]
     smallest_share: float
@@ -79,7 +83,7 @@ class Candidate:
     @property
     def score(self) -> float:
         """Return separation times stability."""
-        return max(self.silhouette, 0) * self.stability
+        return max(self.separation, 0) * self.stability
 
     @property
     def name(self) -> str:
@@ -144,7 +148,11 @@ def find(
             if len(centres) in counts:
                 starts.append((incumbent.method, len(centres), centres))
         parallel = Parallel(n_jobs=n_jobs, prefer="threads")
-        found = parallel(delayed(_judge)(sample, method, k, centres, seed) for method, k, centres in starts)
+        heaps = parallel(delayed(_silhouette_of_heap)(sample, k, seed) for k in counts)
+        by_chance = dict(zip(counts, heaps, strict=True))
+        found = parallel(
+            delayed(_judge)(sample, method, k, centres, by_chance[k], seed) for method, k, centres in starts
+        )
         candidates = [replace(one, refused=_refuse(one, share_min, stability_min)) for _, one in found]
         chosen = _choose(candidates)
         model = found[candidates.index(chosen)][0]
@@ -283,7 +291,7 @@ def _sample(count: int, most: int, seed: int) -> Labels:
 
 
 def _judge(
-    sample: Matrix, method: Method, k: int, centres: Matrix | None, seed: int
+    sample: Matrix, method: Method, k: int, centres: Matrix | None, by_chance: float, seed: int
 ) -> tuple[KMeans | GaussianMixture, Candidate]:
     model = _fit(sample, method, k, seed, centres)
     labels = distances(sample, model).argmin(axis=1)
@@ -295,8 +303,25 @@ def _judge(
     stability = float(np.mean([adjusted_rand_score(one, other) for one, other in combinations(refits, 2)]))
     jaccard = np.mean([_recovered(original, refit, k) for refit in refits], axis=0)
     return model, Candidate(
-        method, k, centres is not None, silhouette, stability, tuple(jaccard.tolist()), float(sizes.min() / len(sample))
+        method=method,
+        k=k,
+        kept=centres is not None,
+        silhouette=silhouette,
+        separation=silhouette / by_chance,
+        stability=stability,
+        jaccard=tuple(jaccard.tolist()),
+        smallest_share=float(sizes.min() / len(sample)),
     )
+
+
+def _silhouette_of_heap(sample: Matrix, k: int, seed: int) -> float:
+    """Return the mean silhouette of clusters in a normal distribution with the sample's variances."""
+    random = np.random.default_rng(seed)
+    silhouettes = []
+    for number in range(HEAP_COUNT):
+        heap = random.normal(size=(min(len(sample), REFITTED_MAX), sample.shape[1])) * sample.std(axis=0)
+        silhouettes.append(silhouette_score(heap, _fit(heap, "k-means", k, seed + number).labels_))
+    return float(np.mean(silhouettes))
 
 
 def _fit(matrix: Matrix, method: Method, k: int, seed: int, centres: Matrix | None = None) -> KMeans | GaussianMixture:
@@ -332,6 +357,9 @@ def _recovered(original: Labels, refit: Labels, k: int) -> Matrix:
 def _refuse(candidate: Candidate, share_min: float, stability_min: float) -> str | None:
     if candidate.stability < stability_min:
         return f"its stability is {candidate.stability:.2f}, at least {stability_min:g} is needed"
+    if candidate.separation < SEPARATION_MIN:
+        found = f"its segments are {candidate.separation:.2f} times as separate as parts of one heap"
+        return f"{found}, at least {SEPARATION_MIN:g} is needed"
     if min(candidate.jaccard) < JACCARD_MIN:
         found = f"refits find one of its segments again by {min(candidate.jaccard):.2f}"
         return f"{found}, at least {JACCARD_MIN:g} is needed"

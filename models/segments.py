@@ -97,8 +97,9 @@ def fit(
     90 % of its variance.
 
     Candidates of both kinds, with `k_min` (at least 2) to `k_max` clusters, are judged by separation times stability:
-    the silhouette, and how alike refits to bootstraps are. Those of a stability under `stability_min`, with a cluster
-    that refits lose, or with one of fewer users than the share `share_min` are not eligible. The fewest clusters within
+    the silhouette against that of one heap, and how alike refits to bootstraps are. Those that are hardly more separate
+    than one heap, of a stability under `stability_min`, with a cluster that refits lose, or with one of fewer users
+    than the share `share_min` are not eligible. The fewest clusters within
     5 % of the best are chosen; but those of the `champion`, if it is within 15 %. If none is eligible, the model has a
     `doubt`.
 

@@ -157,12 +157,25 @@ def test_planted_groups_are_found(seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform", "skewed"])
-def test_noise_is_not_stable(kind: str) -> None:
+def test_noise_is_no_more_separate_than_one_heap_and_not_stable(kind: str) -> None:
     clusters = find(noise(600, kind=kind), 3, 4, seed=1)
 
+    assert max(one.separation for one in clusters.candidates) < 1.25
     assert max(one.stability for one in clusters.candidates) < 0.6
     assert clusters.doubt is not None
     assert "at least 0.6 is needed" in clusters.doubt
+
+
+def test_a_continuum_has_no_segments_however_stable_its_parts_are() -> None:
+    activity = np.random.default_rng(3).normal(size=600)
+    frame = pd.DataFrame({"user_id": [f"u{i:03d}" for i in range(600)]})
+    for i in range(4):
+        frame[f"score_{i}"] = np.exp(activity + 0.5 * np.random.default_rng(i).normal(size=600))
+    clusters = find(frame, 3, 4, seed=1)
+
+    assert clusters.chosen.stability > 0.6
+    assert clusters.doubt is not None
+    assert "times as separate as parts of one heap" in clusters.doubt
 
 
 def test_fewer_clusters_are_preferred_where_more_are_hardly_better(found: Clusters) -> None:

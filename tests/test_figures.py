@@ -40,7 +40,7 @@ def test_profiles_start_with_what_tells_segments_apart() -> None:
 
 
 def candidate(k: int, silhouette: float, refused: str | None = None, method: Method = "k-means") -> Candidate:
-    return Candidate(method, k, False, silhouette, 0.5, (1.0,) * k, 1 / k, refused)
+    return Candidate(method, k, False, silhouette / 2, silhouette, 0.5, (1.0,) * k, 1 / k, refused)
 
 
 CANDIDATES = [candidate(2, 0.2), candidate(3, 0.35), candidate(4, 0.3, "too small"), candidate(2, 0.1, None, "mixture")]
