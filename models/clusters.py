@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import kurtosis, skew
@@ -123,13 +122,12 @@ def find(
     share_min: float = SHARE_MIN,
     stability_min: float = STABILITY_MIN,
     incumbent: Incumbent | None = None,
-    n_jobs: int = -1,
 ) -> Clusters:
     """Find the clusters of users, one row each, by their float64 features; see `models.segments.fit`."""
     needed = k_min * USERS_PER_SEGMENT_MIN
     if len(users) < needed:
         raise NotEnoughUsers(f"{k_min} segments need at least {needed} users, the snapshot has {len(users)}")
-    # k-means differs in the last bits with another number of threads: fits run beside each other, each on one
+    # k-means differs in the last bits with another number of threads; of so few rows one thread makes the most
     with threadpool_limits(limits=1):
         # With one seed, whatever the training's: other clusters shall not come of another preparation.
         learnt = _sample(len(users), LEARNT_MAX, seed=0)
@@ -147,12 +145,8 @@ def find(
             centres = _centres(projected, incumbent.of_users)
             if len(centres) in counts:
                 starts.append((incumbent.method, len(centres), centres))
-        parallel = Parallel(n_jobs=n_jobs, prefer="threads")
-        heaps = parallel(delayed(_silhouette_of_heap)(sample, k, seed) for k in counts)
-        by_chance = dict(zip(counts, heaps, strict=True))
-        found = parallel(
-            delayed(_judge)(sample, method, k, centres, by_chance[k], seed) for method, k, centres in starts
-        )
+        by_chance = {k: _silhouette_of_heap(sample, k, seed) for k in counts}
+        found = [_judge(sample, method, k, centres, by_chance[k], seed) for method, k, centres in starts]
         candidates = [replace(one, refused=_refuse(one, share_min, stability_min)) for _, one in found]
         chosen = _choose(candidates)
         model = found[candidates.index(chosen)][0]
@@ -326,14 +320,12 @@ def _silhouette_of_heap(sample: Matrix, k: int, seed: int) -> float:
 
 def _fit(matrix: Matrix, method: Method, k: int, seed: int, centres: Matrix | None = None) -> KMeans | GaussianMixture:
     """Fit clusters, from given centres or from the best of several random starts."""
-    # OpenMP's limit belongs to the thread that sets it, so every thread of the fan-out sets its own
-    with threadpool_limits(limits=1, user_api="openmp"):
-        if method == "k-means":
-            if centres is None:
-                return KMeans(n_clusters=k, n_init=10, random_state=seed).fit(matrix)
-            return KMeans(n_clusters=k, init=centres, n_init=1).fit(matrix)
-        settings = {"reg_covar": 1e-2, "max_iter": 300, "random_state": seed}
-        return GaussianMixture(k, means_init=centres, **settings).fit(matrix)
+    if method == "k-means":
+        if centres is None:
+            return KMeans(n_clusters=k, n_init=10, random_state=seed).fit(matrix)
+        return KMeans(n_clusters=k, init=centres, n_init=1).fit(matrix)
+    settings = {"reg_covar": 1e-2, "max_iter": 300, "random_state": seed}
+    return GaussianMixture(k, means_init=centres, **settings).fit(matrix)
 
 
 def _refit(sample: Matrix, method: Method, k: int, seed: int) -> Labels:

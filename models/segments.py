@@ -85,7 +85,6 @@ def fit(
     share_min: float = clusters.SHARE_MIN,
     stability_min: float = clusters.STABILITY_MIN,
     champion: "SegmentModel | None" = None,
-    n_jobs: int = -1,
 ) -> SegmentModel:
     """Find the segments of one snapshot, by k-means or a mixture of normal distributions, on the float64 features.
 
@@ -103,7 +102,7 @@ def fit(
     5 % of the best are chosen; but those of the `champion`, if it is within 15 %. If none is eligible, the model has a
     `doubt`.
 
-    The result depends neither on the order of the rows nor on the number of threads. Ids are new, S01 being the largest
+    The result depends neither on the order of the rows nor on the number of cores. Ids are new, S01 being the largest
     segment; `lineage.align` brings back those that are known.
 
     Raises NotEnoughUsers with fewer than 10 users per segment, or fewer different users than segments.
@@ -117,7 +116,6 @@ def fit(
         share_min=share_min,
         stability_min=stability_min,
         incumbent=None if champion is None else _incumbent(champion, users),
-        n_jobs=n_jobs,
     )
     k = found.chosen.k
     features = users[clusters.columns_of(found.pipeline)]

@@ -59,9 +59,8 @@ def test_a_model_tells_how_it_was_chosen() -> None:
     assert model.doubt is None
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_neither_the_order_of_rows_nor_the_number_of_threads_changes_a_bit(n_jobs: int) -> None:
-    model, again = fit(noise(), 2, 3, seed=1), fit(noise().iloc[::-1], 2, 3, seed=1, n_jobs=n_jobs)
+def test_the_order_of_rows_changes_no_bit() -> None:
+    model, again = fit(noise(), 2, 3, seed=1), fit(noise().iloc[::-1], 2, 3, seed=1)
 
     assert again.to_dict() == model.to_dict()
     assert again.pipeline[-1].cluster_centers_.tobytes() == model.pipeline[-1].cluster_centers_.tobytes()

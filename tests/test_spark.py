@@ -277,7 +277,7 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
     many = many.astype({"churned": bool})
     churn = propensities.fit(many, many, "churned", 0, propensities.Budget(trials=1)).model
     serving = scoring.Serving(
-        segments=segments.fit(snapshot, 2, 3, seed=0, n_jobs=1),
+        segments=segments.fit(snapshot, 2, 3, seed=0),
         segments_version=3,
         propensities={"churn": scoring.Propensity(churn, 7, SEEN_IN_7_DAYS)},
         holdout_share=0.3,
