@@ -4,6 +4,7 @@ A feature is a function named after its column: it takes the table that its sect
 over a user's rows. The first sentence of its docstring is its title in reports; `models.reasons` says its values.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
@@ -337,6 +338,11 @@ def take_snapshots(
             snapshots = snapshots.left_join(_of_users(attributes, attribute_names), "user_id").drop("user_id_right")
         numbers = {name: snapshots[name].cast("float64") for name in feature_names(windows_days)}
         yield some, snapshots_table(windows_days, attribute_names).check(snapshots.mutate(**numbers))
+
+
+def quantity(name: str) -> str:
+    """Return a feature's name without its window: session_count for session_count_28d."""
+    return re.sub(r"_\d+d$", "", name)
 
 
 def title(name: str) -> str:

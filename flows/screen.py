@@ -13,8 +13,6 @@ from rich.text import Text
 from features.events import REASONS
 from flows.run import Result
 
-TYPICAL_SHOWN = 3
-
 
 def to_json(result: object) -> str:
     """Write a stage's result as JSON: instants in ISO 8601, paths as text."""
@@ -59,7 +57,7 @@ def _show_segments(result: Result, console: Console) -> None:
             segment.name,
             f"{segment.users:,}",
             f"{segment.share:.0%}".replace("%", " %"),
-            "\n".join(segment.typical[:TYPICAL_SHOWN]),
+            "\n".join([segment.summary, *segment.flags]),
         )
     console.print(table if result.scored.segments else Padding("none: no segments were found yet", (0, 0, 0, 2)))
     console.print()

@@ -20,7 +20,7 @@ from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
 from flows.world import TOUCHES_THE_WORLD
-from models import figures, lineage, promotion, propensities, segments
+from models import figures, lineage, promotion, propensities, segment_card, segments
 from models.label_card import LabelCard
 from models.registry import PROMOTIONS, Promotion, Registry, TrialStatus, Version, promotion_tag
 
@@ -93,7 +93,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
         if serving is not None:
             champion = segments.SegmentModel.from_dict(serving.model, serving.metadata)
             new, old = (_segment_ids(one, snapshot) for one in (model, champion))
-            model = lineage.align(model, new, old, champion.next_number)
+            model = segments.keep_names(lineage.align(model, new, old, champion.next_number), champion)
         with registry.run(f"{configuration.name}/segments", _run_name("segments", as_of)) as run:
             run.log_params(params)
             run.log_input(snapshot, f"{configuration.name}/snapshots", content, "train")
@@ -102,6 +102,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             run.log_figure(figures.plot_silhouettes(model.silhouettes), "silhouettes.png")
             run.log_figure(figures.plot_profiles(segments.profiles(model)), "profiles.png")
             run.log_dict(model.to_dict(), "segments.json")
+            run.log_text(segment_card.to_html(model, configuration.name, as_of), "segments.html")
             run.log_model(
                 model.pipeline, name, fingerprint, snapshot, model.to_dict(), tags=version_tags(as_of, promoted=True)
             )

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from models.descriptions import quantity
+from features.snapshots import quantity
 
 USERS_PER_SEGMENT_MIN = 10
 SAMPLE_MAX = 5_000  # users that choose k and judge stability: both cost the square or a multiple of a fit
