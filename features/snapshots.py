@@ -45,6 +45,7 @@ FIRSTS = {"new_day_count": "local_day", "new_item_count": "item_id", "new_catego
 LASTS = {"support_at": SUPPORT_VIEW, "purchase_at": PURCHASE}
 COUNTS = ("page_view_count", "search_count", "support_count", "cart_add_count")
 US_PER_QUARTER = 15 * 60 * 1_000_000
+MINUTES_WITHOUT_SECONDS = 10
 ROWS_AT_ONCE = 200_000
 """Rows of SNAPSHOTS that one query makes: it takes some hundred megabytes."""
 
@@ -380,6 +381,8 @@ def in_words(name: str, value: float) -> str:
 def format_value(name: str, value: float) -> str:
     """Write a feature's value, rounded as people would, with its unit; null as a dash.
 
+    >>> format_value("duration_mean_s", 1036.0)
+    '17 min'
     >>> format_value("session_count", 1234.0), format_value("pages_per_session", 3.14159)
     ('1,234', '3.1')
     """
@@ -389,6 +392,8 @@ def format_value(name: str, value: float) -> str:
         return f"{value:.0%}".replace("%", " %")
     if name.endswith("_s"):
         minutes, seconds = divmod(round(value), 60)
+        if minutes >= MINUTES_WITHOUT_SECONDS:
+            return f"{round(value / 60):,} min"
         return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     return f"{value:,.0f}" if abs(value) >= 10 or float(value).is_integer() else f"{value:,.1f}"
 

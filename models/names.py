@@ -88,7 +88,7 @@ FORMS = {
     "campaign_session_count": Forms("campaign", (Form(1, "campaign responders", after="drawn by campaigns"),)),
     "cart_count": Forms(
         "cart",
-        (Form(2, "cart fillers", after="with many carts"), Form(1, after="with a cart")),
+        (Form(2, "cart fillers", after="with many carts"),),
         (Form(0, after="without a cart"), Form(ALL, after="with few carts")),
     ),
     "cart_abandonment_rate": Forms(
@@ -166,8 +166,10 @@ CLASHES = (
     {"recent", "inactive"},
     {"recent", "past"},
     {"long-standing", "one-time"},
+    {"inactive", "not buying lately"},
+    {"lapsed", "not buying lately"},
 )
-"""Words that contradict each other in one name."""
+"""Words that in one name contradict each other, or say the same."""
 NOUNS = ("buying", "basket", "cart", "support", "campaign")
 """The topics of nouns: of two the first is who users are, the other what they do."""
 
@@ -329,7 +331,7 @@ def _composed(parts: Sequence[_Part]) -> Named | None:
     words = [part.adjective for part in adjectives]
     noun = head.noun if head else "visitors"
     twice = set(words) & set(noun.split())  # recent recent buyers
-    if len(afters) > 1 or twice or any(clash <= {*words, *noun.split()} for clash in CLASHES):
+    if len(afters) > 1 or twice or any(clash <= {*words, *noun.split(), *afters} for clash in CLASHES):
         return None
     if {"lapsed", "fading"} & set(words):
         noun = noun.removeprefix("past ")

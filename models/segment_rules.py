@@ -63,6 +63,8 @@ class _Range:
     whole: bool = False
 
     def holds(self, values: NDArray[np.float64]) -> Mask:
+        if self.low == np.inf:  # what a tree parts from all that is known
+            return np.isnan(values)
         within: Mask = ((values >= self.low) if self.whole else (values > self.low)) & (values <= self.high)
         if self.low == -np.inf:
             within |= values == -np.inf

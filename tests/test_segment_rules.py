@@ -219,6 +219,14 @@ def test_infinite_values_take_part() -> None:
     assert (rule.precision, rule.recall) == (1, 1)
 
 
+def test_an_infinite_value_is_not_null() -> None:
+    users = numbers(300)
+    users.loc[::3, "session_count"] = np.nan
+    users.loc[1::3, "session_count"] = np.inf
+
+    assert rule_for(users, users["session_count"].isna().to_numpy()).text == "session_count is null"
+
+
 # --- nothing to tell by ---
 
 
