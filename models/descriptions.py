@@ -16,6 +16,8 @@ from models.reasons import sentence
 TREND = "session_trend_28d"
 DIFFERENCE_SMALL, DIFFERENCE_MEDIUM = 0.2, 0.5
 """Standard deviations (Cohen 1988): less than the first is not told, less than the second makes no name."""
+TYPICAL_SHARE, OTHERS_SHARE = 0.3, 0.5
+"""A value is typical of a segment if at least the first share has it, or the second of all others, and more than it."""
 DEVIATION_MAX = 3.0
 """Standard deviations at which a feature is cut, or a handful of heavy users would be all that tells."""
 CORRELATION_MAX = 0.7
@@ -137,12 +139,8 @@ class Trait:
             return place(self.feature, self.category)
         if self.statistic != "any":
             return title(self.feature) + self._on_average()
-        did = DID.get(quantity(self.feature))
-        return (
-            f"with {title(self.feature)}"
-            if did is None
-            else did + "".join(title(self.feature).partition(" in the")[1:])
-        )
+        did, named = DID.get(quantity(self.feature)), title(self.feature)
+        return f"with {named}" if did is None else did + "".join(named.partition(" in the")[1:])
 
 
 def place(column: str, category: str) -> str:
@@ -190,8 +188,8 @@ def traits(users: pd.DataFrame, of_users: NDArray[np.intp], count: int) -> list[
         _add(found, _of_text(name, users[name], of_users, count))
     with np.errstate(invalid="ignore", divide="ignore"):
         correlations = np.abs(np.atleast_2d(np.corrcoef(list(sample.values())))) if sample else np.empty((0, 0))
-    place = {name: i for i, name in enumerate(sample)}
-    return [_once(of_one, place, correlations) for of_one in found]
+    position = {name: i for i, name in enumerate(sample)}
+    return [_once(of_one, position, correlations) for of_one in found]
 
 
 def _add(found: list[list[Trait]], more: list[Trait | None]) -> None:
@@ -203,11 +201,11 @@ def _add(found: list[list[Trait]], more: list[Trait | None]) -> None:
 def _compressed(values: Matrix) -> Matrix | None:
     """Return values in standard deviations, compressed and cut, null where not finite; None of a constant."""
     compressed: Matrix = np.arcsinh(np.where(np.isfinite(values), values, np.nan))
-    for cut in (DEVIATION_MAX, np.inf):  # what is cut has a deviation of its own
+    for limit in (DEVIATION_MAX, np.inf):  # what is cut has a deviation of its own
         known = compressed[~np.isnan(compressed)]
         if not len(known) or known.min() == known.max():
             return None
-        compressed = np.clip((compressed - known.mean()) / known.std(), -cut, cut)
+        compressed = np.clip((compressed - known.mean()) / known.std(), -limit, limit)
     return compressed
 
 
@@ -217,70 +215,70 @@ def _of_number(name: str, values: Matrix, compressed: Matrix, ends: NDArray[np.i
     parts = [slice(first, end) for first, end in pairwise(ends)]
     counts = np.array([known[part].sum() for part in parts])
     sums = np.array([np.nansum(compressed[part]) for part in parts])
-    differences = _differences(sums, counts, np.diff(ends))
-    median, mean, above = (float(one) for one in _statistics(values[known]))
-    traits: list[Trait | None] = []
+    [differences] = _differences(sums[:, None], counts, np.diff(ends)).T
+    everyone = _statistics(values[known])
+    counted = quantity(name).endswith("_count") or name == "revenue_total"
+    told: list[Trait | None] = []
     for part, difference in zip(parts, differences, strict=True):
         if np.isnan(difference):
-            traits.append(None)
+            told.append(None)
             continue
-        here = dict(zip(("median", "mean", "any"), _statistics(values[part][known[part]]), strict=True))
-        everyone = {"median": median, "mean": mean, "any": above}
-        counted = quantity(name).endswith("_count") or name == "revenue_total"
-        of_few = counted and (here["median"] == 0 if difference < 0 else here["median"] == median)
-        options: tuple[Statistic, ...] = ("any", "median") if of_few else ("median", "any" if counted else "mean")
-        options = ("median",) if name.endswith("_s") else options
-        made = [Trait(name, float(difference), how, float(here[how]), everyone[how]) for how in options]
-        traits.append(next((trait for trait in made if trait.is_telling()), None))
-    return traits
+        here = _statistics(values[part][known[part]])
+        options: tuple[Statistic, ...] = ("median", "any") if counted else ("median", "mean")
+        if name.endswith("_s"):
+            options = ("median",)
+        elif counted and here["median"] == (0 if difference < 0 else everyone["median"]):
+            options = ("any", "median")
+        made = [Trait(name, float(difference), option, here[option], everyone[option]) for option in options]
+        told.append(next((trait for trait in made if trait.is_telling()), None))
+    return told
 
 
-def _statistics(values: Matrix) -> tuple[float, float, float]:
-    return float(np.median(values)), float(values.mean()), float((values > 0).mean())
+def _statistics(values: Matrix) -> dict[Statistic, float]:
+    return {"median": float(np.median(values)), "mean": float(values.mean()), "any": float((values > 0).mean())}
 
 
 def _of_text(name: str, column: pd.Series, of_users: NDArray[np.intp], count: int) -> list[Trait | None]:
     """Return the trait that a value of a text column is of each segment: the one that tells most."""
     codes, values = pd.factorize(column)
     known = codes >= 0
-    if not len(values):
-        return [None] * count
+    sizes = np.bincount(of_users, minlength=count)
     cells = np.bincount(of_users[known] * len(values) + codes[known], minlength=count * len(values))
     table = cells.reshape(count, len(values))
-    counts, sizes, overall = table.sum(axis=1), np.bincount(of_users, minlength=count), table.sum(axis=0) / known.sum()
-    deviation = np.sqrt(overall * (1 - overall))
+    counts = table.sum(axis=1)
+    often = (table >= TYPICAL_SHARE * np.maximum(counts, 1)[:, None]).any(axis=0)
+    table, values = table[:, often], values[often]
+    if not len(values):
+        return [None] * count
+    overall = table.sum(axis=0) / known.sum()
     with np.errstate(invalid="ignore", divide="ignore"):
-        differences = np.array(
-            [_differences(of_value, counts, sizes) for of_value in (table / deviation).T]  # 0 / 0: all have it
-        ).T
+        differences = _differences(table / np.sqrt(overall * (1 - overall)), counts, sizes)  # 0 / 0 where all have it
         shares = table / counts[:, None]
         others = (table.sum(axis=0) - table) / (counts.sum() - counts)[:, None]
-    telling = np.where(differences > 0, shares >= TYPICAL_SHARE, others >= 0.5)
+    telling = np.where(differences > 0, shares >= TYPICAL_SHARE, others >= OTHERS_SHARE)
     strength = np.where(telling, np.nan_to_num(np.abs(differences)), 0)
-    traits: list[Trait | None] = []
+    told: list[Trait | None] = []
     for i, best in enumerate(strength.argmax(axis=1)):
-        share, difference = float(shares[i, best]), float(differences[i, best])
-        category = cut(str(values[best]))
-        told = Trait(name, difference, "share", share, float(overall[best]), category)
-        traits.append(told if strength[i, best] > 0 else None)
-    return traits
-
-
-TYPICAL_SHARE = 0.3
-"""Of a segment's users at least so many have a value that is typical of it."""
+        share, of_all = float(shares[i, best]), float(overall[best])
+        trait = Trait(name, float(differences[i, best]), "share", share, of_all, cut(str(values[best])))
+        told.append(trait if strength[i, best] > 0 else None)
+    return told
 
 
 def _differences(sums: Matrix, counts: NDArray[np.int_], sizes: NDArray[np.int_]) -> Matrix:
-    """Return each segment's mean less that of everyone else; null where too few are known, or it may be chance."""
-    others = counts.sum() - counts
+    """Return each segment's means less those of everyone else; null where too few are known, or it may be chance.
+
+    `sums` has a row for each segment and a column for each feature, `counts` the segment's known and `sizes` all users.
+    """
+    here, others = counts[:, None], (counts.sum() - counts)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Matrix = sums / counts - (sums.sum() - sums) / others
-        chance = 2 * np.sqrt(1 / counts + 1 / others)
-        found[(2 * counts < sizes) | ~(np.abs(found) > chance) | ~np.isfinite(found)] = np.nan
+        found: Matrix = sums / here - (sums.sum(axis=0) - sums) / others
+        chance = 2 * np.sqrt(1 / here + 1 / others)
+        found[(2 * here < sizes[:, None]) | ~(np.abs(found) > chance) | ~np.isfinite(found)] = np.nan
     return found
 
 
-def _once(found: list[Trait], place: dict[str, int], correlations: Matrix) -> list[Trait]:
+def _once(found: list[Trait], position: dict[str, int], correlations: Matrix) -> list[Trait]:
     """Return the strongest traits that say different things."""
 
     def weight(trait: Trait) -> float:  # of what correlates, at which hours users come says more than when they don't
@@ -293,7 +291,7 @@ def _once(found: list[Trait], place: dict[str, int], correlations: Matrix) -> li
             or (
                 trait.category is None
                 and other.category is None
-                and correlations[place[trait.feature], place[other.feature]] > CORRELATION_MAX
+                and correlations[position[trait.feature], position[other.feature]] > CORRELATION_MAX
             )
             for other in chosen
         )
