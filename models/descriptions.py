@@ -25,6 +25,7 @@ CORRELATION_MAX = 0.7
 SAMPLE_MAX = 20_000
 """Users by whom it is judged which features say the same."""
 TRAIT_MAX = 12
+PLACES = {"device": "on", "source": "via", "country": "from"}
 SAID_OF_SHARE = {"0 %": "none", "100 %": "all"}
 DID = {
     "session_count": "came",
@@ -91,7 +92,8 @@ class Trait:
         """
         value, _ = self.written()
         if self.statistic in ("any", "share"):
-            return f"{SAID_OF_SHARE.get(value, value)} {self.what()}"
+            attribute = self.category is not None and self.feature not in PLACES
+            return f"{SAID_OF_SHARE.get(value, value)} {'with ' if attribute else ''}{self.what()}"
         if self.feature == TREND and self.value == -1:
             return "no session in the last 28 days but some in the 28 before"
         said = sentence(self.feature, self.value).removesuffix(" so far")
@@ -149,17 +151,16 @@ def place(column: str, category: str) -> str:
     >>> place("device", "mobile"), place("country", "France"), place("age_band", "35-55"), place("newsletter", "yes")
     ('on mobile', 'from France', 'age band 35-55', 'newsletter yes')
     """
-    before = {"device": "on", "source": "via", "country": "from"}.get(column, title(column))
-    return f"{before} {cut(category)}"
+    return f"{PLACES.get(column) or title(column)} {cut(category)}"
 
 
 def cut(text: str) -> str:
-    """Return a value on one line, and no more of it than fits there.
+    """Return a value on one line, without control characters, and no more of it than fits there.
 
     >>> cut("a" * 100)
     'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
     """
-    line = " ".join(text[: 10 * TEXT_MAX].split())
+    line = "".join(filter(str.isprintable, " ".join(text[: 10 * TEXT_MAX].split())))
     return line if len(line) <= TEXT_MAX else line[: TEXT_MAX - 1] + "…"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.snapshots import quantity
-from models.descriptions import DIFFERENCE_MEDIUM, Trait, place
+from models.descriptions import DIFFERENCE_MEDIUM, PLACES, Trait, place
 
 KEPT_MIN = 0.5
 """The part of a trait's difference that must still be there for a name that was made of it to stay true."""
@@ -282,7 +282,7 @@ def _part(trait: Trait) -> _Part | None:
     """Return how a name says a trait; None where it would promise more than holds of most of the segment."""
     if trait.category is not None:
         words = place(trait.feature, trait.category)
-        after = words if trait.feature in ("device", "source", "country") else f"({words})"
+        after = words if trait.feature in PLACES else f"({words})"
         if trait.difference < 0:
             after = f"outside {trait.category}" if trait.feature == "country" and trait.value <= FEW else ""
         elif trait.value < MOST:

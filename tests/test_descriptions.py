@@ -195,6 +195,12 @@ def test_a_long_value_is_cut_to_one_line() -> None:
     assert words == "survey very very very very very very very very…: 100 % (all users: 50 %)"
 
 
+def test_control_characters_are_left_out() -> None:
+    users = pd.DataFrame({"plan": ["\x1b[31mpro\x00"] * 20 + ["free"] * 20})
+
+    assert told(users, HALVES)[0] == ["plan [31mpro: 100 % (all users: 50 %)"]
+
+
 def test_users_and_instants_are_no_traits() -> None:
     users = pd.DataFrame({"user_id": ["a"] * 20 + ["b"] * 20, "as_of": pd.Timestamp("2024-01-01", tz="UTC")})
 
@@ -218,7 +224,7 @@ def test_users_and_instants_are_no_traits() -> None:
             "no session in the last 28 days but some in the 28 before",
         ),
         (Trait("country", 1.0, "share", 0.8, 0.1, "France"), "80 % from France (all users: 10 %)"),
-        (Trait("age_band", 1.0, "share", 0.8, 0.1, "55+"), "80 % age band 55+ (all users: 10 %)"),
+        (Trait("age_band", 1.0, "share", 0.8, 0.1, "55+"), "80 % with age band 55+ (all users: 10 %)"),
         (Trait("loyalty_score", 1.0, "median", 0.8, 0.1), "loyalty score: 0.8 (all users: 0.1)"),
     ],
 )
