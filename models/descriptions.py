@@ -308,11 +308,15 @@ def _about(feature: str) -> str:
 def summarise(typical: Sequence[Trait], first: Sequence[Trait] = ()) -> str:
     """Say in two or three clauses what is typical of a segment; traits of the features of `first` come first.
 
+    A third has at least a medium effect.
+
     >>> summarise([Trait("session_count", 1.4, "median", 14.0, 3.0), Trait("device", 0.6, "share", 0.72, 0.41, "iOS")])
     'Came 14 times (all users: 3), 72 % on iOS (41 %)'
     """
     foremost = {quantity(trait.feature) for trait in first}
-    told = sorted(typical, key=lambda trait: quantity(trait.feature) not in foremost)[:SUMMARY_MAX]
+    ordered = sorted(typical, key=lambda trait: quantity(trait.feature) not in foremost)
+    strong = [trait for trait in ordered if abs(trait.difference) >= DIFFERENCE_MEDIUM]
+    told = strong[:SUMMARY_MAX] if len(strong) > 1 else ordered[:2]
     clauses, before = [], "all users: "
     for trait in told:
         compared = trait.compared()

@@ -246,6 +246,14 @@ def test_a_summary_begins_with_what_the_name_was_made_of() -> None:
     )
 
 
+def test_a_summary_has_two_weak_traits_at_most() -> None:
+    weak = [Trait(f"score_{i}", 0.4, "median", 3.0, 1.0) for i in range(3)]
+    strong = Trait("session_count", 0.5, "median", 9.0, 1.0)
+
+    assert summarise([strong, *weak]) == "Came 9 times (all users: 1), score 0: 3 (1)"
+    assert summarise([strong, strong, *weak]) == "Came 9 times (all users: 1), came 9 times (1)"
+
+
 def test_a_segment_without_traits_is_like_all_users() -> None:
     assert summarise([]) == "Much like all users"
 
