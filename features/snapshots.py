@@ -4,6 +4,7 @@ A feature is a function named after its column: it takes the table that its sect
 over a user's rows. The first sentence of its docstring is its title in reports; `models.reasons` says its values.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
@@ -44,6 +45,7 @@ FIRSTS = {"new_day_count": "local_day", "new_item_count": "item_id", "new_catego
 LASTS = {"support_at": SUPPORT_VIEW, "purchase_at": PURCHASE}
 COUNTS = ("page_view_count", "search_count", "support_count", "cart_add_count")
 US_PER_QUARTER = 15 * 60 * 1_000_000
+MINUTES_WITHOUT_SECONDS = 10
 ROWS_AT_ONCE = 200_000
 """Rows of SNAPSHOTS that one query makes: it takes some hundred megabytes."""
 
@@ -339,6 +341,11 @@ def take_snapshots(
         yield some, snapshots_table(windows_days, attribute_names).check(snapshots.mutate(**numbers))
 
 
+def quantity(name: str) -> str:
+    """Return a feature's name without its window: session_count for session_count_28d."""
+    return re.sub(r"_\d+d$", "", name)
+
+
 def title(name: str) -> str:
     """Return what a feature is called in a text, in lower case; of a category column, its name.
 
@@ -374,6 +381,8 @@ def in_words(name: str, value: float) -> str:
 def format_value(name: str, value: float) -> str:
     """Write a feature's value, rounded as people would, with its unit; null as a dash.
 
+    >>> format_value("duration_mean_s", 1036.0)
+    '17 min'
     >>> format_value("session_count", 1234.0), format_value("pages_per_session", 3.14159)
     ('1,234', '3.1')
     """
@@ -383,6 +392,8 @@ def format_value(name: str, value: float) -> str:
         return f"{value:.0%}".replace("%", " %")
     if name.endswith("_s"):
         minutes, seconds = divmod(round(value), 60)
+        if minutes >= MINUTES_WITHOUT_SECONDS:
+            return f"{round(value / 60):,} min"
         return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     return f"{value:,.0f}" if abs(value) >= 10 or float(value).is_integer() else f"{value:,.1f}"
 

@@ -13,7 +13,6 @@ from prefect import flow, task
 
 from features.engines import DuckDB
 from features.lake import Lake
-from features.snapshots import in_words
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import name_run, resolve_as_of
 from flows.snapshot import table_of
@@ -21,6 +20,7 @@ from flows.train import find_serving, model_name, read_snapshots
 from flows.world import TOUCHES_THE_WORLD
 from models import segments
 from models.registry import Registry
+from models.segment_rules import SegmentRule
 from publish import scoring
 from publish.assignments import assignments_table, labels_in
 
@@ -29,13 +29,20 @@ logger = logging.getLogger("habitus")
 
 @dataclass(frozen=True)
 class SegmentNow:
-    """Describe a segment with the users who are in it now: how many, and which share of all."""
+    """Describe a segment with the users who are in it now: how many, and which share of all.
+
+    `summary`, `typical` and the rule, with its precision, recall and coverage, are of the training; so are the flags,
+    which say why a segment is of little use.
+    """
 
     segment_id: str
     name: str
     users: int
     share: float
+    summary: str
     typical: list[str]
+    flags: list[str]
+    rule: SegmentRule | None
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,16 @@ def _segments(model: segments.SegmentModel | None, assigned: ir.Table, everyone:
     now = []
     for segment in model.segments:
         users = sizes.get(segment.segment_id, 0)
-        typical = [in_words(trait.feature, trait.value) for trait in segment.typical]
-        now.append(SegmentNow(segment.segment_id, segment.name, users, users / everyone, typical))
+        now.append(
+            SegmentNow(
+                segment.segment_id,
+                segment.name,
+                users,
+                users / everyone,
+                segment.summary,
+                [trait.in_words() for trait in segment.typical],
+                list(segment.flags),
+                segment.rule,
+            )
+        )
     return sorted(now, key=lambda one: (-one.users, one.segment_id))

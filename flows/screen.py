@@ -13,8 +13,6 @@ from rich.text import Text
 from features.events import REASONS
 from flows.run import Result
 
-TYPICAL_SHOWN = 3
-
 
 def to_json(result: object) -> str:
     """Write a stage's result as JSON: instants in ISO 8601, paths as text."""
@@ -25,7 +23,7 @@ def show(result: Result, config: str, program: str, console: Console) -> None:
     """Print the closing screen of a run of `program` on a configuration."""
     console.print()
     _show_data(result, console)
-    _show_segments(result, console)
+    show_segments(result, console)
     _show_models(result, console)
     _show_next(result, f"{program} run {shlex.quote(config)}", console)
 
@@ -45,10 +43,11 @@ def _show_data(result: Result, console: Console) -> None:
     console.print()
 
 
-def _show_segments(result: Result, console: Console) -> None:
+def show_segments(result: Result, console: Console) -> None:
+    """Print a row for each segment: its id, name, users, share and summary."""
     console.print(_heading("Segments"))
-    table = Table(box=None, padding=(0, 2), show_edge=False)
-    table.add_column("")
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("", no_wrap=True)
     table.add_column("segment", style="bold", overflow="fold", ratio=2)
     table.add_column("users", justify="right")
     table.add_column("share", justify="right")
@@ -56,10 +55,10 @@ def _show_segments(result: Result, console: Console) -> None:
     for segment in result.scored.segments:
         table.add_row(
             segment.segment_id,
-            segment.name,
+            Text(segment.name),  # in which a value in brackets is no markup
             f"{segment.users:,}",
             f"{segment.share:.0%}".replace("%", " %"),
-            "\n".join(segment.typical[:TYPICAL_SHOWN]),
+            Text.assemble(segment.summary, *((f"\n{flag}", "yellow") for flag in segment.flags)),
         )
     console.print(table if result.scored.segments else Padding("none: no segments were found yet", (0, 0, 0, 2)))
     console.print()

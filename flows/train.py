@@ -20,7 +20,7 @@ from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
 from flows.world import TOUCHES_THE_WORLD
-from models import figures, lineage, promotion, propensities, segments
+from models import figures, lineage, promotion, propensities, segment_card, segments
 from models.clusters import Candidate
 from models.label_card import LabelCard
 from models.registry import PROMOTIONS, Promotion, Registry, TrialStatus, Version, promotion_tag
@@ -94,7 +94,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             return _conclude(registry, name, "segments", None, as_of, snapshot, f"Not trained: {error}.")
         if champion is not None:
             new, old = (_segment_ids(one, snapshot) for one in (model, champion))
-            model = lineage.align(model, new, old, champion.next_number)
+            model = segments.keep_names(lineage.align(model, new, old, champion.next_number), champion)
         with registry.run(f"{configuration.name}/segments", _run_name("segments", as_of)) as run:
             run.log_params(params)
             run.log_input(snapshot, f"{configuration.name}/snapshots", content, "train")
@@ -108,6 +108,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             run.log_figure(figures.plot_candidates(model.candidates, model.chosen), "candidates.png")
             run.log_figure(figures.plot_profiles(segments.profiles(model)), "profiles.png")
             run.log_dict(model.to_dict(), "segments.json")
+            run.log_text(segment_card.to_html(model, configuration.name, as_of), "segments.html")
             run.log_model(
                 model.pipeline,
                 name,

@@ -23,7 +23,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from models.descriptions import quantity
+from features.snapshots import quantity
 
 USERS_PER_SEGMENT_MIN = 10
 LEARNT_MAX = 100_000  # users that the preparation and the final fit learn from
@@ -100,13 +100,12 @@ class Incumbent:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Hold a fitted pipeline, its standardised features by user and each user's cluster, and how it was chosen.
+    """Hold a fitted pipeline and each user's cluster, and how it was chosen.
 
     `doubt` says why these clusters are not to be relied on; None if they are.
     """
 
     pipeline: Pipeline
-    matrix: Matrix
     of_users: Labels
     chosen: Candidate
     candidates: tuple[Candidate, ...]
@@ -132,8 +131,7 @@ def find(
         # With one seed, whatever the training's: other clusters shall not come of another preparation.
         learnt = _sample(len(users), LEARNT_MAX, seed=0)
         preparation = _prepare(users.iloc[learnt])
-        matrix = preparation[:-1].transform(users)
-        projected = preparation[-1:].transform(matrix)
+        projected = preparation.transform(users)
         judged = _sample(len(users), JUDGED_MAX, seed)
         sample = projected[judged]
         distinct = len(np.unique(sample, axis=0))
@@ -153,10 +151,8 @@ def find(
         if len(users) > JUDGED_MAX:
             model = _fit(projected[learnt], chosen.method, chosen.k, seed, _centres_of(model))
         of_users = distances(projected, model).argmin(axis=1)
-    features = len(columns_of(preparation))
     return Clusters(
         Pipeline([*preparation.steps, ("clusters", model)]),
-        matrix[:, :features],
         of_users,
         chosen,
         tuple(candidates),

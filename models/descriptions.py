@@ -1,148 +1,339 @@
-"""What is typical of a segment, and what to call it."""
+"""What is typical of a segment, in words, and what is to be said about it."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features.snapshots import title
+from features.snapshots import format_value, quantity, title
+from models.reasons import sentence
 
-DIFFERENCE_MIN = 0.5  # standard deviations: a medium effect (Cohen 1988); less does not make a name
+TREND = "session_trend_28d"
+DIFFERENCE_SMALL, DIFFERENCE_MEDIUM = 0.2, 0.5
+"""Standard deviations (Cohen 1988): less than the first is not told, less than the second makes no name."""
+TYPICAL_SHARE, OTHERS_SHARE = 0.3, 0.5
+"""A value is typical of a segment if at least the first share has it, or the second of all others, and more than it."""
+DEVIATION_MAX = 3.0
+"""Standard deviations at which a feature is cut, or a handful of heavy users would be all that tells."""
+CORRELATION_MAX = 0.7
+"""Of two features that correlate by more, only the one that tells more is typical."""
+SAMPLE_MAX = 20_000
+"""Users by whom it is judged which features say the same."""
+TRAIT_MAX = 12
+PLACES = {"device": "on", "source": "via", "country": "from"}
+SAID_OF_SHARE = {"0 %": "none", "100 %": "all"}
+DID = {
+    "session_count": "came",
+    "active_day_count": "came",
+    "search_count": "searched",
+    "support_visit_count": "sought support",
+    "campaign_session_count": "came from a campaign",
+    "cart_count": "filled a cart",
+    "purchase_count": "bought",
+    "item_count": "looked at items",
+    "category_count": "looked into categories",
+}
+"""What users did of whom a quantity is above 0."""
+SUMMARY_MAX = 3
+GAP_MIN = 0.05
+"""Of a share, or half of what other values must differ by in relation to the larger: less is nothing to tell."""
+TEXT_MAX = 40
+"""Characters of an attribute's value that are shown."""
+USERS_MIN, SHARE_MIN, SHARE_MAX = 10, 0.005, 0.6
+"""A segment of fewer users, or a smaller share, is too small for a campaign; of a larger share, too broad."""
 
 Matrix = NDArray[np.float64]
+Members = NDArray[np.bool_]
+Statistic = Literal["median", "mean", "any", "share"]
 
 
 @dataclass(frozen=True)
 class Trait:
     """What is typical of a segment: a feature's value there and over all users.
 
-    `difference` is the mean among its users less the mean among everyone else, in standard deviations of the
-    prepared feature (Cohen's d with the overall deviation). `statistic` says what `value` and `overall` are:
-    the median, or the mean where the medians are equal, as with rare events.
+    `difference` is the mean among its users less the mean among everyone else, in standard deviations over all (as
+    Cohen's d), of users whose value is known. Numbers are compressed by the inverse hyperbolic sine before, and cut at
+    three deviations. `statistic` says what `value` and `overall` are: the median; the mean; "any": the share of users
+    above 0; or, of a text column, the "share" of users with this `category`.
     """
 
     feature: str
     difference: float
-    statistic: str
+    statistic: Statistic
     value: float
     overall: float
+    category: str | None = None
+
+    def in_words(self) -> str:
+        """Say the value here and over all users.
+
+        >>> Trait("session_count", 1.4, "median", 14.0, 3.0).in_words()
+        'sessions: 14 (all users: 3)'
+        >>> Trait("support_visit_count", 1.4, "any", 0.62, 0.04).in_words()
+        'sought support: 62 % (all users: 4 %)'
+        >>> Trait("device", 0.6, "share", 0.72, 0.41, "mobile").in_words()
+        'on mobile: 72 % (all users: 41 %)'
+        """
+        value, overall = self.written()
+        return f"{self.what()}: {value} (all users: {overall})"
+
+    def clause(self) -> str:
+        """Say the value here as a part of a sentence.
+
+        >>> Trait("session_count", 1.4, "median", 14.0, 3.0).clause()
+        'came 14 times'
+        >>> Trait("device", 0.6, "share", 0.72, 0.41, "mobile").clause()
+        '72 % on mobile'
+        """
+        value, _ = self.written()
+        if self.statistic in ("any", "share"):
+            attribute = self.category is not None and self.feature not in PLACES
+            return f"{SAID_OF_SHARE.get(value, value)} {'with ' if attribute else ''}{self.what()}"
+        if self.feature == TREND and self.value == -1:
+            return "no session in the last 28 days but some in the 28 before"
+        said = sentence(self.feature, self.value).removesuffix(" so far")
+        return said + self._on_average()
+
+    def compared(self) -> str | None:
+        """Say the value over all users in short; None where only a sentence could, as of a trend.
+
+        >>> Trait("recency_days", 1.4, "median", 64.0, 12.0).compared()
+        '12 days'
+        """
+        if self.feature == TREND:
+            return None
+        _, overall = self.written()
+        return overall + (" days" if self.feature.endswith("_days") and overall != "1" else "")
+
+    def is_telling(self) -> bool:
+        """Return whether the values differ as the difference does, and enough to be worth telling."""
+        gap, largest = self.value - self.overall, max(abs(self.value), abs(self.overall))
+        enough = GAP_MIN if self._is_share() else GAP_MIN * 2 * largest
+        return (gap > 0) == (self.difference > 0) and abs(gap) >= enough and len(set(self.written())) == 2
+
+    def _is_share(self) -> bool:
+        return self.statistic in ("any", "share") or self.feature.endswith(("_rate", "_share"))
+
+    def _on_average(self) -> str:
+        return " on average" if self.statistic == "mean" and not self._is_share() else ""
+
+    def written(self) -> tuple[str, str]:
+        """Return the value here and over all users, with their units.
+
+        >>> Trait("bounce_rate", 0.6, "median", 0.72, 0.41).written()
+        ('72 %', '41 %')
+        """
+        name = "_share" if self.statistic in ("any", "share") else self.feature
+        return format_value(name, self.value), format_value(name, self.overall)
+
+    def what(self) -> str:
+        """Say what the value is of.
+
+        >>> Trait("session_count_28d", 0.6, "median", 3.0, 1.0).what()
+        'sessions in the last 28 days'
+        """
+        if self.category is not None:
+            return place(self.feature, self.category)
+        if self.statistic != "any":
+            return title(self.feature) + self._on_average()
+        did, named = DID.get(quantity(self.feature)), title(self.feature)
+        return f"with {named}" if did is None else did + "".join(named.partition(" in the")[1:])
 
 
-def quantity(feature: str) -> str:
-    """Return a feature's name without its window: session_count for session_count_28d."""
-    return re.sub(r"_\d+d$", "", feature)
+def place(column: str, category: str) -> str:
+    """Say that users have a value of a text column, cut to what fits on a line.
+
+    >>> place("device", "mobile"), place("country", "France"), place("age_band", "35-55"), place("newsletter", "yes")
+    ('on mobile', 'from France', 'age band 35-55', 'newsletter yes')
+    """
+    return f"{PLACES.get(column) or title(column)} {cut(category)}"
 
 
-def traits(features: pd.DataFrame, matrix: Matrix, member: NDArray[np.bool_]) -> list[Trait]:
-    """Return what tells members from everyone else, the strongest first; `matrix` holds the prepared features."""
-    differences = pd.Series(matrix[member].mean(axis=0) - matrix[~member].mean(axis=0), features.columns)
-    found = []
-    for feature in differences.abs().sort_values(ascending=False, kind="stable").index:
-        inside, everyone = features.loc[member, feature], features[feature]
-        statistic = "mean" if inside.median() == everyone.median() else "median"
-        value, overall = inside.agg(statistic), everyone.agg(statistic)
-        if not np.isnan(value):
-            found.append(Trait(feature, float(differences[feature]), statistic, float(value), float(overall)))
+def cut(text: str) -> str:
+    """Return a value on one line, without control characters, and no more of it than fits there.
+
+    >>> cut("a" * 100)
+    'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
+    """
+    line = "".join(filter(str.isprintable, " ".join(text[: 10 * TEXT_MAX].split())))
+    return line if len(line) <= TEXT_MAX else line[: TEXT_MAX - 1] + "…"
+
+
+def traits(users: pd.DataFrame, of_users: NDArray[np.intp], count: int) -> list[list[Trait]]:
+    """Return what is typical of each of `count` segments, the strongest first.
+
+    `of_users` is the position of each user's segment. The traits are of the float64 columns and of those of text, of
+    which only the value that tells most counts. Nulls don't: what applies to less than half of a segment is not
+    typical of it. Nor is a difference within two standard errors of chance, or one that rounding hides. Features that
+    say the same are told once: one of a quantity's windows, one of those that correlate.
+    """
+    order = np.argsort(of_users, kind="stable")
+    ends = np.searchsorted(of_users[order], np.arange(count + 1))
+    numbers = [str(name) for name in users.select_dtypes("float64")]
+    texts = [str(name) for name in users.columns if name not in ("user_id", "as_of", *numbers)]
+    found: list[list[Trait]] = [[] for _ in range(count)]
+    rows = np.linspace(0, len(users) - 1, min(SAMPLE_MAX, len(users))).astype(int)
+    sample = {}
+    for name in numbers:
+        values = users[name].to_numpy()
+        compressed = _compressed(values)
+        if compressed is not None:
+            sample[name] = np.nan_to_num(compressed[rows])
+            _add(found, _of_number(name, values[order], compressed[order], ends))
+    for name in texts:
+        _add(found, _of_text(name, users[name], of_users, count))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlations = np.abs(np.atleast_2d(np.corrcoef(list(sample.values())))) if sample else np.empty((0, 0))
+    position = {name: i for i, name in enumerate(sample)}
+    return [_once(of_one, position, correlations) for of_one in found]
+
+
+def _add(found: list[list[Trait]], more: list[Trait | None]) -> None:
+    for of_one, trait in zip(found, more, strict=True):
+        if trait is not None and abs(trait.difference) >= DIFFERENCE_SMALL and trait.is_telling():
+            of_one.append(trait)
+
+
+def _compressed(values: Matrix) -> Matrix | None:
+    """Return values in standard deviations, compressed and cut, null where not finite; None of a constant."""
+    compressed: Matrix = np.arcsinh(np.where(np.isfinite(values), values, np.nan))
+    for limit in (DEVIATION_MAX, np.inf):  # what is cut has a deviation of its own
+        known = compressed[~np.isnan(compressed)]
+        if not len(known) or known.min() == known.max():
+            return None
+        compressed = np.clip((compressed - known.mean()) / known.std(), -limit, limit)
+    return compressed
+
+
+def _of_number(name: str, values: Matrix, compressed: Matrix, ends: NDArray[np.intp]) -> list[Trait | None]:
+    """Return the trait that a feature is of each segment, whose users' rows lie between two ends."""
+    known = ~np.isnan(compressed)
+    parts = [slice(first, end) for first, end in pairwise(ends)]
+    counts = np.array([known[part].sum() for part in parts])
+    sums = np.array([np.nansum(compressed[part]) for part in parts])
+    [differences] = _differences(sums[:, None], counts, np.diff(ends)).T
+    everyone = _statistics(values[known])
+    counted = quantity(name).endswith("_count") or name == "revenue_total"
+    told: list[Trait | None] = []
+    for part, difference in zip(parts, differences, strict=True):
+        if np.isnan(difference):
+            told.append(None)
+            continue
+        here = _statistics(values[part][known[part]])
+        options: tuple[Statistic, ...] = ("median", "any") if counted else ("median", "mean")
+        if name.endswith("_s"):
+            options = ("median",)
+        elif counted and here["median"] == (0 if difference < 0 else everyone["median"]):
+            options = ("any", "median")
+        made = [Trait(name, float(difference), option, here[option], everyone[option]) for option in options]
+        told.append(next((trait for trait in made if trait.is_telling()), None))
+    return told
+
+
+def _statistics(values: Matrix) -> dict[Statistic, float]:
+    return {"median": float(np.median(values)), "mean": float(values.mean()), "any": float((values > 0).mean())}
+
+
+def _of_text(name: str, column: pd.Series, of_users: NDArray[np.intp], count: int) -> list[Trait | None]:
+    """Return the trait that a value of a text column is of each segment: the one that tells most."""
+    codes, values = pd.factorize(column)
+    known = codes >= 0
+    sizes = np.bincount(of_users, minlength=count)
+    cells = np.bincount(of_users[known] * len(values) + codes[known], minlength=count * len(values))
+    table = cells.reshape(count, len(values))
+    counts = table.sum(axis=1)
+    often = (table >= TYPICAL_SHARE * np.maximum(counts, 1)[:, None]).any(axis=0)
+    table, values = table[:, often], values[often]
+    if not len(values):
+        return [None] * count
+    overall = table.sum(axis=0) / known.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        differences = _differences(table / np.sqrt(overall * (1 - overall)), counts, sizes)  # 0 / 0 where all have it
+        shares = table / counts[:, None]
+        others = (table.sum(axis=0) - table) / (counts.sum() - counts)[:, None]
+    telling = np.where(differences > 0, shares >= TYPICAL_SHARE, others >= OTHERS_SHARE)
+    strength = np.where(telling, np.nan_to_num(np.abs(differences)), 0)
+    told: list[Trait | None] = []
+    for i, best in enumerate(strength.argmax(axis=1)):
+        share, of_all = float(shares[i, best]), float(overall[best])
+        trait = Trait(name, float(differences[i, best]), "share", share, of_all, cut(str(values[best])))
+        told.append(trait if strength[i, best] > 0 else None)
+    return told
+
+
+def _differences(sums: Matrix, counts: NDArray[np.int_], sizes: NDArray[np.int_]) -> Matrix:
+    """Return each segment's means less those of everyone else; null where too few are known, or it may be chance.
+
+    `sums` has a row for each segment and a column for each feature, `counts` the segment's known and `sizes` all users.
+    """
+    here, others = counts[:, None], (counts.sum() - counts)[:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Matrix = sums / here - (sums.sum(axis=0) - sums) / others
+        chance = 2 * np.sqrt(1 / here + 1 / others)
+        found[(2 * here < sizes[:, None]) | ~(np.abs(found) > chance) | ~np.isfinite(found)] = np.nan
     return found
 
 
-class Phrases(NamedTuple):
-    """How a marketer says that a quantity is high or low: as the name's head, and as what follows a comma."""
+def _once(found: list[Trait], position: dict[str, int], correlations: Matrix) -> list[Trait]:
+    """Return the strongest traits that say different things."""
 
-    topic: str
-    high: str
-    high_after: str
-    low: str
-    low_after: str
+    def weight(trait: Trait) -> float:  # of what correlates, at which hours users come says more than when they don't
+        return abs(trait.difference) * (0.8 if trait.difference < 0 and trait.feature.endswith("_share") else 1)
 
-
-# A name takes at most one phrase of a topic: "Frequent buyers, big spenders" would say the same thing twice.
-PHRASES = {
-    "recency_days": Phrases("recency", "Lapsed visitors", "long gone", "Recent visitors", "here lately"),
-    "tenure_days": Phrases("tenure", "Long-standing visitors", "known for long", "New visitors", "new here"),
-    "session_count": Phrases("activity", "Frequent visitors", "often here", "Rare visitors", "seldom here"),
-    "active_day_count": Phrases("activity", "Regulars", "here on many days", "Rare visitors", "here on few days"),
-    "session_trend": Phrases("trend", "Warming visitors", "coming more often", "Cooling visitors", "coming less often"),
-    "duration_mean_s": Phrases("depth", "Lingering visitors", "staying long", "Hasty visitors", "soon off again"),
-    "duration_median_s": Phrases("depth", "Lingering visitors", "staying long", "Hasty visitors", "soon off again"),
-    "pages_per_session": Phrases("depth", "Deep browsers", "seeing many pages", "Skimmers", "seeing few pages"),
-    "bounce_rate": Phrases("depth", "Bouncers", "often bouncing", "Attentive visitors", "seldom bouncing"),
-    "engaged_rate": Phrases("depth", "Engaged visitors", "engaged", "Hasty visitors", "barely engaged"),
-    "item_count": Phrases("range", "Catalogue browsers", "seeing many items", "Few-item browsers", "seeing few items"),
-    "category_count": Phrases("range", "All-round browsers", "in many categories", "Specialists", "in few categories"),
-    "search_count": Phrases("search", "Researchers", "searching a lot", "Non-searchers", "not searching"),
-    "support_visit_count": Phrases(
-        "support", "Support seekers", "seeking support", "Self-reliant visitors", "no support"
-    ),
-    "support_session_share": Phrases(
-        "support", "Support seekers", "seeking support", "Self-reliant visitors", "no support"
-    ),
-    "support_recency_days": Phrases(
-        "support", "Past support seekers", "support long ago", "Recent support seekers", "support lately"
-    ),
-    "cart_count": Phrases("cart", "Cart fillers", "filling carts", "Browsers without a cart", "no carts"),
-    "cart_abandonment_rate": Phrases("cart", "Cart abandoners", "leaving carts", "Cart finishers", "finishing carts"),
-    "cart_abandoned_recency_days": Phrases(
-        "cart", "Past cart abandoners", "cart left long ago", "Recent cart abandoners", "cart left lately"
-    ),
-    "purchase_count": Phrases("buying", "Frequent buyers", "buying often", "Non-buyers", "not buying"),
-    "purchase_recency_days": Phrases("buying", "Past buyers", "bought long ago", "Recent buyers", "bought lately"),
-    "revenue_total": Phrases("buying", "Big spenders", "spending a lot", "Small spenders", "spending little"),
-    "revenue_per_purchase": Phrases(
-        "basket", "Big-basket buyers", "big baskets", "Small-basket buyers", "small baskets"
-    ),
-    "conversion_rate": Phrases(
-        "buying", "Determined buyers", "buying on most visits", "Window-shoppers", "just looking"
-    ),
-    "night_session_share": Phrases("hours", "Night visitors", "at night", "Day visitors", "never at night"),
-    "morning_session_share": Phrases(
-        "hours", "Morning visitors", "in the morning", "Later-day visitors", "not in the morning"
-    ),
-    "afternoon_session_share": Phrases(
-        "hours", "Afternoon visitors", "in the afternoon", "Off-afternoon visitors", "not in the afternoon"
-    ),
-    "evening_session_share": Phrases(
-        "hours", "Evening visitors", "in the evening", "Daytime visitors", "not in the evening"
-    ),
-    "weekend_session_share": Phrases("days", "Weekend visitors", "at the weekend", "Weekday visitors", "on weekdays"),
-}
+    chosen: list[Trait] = []
+    for trait in sorted(found, key=weight, reverse=True):
+        said = any(
+            _about(trait.feature) == _about(other.feature)
+            or (
+                trait.category is None
+                and other.category is None
+                and correlations[position[trait.feature], position[other.feature]] > CORRELATION_MAX
+            )
+            for other in chosen
+        )
+        if not said:
+            chosen.append(trait)
+    return chosen[:TRAIT_MAX]
 
 
-def _phrases(trait: Trait) -> tuple[str, str, str]:
-    """Return a trait's topic, and how to say it as a name's head and after a comma."""
-    name = quantity(trait.feature)
-    if trait.feature == "session_count" and trait.difference < 0 and trait.value <= 1:
-        return "activity", "One-time visitors", "here only once"
-    if name not in PHRASES:
-        words = f"{'high' if trait.difference > 0 else 'low'} {title(trait.feature)}"
-        return name, f"Users with {words}", words
-    topic, high, high_after, low, low_after = PHRASES[name]
-    return (topic, high, high_after) if trait.difference > 0 else (topic, low, low_after)
+def _about(feature: str) -> str:
+    return re.sub(r"_(mean|median)_s$", "", quantity(feature))
 
 
-def names(typical: Sequence[Sequence[Trait]], sizes: NDArray[np.int_]) -> list[str]:
-    """Name the segments by their strongest traits, the largest first; one more tells equal names apart."""
-    named: dict[int, str] = {}
-    for i in np.argsort(-sizes, kind="stable"):
-        phrases: dict[str, tuple[bool, str, str]] = {}
-        for trait in sorted(typical[i], key=_telling, reverse=True):
-            topic, head, after = _phrases(trait)
-            phrases.setdefault(topic, (abs(trait.difference) >= DIFFERENCE_MIN, head, after))
-        marked = [(head, after) for strong, head, after in phrases.values() if strong]
-        weak = [after for strong, _, after in phrases.values() if not strong]
-        name = ", ".join([marked[0][0], *(after for _, after in marked[1:2])]) if marked else "Average users"
-        more = [after for _, after in marked[2:]] + weak + [f"group {i + 1}"]
-        while name in named.values():
-            name = f"{name}, {more.pop(0)}"
-        named[int(i)] = name
-    return [named[i] for i in range(len(sizes))]
+def summarise(typical: Sequence[Trait], first: Sequence[Trait] = ()) -> str:
+    """Say in two or three clauses what is typical of a segment; traits of the features of `first` come first.
+
+    A third has at least a medium effect.
+
+    >>> summarise([Trait("session_count", 1.4, "median", 14.0, 3.0), Trait("device", 0.6, "share", 0.72, 0.41, "iOS")])
+    'Came 14 times (all users: 3), 72 % on iOS (41 %)'
+    """
+    foremost = {quantity(trait.feature) for trait in first}
+    ordered = sorted(typical, key=lambda trait: quantity(trait.feature) not in foremost)
+    strong = [trait for trait in ordered if abs(trait.difference) >= DIFFERENCE_MEDIUM]
+    told = strong[:SUMMARY_MAX] if len(strong) > 1 else ordered[:2]
+    clauses, before = [], "all users: "
+    for trait in told:
+        compared = trait.compared()
+        clauses.append(trait.clause() + (f" ({before}{compared})" if compared else ""))
+        before = "" if compared else before
+    said = ", ".join(clauses) or "much like all users"
+    return said[0].upper() + said[1:]
 
 
-def _telling(trait: Trait) -> float:
-    """Return a trait's weight in a name: what users do tells more than what they leave, but for their coming."""
-    comes = _phrases(trait)[0] in {"recency", "tenure", "activity", "trend"}
-    return abs(trait.difference) * (1 if comes or trait.difference > 0 else 0.5)
+def flags(user_count: int, share: float, typical: Sequence[Trait]) -> tuple[str, ...]:
+    """Say why a segment is of little use: too small for a campaign, too broad, or with nothing of its own."""
+    of_all = f"{user_count:,} users, {share:.1%} of all".replace("%", " %")
+    found = []
+    if user_count < USERS_MIN or share < SHARE_MIN:
+        found.append(f"too small for a campaign: {of_all}")
+    if share > SHARE_MAX:
+        found.append(f"too broad to say much: {of_all}")
+    if not any(abs(trait.difference) >= DIFFERENCE_MEDIUM for trait in typical):
+        found.append("nothing distinctive: in every feature its users are much like all others")
+    return tuple(found)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from features.labels import Label
+from models.pages import page, table
 
 CONFIDENCE = 0.95
 TRAIN = "train"
@@ -126,7 +127,6 @@ class LabelCard:
 
     def to_html(self) -> str:
         """Return the card as a page that needs nothing else: no network, light and dark, and fit to print."""
-        title = f"Label card: {escape(self.label.column)}"
         verdict = f"Not to be trusted: {self.broken}" if self.broken else "Every rule held."
         columns = (
             "as of",
@@ -149,28 +149,25 @@ class LabelCard:
             )
             for one in self.snapshots
         ]
-        return "\n".join(
+        return page(
+            f"Label card: {self.label.column}",
             [
-                '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-                '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                f"<title>{title}</title><style>{STYLE}</style></head><body>",
-                f"<h1>{title}</h1><p class='definition'>{escape(self.definition)}.</p>",
+                f"<p class='definition'>{escape(self.definition)}.</p>",
                 f"<p>{self.row_count:,} rows of {self.user_count:,} users, at {len(self.snapshots):,} snapshots, "
                 f"by what was known at {self.known_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC.</p>",
                 f"<p class='{'broken' if self.broken else 'held'}'>{escape(verdict)}</p>",
                 "<h2>Base rate</h2>",
                 _chart(self.snapshots),
                 "<h2>Rules</h2>",
-                _table(
+                table(
                     ("rule", "", "found"),
                     [(one.rule, "held" if one.held else "broken", one.found) for one in self.rules],
                 ),
                 "<h2>Rows left out</h2>",
-                _table(("reason", "rows", "why"), [(one.reason, f"{one.rows:,}", one.why) for one in self.excluded]),
+                table(("reason", "rows", "why"), [(one.reason, f"{one.rows:,}", one.why) for one in self.excluded]),
                 "<h2>By snapshot</h2>",
-                _table(columns, rates, "numbers"),
-                "</body></html>",
-            ]
+                table(columns, rates, "numbers"),
+            ],
         )
 
 
@@ -308,35 +305,8 @@ def _iso(instant: datetime) -> str:
 
 # --- the page ---
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #22303c; --pale: #5f6f7c; --grid: #dde3e8; --paper: #fff; --mark: #1b6ca8;
-  --good: #2f7d4f; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --pale: #9aa5b1; --grid: #3a4652; --paper: #151b21;
-  --mark: #6db3e8; --good: #6fcf97; --bad: #ff8a80; } }
-@media print { :root { --ink: #000; --pale: #444; --grid: #ccc; --paper: #fff; --mark: #1b6ca8; --good: #1d5c38;
-  --bad: #8c1d18; } tr, svg { break-inside: avoid; } h2 { break-after: avoid; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-.definition { font-size: 1.1rem; } .held { color: var(--good); } .broken { color: var(--bad); font-weight: 600; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--grid); }
-th { color: var(--pale); font-weight: 500; } .numbers { white-space: nowrap; }
-.numbers th:nth-child(n + 3), .numbers td:nth-child(n + 3) { text-align: right; }
-svg { width: 100%; height: auto; } svg text { fill: var(--pale); font-size: 12px; }
-svg .grid { stroke: var(--grid); } svg .mark { stroke: var(--mark); stroke-width: 1.5; fill: var(--mark); }
-svg .open { fill: var(--paper); }
-"""
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, MARGIN = 800, 240, 52, 12, 26, 12
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], kind: str = "words") -> str:
-    def line(cells: tuple[str, ...], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    head, body = line(header, "th"), "\n".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><thead>{head}</thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def _chart(snapshots: tuple[Counts, ...]) -> str:

@@ -13,8 +13,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from features.snapshots import format_value, in_words, title
-from models.descriptions import quantity
+from features.snapshots import format_value, in_words, quantity, title
 from models.forest import ROWS_AT_ONCE, Leaf, opened
 from models.propensities import Blend
 

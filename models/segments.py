@@ -4,8 +4,8 @@ A *cluster* is a fit's arbitrary index, a *segment* what it is called in public:
 `SegmentModel.segments` is cluster i of the pipeline.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,34 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from features.snapshots import in_words
-from models import clusters, descriptions
+from models import clusters, descriptions, names, segment_rules
 from models.clusters import Candidate, NotEnoughUsers
 from models.descriptions import Trait
+from models.names import Named
+from models.segment_rules import SegmentRule
 
-__all__ = ["NotEnoughUsers", "Segment", "SegmentModel", "assign", "describe", "fit", "numbered", "profiles"]
+__all__ = [
+    "NotEnoughUsers",
+    "Segment",
+    "SegmentModel",
+    "assign",
+    "describe",
+    "fit",
+    "keep_names",
+    "numbered",
+    "profiles",
+]
 
-TRAIT_MAX = 6
+TRAITS_SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment at the time of the fit: `size` in users, `share` and `stability` from 0 to 1."""
+    """A segment at the time of the fit: `size` in users, `share` and `stability` from 0 to 1.
+
+    `summary` and `flags` are in words; `named_by` has the traits that the name was made of. The rule is None where
+    there is nothing to tell by.
+    """
 
     segment_id: str
     name: str
@@ -33,6 +48,17 @@ class Segment:
     share: float
     stability: float
     typical: tuple[Trait, ...]
+    summary: str = ""
+    rule: SegmentRule | None = None
+    flags: tuple[str, ...] = ()
+    named_by: tuple[Trait, ...] = ()
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> "Segment":
+        """Return the segment that `asdict` told; what was not yet known when it was stored has its default."""
+        traits = {name: tuple(Trait(**trait) for trait in told.get(name, ())) for name in ("typical", "named_by")}
+        rule = SegmentRule(**told["rule"]) if told.get("rule") else None
+        return cls(**(told | traits | {"rule": rule, "flags": tuple(told.get("flags", ()))}))
 
 
 @dataclass(frozen=True)
@@ -67,10 +93,7 @@ class SegmentModel:
     @classmethod
     def from_dict(cls, pipeline: Pipeline, metadata: dict[str, Any]) -> "SegmentModel":
         """Return the model that `to_dict` described, around its pipeline; what older versions do not tell is empty."""
-        segments = tuple(
-            Segment(**(segment | {"typical": tuple(Trait(**trait) for trait in segment["typical"])}))
-            for segment in metadata["segments"]
-        )
+        segments = tuple(Segment.from_dict(segment) for segment in metadata["segments"])
         candidates = tuple(Candidate.from_dict(told) for told in metadata.get("candidates", ()))
         chosen = Candidate.from_dict(metadata["chosen"]) if metadata.get("chosen") else None
         return cls(pipeline, segments, metadata["next_number"], chosen, candidates, metadata.get("doubt"))
@@ -118,19 +141,23 @@ def fit(
         incumbent=None if champion is None else _incumbent(champion, users),
     )
     k = found.chosen.k
-    features = users[clusters.columns_of(found.pipeline)]
-    typical = [descriptions.traits(features, found.matrix, found.of_users == i) for i in range(k)]
+    typical = descriptions.traits(users, found.of_users, k)
+    rules = segment_rules.find(users[clusters.columns_of(found.pipeline)], found.of_users, k)
     sizes = np.bincount(found.of_users, minlength=k)
     numbers = numbered(sizes, first=1)
-    names = descriptions.names(typical, sizes)
+    named = names.names(typical, sizes)
     segments = tuple(
         Segment(
             segment_id=numbers[i],
-            name=names[i],
+            name=named[i].name,
             size=int(sizes[i]),
             share=float(sizes[i] / len(users)),
             stability=found.chosen.jaccard[i],
-            typical=tuple(typical[i][:TRAIT_MAX]),
+            typical=tuple(typical[i]),
+            summary=descriptions.summarise(typical[i], named[i].by),
+            rule=rules[i],
+            flags=descriptions.flags(int(sizes[i]), float(sizes[i] / len(users)), typical[i]),
+            named_by=named[i].by,
         )
         for i in range(k)
     )
@@ -176,10 +203,34 @@ def describe(model: SegmentModel) -> pd.DataFrame:
             "user_count": segment.size,
             "user_share": segment.share,
             "stability": segment.stability,
-            "typical": [in_words(trait.feature, trait.value) for trait in segment.typical],
+            "summary": segment.summary,
+            "flags": list(segment.flags),
+            "typical": [trait.in_words() for trait in segment.typical[:TRAITS_SHOWN]],
+            "rule": segment.rule.text if segment.rule else None,
+            "rule_precision": segment.rule.precision if segment.rule else np.nan,
+            "rule_recall": segment.rule.recall if segment.rule else np.nan,
         }
         for segment in sorted(model.segments, key=lambda segment: (-segment.size, segment.segment_id))
     )
+
+
+def keep_names(model: SegmentModel, known: SegmentModel, taken: Iterable[str] = ()) -> SegmentModel:
+    """Give segments the names they have in an earlier model, by id, as long as these are true; see `names.names`.
+
+    No segment gets a name in `taken`.
+    """
+    earlier = {segment.segment_id: Named(segment.name, segment.named_by) for segment in known.segments}
+    named = names.names(
+        [segment.typical for segment in model.segments],
+        [segment.size for segment in model.segments],
+        {i: earlier[one.segment_id] for i, one in enumerate(model.segments) if one.segment_id in earlier},
+        taken,
+    )
+    segments = tuple(
+        replace(segment, name=one.name, named_by=one.by, summary=descriptions.summarise(segment.typical, one.by))
+        for segment, one in zip(model.segments, named, strict=True)
+    )
+    return replace(model, segments=segments)
 
 
 def profiles(model: SegmentModel) -> pd.DataFrame:

@@ -20,9 +20,9 @@ with app.setup:
     from features.snapshots import format_value, title
     from flows.configuration import load
     from flows.instant import resolve_as_of
-    from flows.snapshot import past_dates, table_of
+    from flows.snapshot import past_dates
     from flows.train import find_serving, model_name, read_labelled, read_snapshots
-    from models import evaluation, figures, propensities, segments
+    from models import comparison, evaluation, figures, propensities, segments
     from models.registry import Registry
     from publish.assignments import ASSIGNMENTS, from_arrow
 
@@ -68,19 +68,21 @@ def _(as_of, configuration, registry, snapshot):
 
 
 @app.cell
-def _(assignments, model, snapshot, configuration):
-    _features = [name for name in table_of(configuration).schema.names if name in model.features]
-    _by_segment = snapshot.merge(assignments[["user_id", "segment_name"]], on="user_id").groupby("segment_name")
-    medians = _by_segment[_features].median().T
+def _(assignments, snapshot):
+    by_feature = comparison.by_feature(snapshot, assignments)
+    _medians = by_feature.xs("median", level="statistic")
+    medians = _medians.apply(lambda row: [format_value(row.name, value) for value in row], axis=1, result_type="expand")
+    by_attribute = comparison.by_attribute(snapshot, assignments)
     mo.vstack(
         [
-            mo.md("## Their features: the median user"),
-            medians.apply(lambda row: [format_value(row.name, value) for value in row], axis=1, result_type="expand")
-            .set_axis(medians.columns, axis=1)
-            .rename(index=title),
+            mo.md("## Side by side: the median user, and the share of each value"),
+            medians.set_axis(_medians.columns, axis=1).rename(index=title),
+            by_attribute.pivot_table(index=["attribute", "value"], columns="segment", values="share", sort=False)
+            .map("{:.0%}".format)
+            .reset_index(),
         ]
     )
-    return (medians,)
+    return by_attribute, by_feature
 
 
 @app.cell

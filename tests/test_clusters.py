@@ -261,6 +261,7 @@ def test_a_users_distances_depend_on_no_other_user(found: Clusters, method: str)
 def test_profiles_are_in_deviations_from_the_average_user(found: Clusters) -> None:
     profiles = profiles_of(found.pipeline)
 
-    means = pd.DataFrame(found.matrix, columns=columns_of(found.pipeline)).groupby(found.of_users).mean()
+    standardised = pd.DataFrame(found.pipeline[:-2].transform(population()[0]), columns=columns_of(found.pipeline))
+    means = standardised.groupby(found.of_users).mean()
     assert profiles.to_numpy() == pytest.approx(means.to_numpy(), abs=0.25)
     assert list(profiles.columns) == ["session_count", "cart_count", "recency_days", "revenue_total"]

@@ -136,6 +136,21 @@ def test_mlflow_keeps_the_plots(ran: Ran) -> None:
     assert plots == {"gains.png", "calibration.png", "profiles.png", "candidates.png"}
 
 
+def test_mlflow_keeps_the_segments_as_a_page_for_people(ran: Ran) -> None:
+    [page] = (ran.configuration.mlruns / "artifacts").rglob("segments.html")
+
+    for segment in ran.result["scored"]["segments"]:
+        assert f"{segment['segment_id']} {segment['name']}" in page.read_text()
+
+
+def test_each_segment_says_by_which_rule_another_tool_finds_it(ran: Ran) -> None:
+    for segment in ran.result["scored"]["segments"]:
+        assert segment["summary"]
+        assert segment["rule"]["text"]
+        assert 0 < segment["rule"]["precision"] <= 1
+        assert 0 < segment["rule"]["recall"] <= 1
+
+
 def test_the_new_version_is_challenger_and_the_serving_one_champion(ran: Ran) -> None:
     registry = Registry(ran.configuration.mlruns)
 

@@ -36,6 +36,13 @@ def test_it_shows_the_segments_that_serve(explored: Any, ran: Ran) -> None:
     assert {one.name for one in explored["model"].segments} == {one["name"] for one in ran.result["scored"]["segments"]}
 
 
+def test_the_segments_are_compared_side_by_side(explored: Any, ran: Ran) -> None:
+    names = [one["name"] for one in ran.result["scored"]["segments"]]
+
+    assert list(explored["by_feature"].columns) == [*names, "all users"]
+    assert set(explored["by_attribute"]["attribute"]) == {"device", "source", "country"}
+
+
 def test_other_segments_are_compared_with_those_that_serve(explored: Any) -> None:
     assert len(explored["other"].segments) == len(explored["model"].segments) + 1
     assert explored["agreement"] < 1

@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 
 from models.lineage import align
-from models.segments import SegmentModel, assign, describe, fit, profiles
+from models.segments import SegmentModel, assign, describe, fit, keep_names, profiles
 
 FEATURES = ("session_count", "purchase_count", "recency_days", "night_session_share", "support_visit_count")
 BUYER = dict(zip(FEATURES, (40.0, 20.0, 2.0, 0.1, 0.0), strict=True))
 ONE_TIMER = dict(zip(FEATURES, (1.0, 0.0, 90.0, 0.1, 0.0), strict=True))
 NIGHT_OWL = dict(zip(FEATURES, (60.0, 0.0, 30.0, 0.9, 0.0), strict=True))
-SUPPORTED = dict(zip(FEATURES, (3.0, 0.0, 2.0, 0.1, 5.0), strict=True))
 
 
 def users(kind: dict[str, float], count: int, first: int = 0) -> pd.DataFrame:
@@ -193,75 +192,64 @@ def test_segments_are_described_from_the_largest_to_the_smallest() -> None:
     assert described["user_share"].sum() == pytest.approx(1)
 
 
-def test_segments_have_names_that_marketing_would_use() -> None:
-    described = describe(fit(pd.concat([shop(), users(SUPPORTED, 15, 62)], ignore_index=True), 4, 4, seed=1))
-
-    assert described["segment_name"].to_list() == [
-        "Lapsed visitors, here only once",
-        "Frequent buyers, here lately",
-        "Support seekers, here lately",
-        "Night visitors, often here",
-    ]
-
-
-def test_who_seldom_came_lately_is_not_a_one_time_visitor() -> None:
-    ever = describe(fit(shop(), 3, 3, seed=1))
-    lately = describe(fit(shop().rename(columns={"session_count": "session_count_28d"}), 3, 3, seed=1))
-
-    assert ever["segment_name"][0] == "One-time visitors, not buying"
-    assert lately["segment_name"][0] == "Rare visitors, not buying"
-
-
-def test_what_is_typical_is_said_in_words() -> None:
+def test_a_segment_is_described_by_its_name_summary_traits_and_rule() -> None:
     buyers = describe(fit(shop(), 3, 3, seed=1)).iloc[1]
 
-    assert buyers["typical"][0] == "purchases: 19"
+    assert buyers["segment_name"] == "Frequent buyers"
+    assert buyers["summary"] == "19 purchases (all users: 0), 10 % of sessions at night (24 %)"
+    assert buyers["typical"][0] == "purchases: 19 (all users: 0)"
+    assert (buyers["rule"], buyers["rule_precision"], buyers["rule_recall"]) == ("purchase_count > 9", 1, 1)
+    assert buyers["flags"] == []
 
 
-def test_a_difference_is_in_standard_deviations_between_a_segment_and_everyone_else() -> None:
-    night = fit(lit_and_unlit(), 2, 2, seed=1).segments
-    trait = next(segment for segment in night if segment.name.startswith("Night")).typical[0]
+def test_what_is_typical_is_not_only_what_segments_are_made_of() -> None:
+    rows = shop().assign(device=["desktop"] * 20 + ["mobile"] * 30 + ["desktop"] * 12)
+    model = fit(rows, 3, 3, seed=1)
 
-    assert trait.feature == "night_session_share"
-    assert trait.difference == pytest.approx(2.0)
-    assert (trait.statistic, trait.value, trait.overall) == ("median", 1.0, 0.5)
-
-
-def test_where_medians_are_equal_the_mean_tells() -> None:
-    rows = shop()
-    rows["support_visit_count"] = [0.0] * 50 + [3.0] * 4 + [0.0] * 8
-    segments = fit(rows, 3, 3, seed=1).segments
-    night = next(segment for segment in segments if segment.name.startswith("Night"))
-    trait = next(trait for trait in night.typical if trait.feature == "support_visit_count")
-
-    assert (trait.statistic, trait.value, trait.overall) == ("mean", 1.0, 12 / 62)
+    assert "device" not in model.features
+    assert "on mobile: 100 % (all users: 48 %)" in describe(model).iloc[0]["typical"]
 
 
-def test_a_feature_that_nobody_in_a_segment_has_is_not_typical_of_it() -> None:
-    rows = lit_and_unlit()
-    rows["revenue_per_purchase"] = [10.0, 20.0] * 5 + [np.nan] * 10
+def test_segments_that_were_stored_with_less_still_load() -> None:
+    model = fit(shop(), 3, 3, seed=1)
+    told = model.to_dict()
+    for segment in told["segments"]:
+        for new in ("summary", "rule", "flags", "named_by"):
+            del segment[new]
+        for trait in segment["typical"]:
+            del trait["category"]
 
-    day = next(segment for segment in fit(rows, 2, 2, seed=1).segments if segment.name.startswith("Day"))
-    assert [trait.feature for trait in day.typical] == ["night_session_share"]
+    [first, *_] = SegmentModel.from_dict(model.pipeline, told).segments
+    assert (first.summary, first.rule, first.flags, first.named_by) == ("", None, (), ())
+    assert first.typical == model.segments[0].typical
 
 
-def test_every_segment_has_a_name_of_its_own() -> None:
-    names = describe(fit(noise(200, 3), 8, 8, seed=1))["segment_name"]
-
-    assert names.is_unique
+# --- keep_names ---
 
 
-def test_a_feature_of_ones_own_makes_a_name_too() -> None:
-    rows = lit_and_unlit().rename(columns={"night_session_share": "loyalty_score"})
+def test_a_segment_keeps_the_name_it_had_while_it_is_true() -> None:
+    model = fit(shop(), 3, 3, seed=1)
+    [_, buyers, _] = sorted(model.segments, key=lambda one: one.segment_id)
+    weaker = fit(shop().assign(purchase_count=lambda rows: (rows["purchase_count"] / 5).round()), 3, 3, seed=1)
 
-    assert sorted(describe(fit(rows, 2, 2, seed=1))["segment_name"]) == [
-        "Users with high loyalty score",
-        "Users with low loyalty score",
-    ]
+    [_, again, _] = sorted(keep_names(weaker, model).segments, key=lambda one: one.segment_id)
+    assert (again.name, again.named_by) == (buyers.name, buyers.named_by)
+    assert again.summary == "4 purchases (all users: 0), 10 % of sessions at night (24 %)"
+
+
+def test_a_name_that_somebody_gave_to_another_segment_is_not_used() -> None:
+    model = fit(shop(), 3, 3, seed=1)
+    again = keep_names(model, model, taken=["frequent buyers"])
+
+    assert {one.name for one in model.segments} - {one.name for one in again.segments} == {"Frequent buyers"}
+    assert next(one.summary for one in again.segments if one.segment_id == "S02").startswith("19 purchases")
+
+
+# --- profiles ---
 
 
 def test_profiles_are_in_deviations_from_the_average_user() -> None:
     assert profiles(fit(lit_and_unlit(), 2, 2, seed=1)).to_dict("index") == {
         "Night visitors": {"night_session_share": 1.0},
-        "Day visitors": {"night_session_share": -1.0},
+        "Daytime visitors": {"night_session_share": -1.0},
     }

@@ -1,0 +1,38 @@
+import io
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from flows.score import SegmentNow
+from flows.screen import show_segments
+
+
+def shown(*segments: SegmentNow) -> str:
+    console = Console(width=100, file=io.StringIO())
+    result: Any = SimpleNamespace(scored=SimpleNamespace(segments=list(segments)))
+    show_segments(result, console)
+    written: Any = console.file
+    return str(written.getvalue())
+
+
+def segment(name: str, flags: tuple[str, ...] = ()) -> SegmentNow:
+    return SegmentNow("S01", name, 1200, 0.3, "Came 14 times (all users: 3)", [], list(flags), None)
+
+
+def test_a_segment_is_one_row_of_name_users_share_and_summary() -> None:
+    [row] = [line for line in shown(segment("Loyal visitors")).splitlines() if "S01" in line]
+
+    assert " ".join(row.split()) == "S01 Loyal visitors 1,200 30 % Came 14 times (all users: 3)"
+
+
+def test_a_flag_stands_below_the_summary() -> None:
+    assert "too broad to say much" in shown(segment("Loyal visitors", ("too broad to say much: 1,200 users",)))
+
+
+def test_a_value_in_brackets_is_text_and_no_markup() -> None:
+    assert "Visitors (plan [/bold])" in shown(segment("Visitors (plan [/bold])"))
+
+
+def test_without_segments_it_says_so() -> None:
+    assert "no segments were found yet" in shown()
