@@ -67,6 +67,9 @@ PHRASES = {
     "session_count": Phrases("activity", "Frequent visitors", "often here", "Rare visitors", "seldom here"),
     "active_day_count": Phrases("activity", "Regulars", "here on many days", "Rare visitors", "here on few days"),
     "session_trend": Phrases("trend", "Warming visitors", "coming more often", "Cooling visitors", "coming less often"),
+    "return_absence_days": Phrases(
+        "return", "Returned visitors", "back after a long time", "Steady visitors", "never away for long"
+    ),
     "duration_mean_s": Phrases("depth", "Lingering visitors", "staying long", "Hasty visitors", "soon off again"),
     "duration_median_s": Phrases("depth", "Lingering visitors", "staying long", "Hasty visitors", "soon off again"),
     "pages_per_session": Phrases("depth", "Deep browsers", "seeing many pages", "Skimmers", "seeing few pages"),
@@ -83,6 +86,9 @@ PHRASES = {
     ),
     "support_recency_days": Phrases(
         "support", "Past support seekers", "support long ago", "Recent support seekers", "support lately"
+    ),
+    "campaign_session_count": Phrases(
+        "campaign", "Campaign visitors", "coming from campaigns", "Visitors without campaigns", "not from campaigns"
     ),
     "cart_count": Phrases("cart", "Cart fillers", "filling carts", "Browsers without a cart", "no carts"),
     "cart_abandonment_rate": Phrases("cart", "Cart abandoners", "leaving carts", "Cart finishers", "finishing carts"),
