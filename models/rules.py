@@ -51,8 +51,8 @@ SHIPPED = (
     Rule(
         "frequent_visitors",
         "Frequent visitors",
-        "came at least 8 times in the last 28 days",
-        "session_count_28d >= 8",
+        "are in the tenth of users who came most often in the last 28 days, and came at least 4 times",
+        "session_count_28d >= p90 and session_count_28d >= 4",
     ),
     Rule(
         "one_time_visitors",
@@ -120,8 +120,8 @@ SHIPPED = (
     Rule(
         "at_risk",
         "At risk",
-        "came at least 8 times in the last 90 days, but not in the last 14",
-        "session_count_90d >= 8 and recency_days > 14",
+        "are in the quarter of users who came most often, and have not come for 28 to 90 days",
+        "session_count >= p75 and session_count >= 3 and recency_days between 28 and 90",
     ),
     Rule(
         "won_back",

@@ -224,6 +224,10 @@ def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran, ran_a
     assert f"3 rejected = {ran.result['ingested']['read']:,} read" in ran_again
     for segment in ran.result["scored"]["segments"]:
         assert segment["name"].split(",")[0].split()[0] in ran_again
+    for rule in ran.result["scored"]["rules"]:
+        assert rule["title"] in ran_again
+    assert "off: high value customers (no revenue)" in ran_again
+    assert f"{ran.result['scored']['lifecycle']['stages']['active']} active" in ran_again
     assert f"{ran.result['trained']['churn']['metrics']['metrics']['model']['auc']['value']:.2f}" in ran_again
     assert "latest" in ran_again
     assert " run " in ran_again
