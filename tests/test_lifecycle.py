@@ -1,3 +1,6 @@
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -84,6 +87,18 @@ def test_each_stage_is_defined_once_in_words_and_on_features_there_are() -> None
         assert words
         if text:
             check(parse(text), dict.fromkeys(["recency_days", "tenure_days", "return_absence_days"], "number"))
+
+
+def test_the_page_on_named_segments_says_what_the_stages_are() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "named-segments.md").read_text()
+    rows = [
+        f"| `{name}` | {words} | {f'`{text}`' if text else 'everybody else'} |"
+        for name, (words, text) in definitions(DEFAULT).items()
+    ]
+    [given_] = [text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[lifecycle]" in text]
+
+    assert "\n".join(rows) in page
+    assert LifecycleSettings.model_validate(tomllib.loads(given_)["lifecycle"]) == DEFAULT
 
 
 @pytest.mark.parametrize(

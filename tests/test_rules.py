@@ -1,3 +1,6 @@
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import ibis
@@ -113,6 +116,16 @@ def test_every_shipped_rule_is_about_features_and_says_what_it_needs() -> None:
         assert set(rule.needs) <= LACKING.keys() & set(FEATURES)
         assert rule.sentence[0].islower()
         assert not rule.sentence.endswith(".")
+
+
+def test_the_page_on_named_segments_says_what_is_shipped() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "named-segments.md").read_text()
+    rows = [f"| `{rule.name}` | {rule.sentence} | `{rule.condition}` |" for rule in SHIPPED]
+    [own] = [text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[rules.vip]" in text]
+
+    assert "\n".join(rows) in page
+    columns: dict[str, Kind] = {**COLUMNS, "age_band": "text", "region": "text"}
+    RulesSettings.model_validate(tomllib.loads(own)["rules"]).check(columns)
 
 
 # --- who is in which ---
