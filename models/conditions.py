@@ -49,6 +49,7 @@ TOKEN = re.compile(
 )
 PLAIN_NAME = re.compile(r"(?!__)(?![pP][0-9]+$)[A-Za-z_]\w*", re.ASCII)
 TIE = 1e-12
+"""By how much, relative to it, a percentile may miss the value that it is."""
 
 
 class ConditionError(ValueError):
@@ -226,21 +227,30 @@ def thresholds(conditions: Iterable[Condition], users: Any) -> dict[tuple[str, f
     """
     asked = percentiles(conditions)
     if not isinstance(users, ir.Table):
-        known = {name: users[name].dropna().to_numpy(dtype=np.float64) for name, _ in asked}
-        return {
-            (name, rank): float(np.quantile(known[name], rank / 100)) if len(known[name]) else np.nan
-            for name, rank in asked
-        }
-    if not asked:
-        return {}
-    found = _aggregate(users, [users[name].quantile(rank / 100, where=_is_known(users[name])) for name, rank in asked])
-    # DuckDB interpolates between equal values too, and may miss them by the last bit.
-    near = [
-        users[name].max(where=_is_known(users[name]) & (users[name] <= value + TIE * abs(value)))
-        for (name, _), value in zip(asked, found, strict=True)
-    ]
-    values = zip(asked, found, _aggregate(users, near), strict=True)
-    return {key: own if abs(own - value) <= TIE * abs(value) else value for key, value, own in values}
+        columns = [users[name].dropna().to_numpy(dtype=np.float64) for name, _ in asked]
+        found = [
+            float(np.quantile(known, rank / 100)) if len(known) else np.nan
+            for known, (_, rank) in zip(columns, asked, strict=True)
+        ]
+        near = [
+            float(known[known <= value + TIE * abs(value)].max(initial=-np.inf))
+            for known, value in zip(columns, found, strict=True)
+        ]
+    else:
+        quantiles = [users[name].quantile(rank / 100, where=_is_known(users[name])) for name, rank in asked]
+        found = _aggregate(users, quantiles)
+        near = _aggregate(
+            users,
+            [
+                users[name].max(where=_is_known(users[name]) & (users[name] <= value + TIE * abs(value)))
+                for (name, _), value in zip(asked, found, strict=True)
+            ],
+        )
+    # Engines differ in the last bits of what they interpolate, also between equal values, and a user's own must match.
+    return {
+        key: own if abs(own - value) <= TIE * abs(value) else float(f"{value:.12g}")
+        for key, value, own in zip(asked, found, near, strict=True)
+    }
 
 
 def resolve(condition: Condition, values: Thresholds) -> Condition:
@@ -307,7 +317,7 @@ def _join(join: Callable[[Any, Any], Any], parts: list[Any]) -> Any:
 
 def _aggregate(users: ir.Table, values: list[ir.Scalar]) -> list[float]:
     named = {str(number): value for number, value in enumerate(values)}
-    [row] = users.agg(**named).to_pyarrow().to_pylist()
+    [row] = users.agg(**named).to_pyarrow().to_pylist() if named else [{}]
     return [np.nan if value is None else float(value) for value in row.values()]
 
 
