@@ -72,7 +72,7 @@ def _show_rules(result: Result, console: Console) -> None:
     console.print(_heading("Named segments"))
     scored = result.scored
     table = Table(box=None, padding=(0, 1, 0, 0), show_edge=False, show_header=False)
-    cells = [
+    cells: list[list[str | Text]] = [
         [
             Text(one.title, style="bold"),
             f"{one.users:,}",
@@ -88,8 +88,8 @@ def _show_rules(result: Result, console: Console) -> None:
         table.add_column(justify="right")
         table.add_column(justify="right")
         table.add_column()
-    for left, right in zip_longest(cells[:half], cells[half:], fillvalue=[]):
-        table.add_row(*left, *right)
+    for left, right in zip_longest(cells[:half], cells[half:]):
+        table.add_row(*left, *(right or ()))
     console.print(Padding(table, (0, 0, 0, 2)))
     empty = [one.title for one in scored.rules if not one.users]
     off = [f"{name.replace('_', ' ')} ({why})" for name, why in scored.rules_off.items()]

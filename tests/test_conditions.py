@@ -255,7 +255,7 @@ def duckdb() -> Iterator[DuckDB]:
 
 
 def as_table(engine: DuckDB, frame: pd.DataFrame) -> ir.Table:
-    schema = pa.schema([(name, pa.string() if name.startswith("t") else pa.float64()) for name in frame])
+    schema = pa.schema([(name, pa.string() if name == "t" else pa.float64()) for name in frame])
     return engine.create_table("users", pa.Table.from_pandas(frame, schema, preserve_index=False), overwrite=True)
 
 

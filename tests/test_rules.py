@@ -69,7 +69,7 @@ NOT_MET = [
     ("won_back", {"return_absence_days": 60}),
     ("dormant", {"recency_days": 90}),
 ]
-CROWD = [{"revenue_total": 50, "session_count": 5, "session_count_28d": 2}] * 8
+CROWD: list[dict[str, float]] = [{"revenue_total": 50, "session_count": 5, "session_count_28d": 2}] * 8
 """Others, whom percentiles are of."""
 COLUMNS: dict[str, Kind] = {**dict.fromkeys(FEATURES, "number"), "device": "text"}
 
