@@ -56,7 +56,7 @@ class RuleNow:
     users: int
     share: float
     flag: str | None
-    thresholds: dict[str, float]
+    thresholds: dict[str, float | None]
 
 
 @dataclass(frozen=True)

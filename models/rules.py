@@ -230,11 +230,14 @@ def _changed(rule: Rule, section: RuleSettings) -> Rule:
 
 @dataclass(frozen=True)
 class ReadyRule:
-    """Hold a rule whose condition has numbers in place of percentiles, and these by feature and percentile."""
+    """Hold a rule whose condition has numbers in place of percentiles, and these by feature and percentile.
+
+    Null is the percentile of a feature that no user has.
+    """
 
     rule: Rule
     condition: Condition
-    thresholds: Mapping[str, float]
+    thresholds: Mapping[str, float | None]
 
 
 def prepare(rules: Iterable[Rule], users: Any) -> tuple[list[ReadyRule], dict[str, str]]:
@@ -246,10 +249,14 @@ def prepare(rules: Iterable[Rule], users: Any) -> tuple[list[ReadyRule], dict[st
     missing = {rule: dict.fromkeys(lacking[name] for name in features[rule] if name in lacking) for rule in asked}
     kept = {rule: condition for rule, condition in asked.items() if not missing[rule]}
     values = thresholds(kept.values(), users)
+    shown = {key: None if np.isnan(value) else value for key, value in values.items()}
     ready = [
-        ReadyRule(rule, resolve(condition, values), {f"{name} p{rank:g}": values[name, rank] for name, rank in ranks})
+        ReadyRule(
+            rule,
+            resolve(condition, values),
+            {f"{name} p{rank:g}": shown[name, rank] for name, rank in percentiles([condition])},
+        )
         for rule, condition in kept.items()
-        for ranks in [percentiles([condition])]
     ]
     return ready, {rule.name: ", ".join(what) for rule, what in missing.items() if what}
 

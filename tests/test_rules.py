@@ -177,6 +177,15 @@ def test_percentiles_are_of_everyone_and_travel_with_the_rule() -> None:
     assert match(users.tail(1), [one]).to_dict() == {"u10": ["high_value_customers"]}
 
 
+def test_nobody_is_above_a_percentile_that_nobody_has() -> None:
+    users = snapshot({}, {"revenue_total": 5})
+
+    [one] = ready(users, Rule("careless", "", "", "cart_abandonment_rate >= p90"))
+
+    assert one.thresholds == {"cart_abandonment_rate p90": None}
+    assert match(users, [one]).to_dict() == {"u0": [], "u1": []}
+
+
 def test_every_shipped_rule_finds_the_same_users_in_a_table_and_in_a_frame(ran: Ran) -> None:
     with ran.configuration.open_lake() as lake:
         table = lake.read(table_of(ran.configuration))
