@@ -131,6 +131,7 @@ def conditions_of(leaves: st.SearchStrategy[Comparison]) -> st.SearchStrategy[Co
     return st.recursive(leaves, more, max_leaves=6)
 
 
+@settings(deadline=None)
 @given(conditions_of(comparisons))
 def test_what_is_written_is_read_as_what_it_was(condition: Condition) -> None:
     assert parse(condition.to_text()) == condition
@@ -205,6 +206,7 @@ def test_a_mistake_is_told_at_once_with_its_place(text: str, column: int, what: 
     assert caught.value.column == column
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60) | st.text("ab1 .<>=!()',pnotrs\"`-_e", max_size=30))
 def test_any_text_is_a_condition_or_a_mistake(text: str) -> None:
     try:
@@ -347,7 +349,7 @@ frames = st.lists(
 ).map(lambda rows: pd.DataFrame(rows, columns=["x", "y", "t"]).astype({"x": "float64", "y": "float64", "t": "str"}))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(condition=conditions_of(known_comparisons), frame=frames)
 def test_the_same_users_meet_it_in_a_table_and_in_a_frame(
     duckdb: DuckDB, condition: Condition, frame: pd.DataFrame

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
@@ -48,6 +48,7 @@ days = st.sampled_from([0, 6.9, 7, 14, 14.1, 28, 28.1, 60, 90, 90.1, 400, NULL])
 thresholds = st.lists(st.floats(0.5, 400), min_size=2, max_size=2, unique=True).map(sorted)
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     users=st.lists(st.tuples(days, days, days), max_size=20),
     new_days=st.floats(0.5, 100),
@@ -57,7 +58,7 @@ thresholds = st.lists(st.floats(0.5, 400), min_size=2, max_size=2, unique=True).
 def test_each_user_is_in_the_first_stage_that_holds_and_in_exactly_one(
     users: list[tuple[float, float, float]], new_days: float, below: list[float], dormant_after: float
 ) -> None:
-    settings = LifecycleSettings(
+    chosen = LifecycleSettings(
         new_days=new_days,
         active_days=below[0],
         cooling_days=below[1],
@@ -66,12 +67,12 @@ def test_each_user_is_in_the_first_stage_that_holds_and_in_exactly_one(
     frame = pd.DataFrame(users, columns=["recency_days", "tenure_days", "return_absence_days"], dtype="float64")
     frame.insert(0, "user_id", [f"u{number}" for number in range(len(users))])
 
-    stages = assign(frame, settings)
+    stages = assign(frame, chosen)
 
     assert list(stages.index) == list(frame["user_id"])
     assert set(stages) <= set(STAGES)
     before = pd.Series(False, index=frame.index)
-    for name, (_, text) in definitions(settings).items():
+    for name, (_, text) in definitions(chosen).items():
         found = holds(parse(text), frame) if text else ~before
         assert ((stages == name).to_numpy() == (found & ~before).to_numpy()).all()
         before |= found
