@@ -38,6 +38,7 @@ class WindowedFeature(Feature, Protocol):
 
 US_PER_DAY = 86_400 * 1_000_000
 TREND_DAYS = 28
+RETURN_DAYS = 28
 WINDOWS_DAYS = (1, 7, 28, 90)
 FAVOURITES = ("device", "source", "country")
 KEY = ("user_id", "as_of")
@@ -59,7 +60,7 @@ class FeatureSettings(Settings):
 
 
 # Of a user's sessions, all before as_of. Columns beside those of SESSIONS: `age_days` of the start and `end_age_days`,
-# `duration_us`, `revenue_micros`, `local_hour` of the start, `at_weekend`.
+# `duration_us`, `revenue_micros`, `local_hour` of the start, `at_weekend`, `from_campaign`.
 
 
 def recency_days(sessions: ir.Table) -> ir.FloatingScalar:
@@ -86,6 +87,15 @@ def session_trend_28d(sessions: ir.Table) -> ir.FloatingScalar:
     last = sessions.count(where=sessions.age_days <= TREND_DAYS)
     before = sessions.count(where=(sessions.age_days > TREND_DAYS) & (sessions.age_days <= 2 * TREND_DAYS))
     return (last - before) / (last + before).nullif(0)
+
+
+def return_absence_days(sessions: ir.Table) -> ir.FloatingScalar:
+    """Days away before the first session of the last 28 days. Since the end of the one before; null without both.
+
+    No other pause before a session of these days can be longer than 28 days.
+    """
+    last_before = sessions.end_age_days.min(where=sessions.age_days > RETURN_DAYS)
+    return last_before - sessions.age_days.max(where=sessions.age_days <= RETURN_DAYS)
 
 
 def duration_mean_s(sessions: ir.Table) -> ir.FloatingScalar:
@@ -126,6 +136,11 @@ def support_visit_count(sessions: ir.Table, days: int | None = None) -> ir.Integ
 def support_session_share(sessions: ir.Table) -> ir.FloatingScalar:
     """Share of sessions with a support visit. Never null."""
     return sessions.count(where=sessions.support_count > 0) / sessions.count()
+
+
+def campaign_session_count(sessions: ir.Table) -> ir.IntegerScalar:
+    """Sessions from a campaign. Never null."""
+    return sessions.count(where=sessions.from_campaign)
 
 
 def cart_count(sessions: ir.Table) -> ir.IntegerScalar:
@@ -228,6 +243,7 @@ SESSION_FEATURES: tuple[Feature, ...] = (
     tenure_days,
     session_count,
     session_trend_28d,
+    return_absence_days,
     duration_mean_s,
     duration_median_s,
     pages_per_session,
@@ -236,6 +252,7 @@ SESSION_FEATURES: tuple[Feature, ...] = (
     search_count,
     support_visit_count,
     support_session_share,
+    campaign_session_count,
     cart_count,
     cart_abandonment_rate,
     cart_abandoned_recency_days,
@@ -413,6 +430,7 @@ def _describe(sessions: ir.Table, time_zone: str, day_level: bool, *further: str
         duration_us=ibis.null("int64") if day_level else duration_us,
         local_hour=ibis.null("int8") if day_level else local_start.hour().cast("int8"),
         at_weekend=local_start.day_of_week.index() >= 5,
+        from_campaign=sessions.campaign.notnull(),
     )
 
 

@@ -16,7 +16,10 @@ from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import Settings, Source, TimeZone, Users
 from models.clusters import SHARE_MIN, STABILITY_MIN
+from models.conditions import Kind
 from models.evaluation import CalibrationSettings
+from models.lifecycle import LifecycleSettings
+from models.rules import RuleSettings, RulesSettings
 from publish.assignments import ASSIGNMENTS
 
 
@@ -89,6 +92,8 @@ class Configuration(Settings):
     training: TrainingSettings = TrainingSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     segments: SegmentSettings = SegmentSettings()
+    rules: RulesSettings = RulesSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
     engine: EngineSettings = EngineSettings()
     storage: StorageSettings = StorageSettings()
     publish: PublishSettings = PublishSettings()
@@ -109,6 +114,13 @@ class Configuration(Settings):
         for name in self.labels.named:
             if name in taken:
                 raise ValueError(f"labels.{name}: is the name of a feature, an attribute or a column; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_are_about_features(self) -> Self:
+        texts: dict[str, Kind] = dict.fromkeys((*FAVOURITES, *self.attributes), "text")
+        numbers: dict[str, Kind] = dict.fromkeys(feature_names(self.features.windows_days), "number")
+        self.rules.check(texts | numbers)
         return self
 
     @property
@@ -224,6 +236,8 @@ def explain(error: ValidationError) -> str:
             return _explain_unknown(location)
         case error_type if error_type == LABEL_KIND:
             return _explain_label(location, first["input"], first["msg"])
+        case "model_type" if location[0] == "rules" and len(location) == 2:
+            return _explain_unknown(location)
         case "missing":
             return f"{key}: is missing"
         case "value_error":
@@ -254,8 +268,8 @@ def _explain_label(location: list[str], given: Any, right: str) -> str:
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """List the keys that a section may have."""
     for part in location:
-        if part not in model.model_fields:  # a further label, whose name is free
-            return list(ChurnSettings.model_fields)
+        if part not in model.model_fields:  # a section whose name is free
+            return list((RuleSettings if model is RulesSettings else ChurnSettings).model_fields)
         annotation: Any = model.model_fields[part].annotation
         members = [annotation, *getattr(annotation, "__args__", ())]
         models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]

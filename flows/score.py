@@ -1,6 +1,7 @@
 """Score: everyone in a snapshot gets segments and propensities, as ASSIGNMENTS."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -13,13 +14,16 @@ from prefect import flow, task
 
 from features.engines import DuckDB
 from features.lake import Lake
+from features.table import Table
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import name_run, resolve_as_of
 from flows.snapshot import table_of
 from flows.train import find_serving, model_name, read_snapshots
 from flows.world import TOUCHES_THE_WORLD
-from models import segments
+from models import lifecycle, rules, segments
+from models.lifecycle import STAGES
 from models.registry import Registry
+from models.rules import ReadyRule, RulesSettings
 from models.segment_rules import SegmentRule
 from publish import scoring
 from publish.assignments import assignments_table, labels_in
@@ -46,16 +50,48 @@ class SegmentNow:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Count the users, and those with a probability, by label; describe the segments, largest first.
+class RuleNow:
+    """Describe a named segment with how many users are in it now, and which share of all.
 
-    `withheld` says by label why there are ranks and no probabilities.
+    `flag` says why it is of no use, None if it may be; `thresholds` what its percentiles are.
+    """
+
+    name: str
+    title: str
+    sentence: str
+    condition: str
+    users: int
+    share: float
+    flag: str | None
+    thresholds: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """Count users by stage, and by the stages then and now since the snapshot before: null where they were not there.
+
+    `since` is the instant of that snapshot, None without one.
+    """
+
+    stages: dict[str, int]
+    since: datetime | None
+    transitions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Count the users, and those with a probability, by label; describe the segments and named ones, largest first.
+
+    `rules_off` says by name why a named segment is off, `withheld` by label why there are ranks and no probabilities.
     """
 
     as_of: datetime
     users: int
     scored: dict[str, int]
     segments: list[SegmentNow]
+    rules: list[RuleNow]
+    rules_off: dict[str, str]
+    lifecycle: Lifecycle
     withheld: dict[str, str]
 
 
@@ -80,15 +116,15 @@ def assign_users(config: str, as_of: datetime | None) -> Scored:
         as_of = resolve_as_of(as_of, configuration, lake)
         if isinstance(lake.engine, DuckDB):
             snapshot = read_snapshots(lake, configuration, [as_of])
-            serving = _find_all_serving(configuration, as_of, snapshot)
+            serving, off = _find_all_serving(configuration, as_of, snapshot)
             assigned = ibis.memtable(scoring.score(snapshot, serving))
         else:  # which may hold more users than this process can: parts are scored where they are
             users = _read_snapshot(lake, configuration, as_of)
-            serving = _find_all_serving(configuration, as_of, users.limit(0).to_pandas())
+            serving, off = _find_all_serving(configuration, as_of, users)
             parts = lake.engine.map_frames(users, partial(scoring.score_part, serving=serving), table.schema)
             assigned = scoring.rank(parts)
         lake.write(table, assigned, only=[as_of])
-        return _sum_up(lake.read(table, only=[as_of]), as_of, serving)
+        return _sum_up(lake, table, as_of, serving, off, configuration)
 
 
 def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:
@@ -99,15 +135,19 @@ def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) ->
     return lake.read(table, only=[as_of])
 
 
-def _find_all_serving(configuration: Configuration, as_of: datetime, snapshot: pd.DataFrame) -> scoring.Serving:
-    """Load what serves at an instant; of a snapshot only the columns matter."""
+def _find_all_serving(
+    configuration: Configuration, as_of: datetime, users: pd.DataFrame | ir.Table
+) -> tuple[scoring.Serving, dict[str, str]]:
+    """Load what serves at an instant, and make the rules ready; say why the others are off."""
+    snapshot = users if isinstance(users, pd.DataFrame) else users.limit(0).to_pandas()
+    ready, off = rules.prepare(configuration.rules.rules, users)
     registry = Registry(configuration.mlruns)
     labels = configuration.labels.named
     found = {
         kind: find_serving(registry, model_name(configuration, kind), as_of, snapshot) for kind in ("segments", *labels)
     }
     discovered = found.pop("segments")
-    return scoring.Serving(
+    serving = scoring.Serving(
         segments=segments.SegmentModel.from_dict(discovered.model, discovered.metadata) if discovered else None,
         segments_version=discovered.number if discovered else None,
         propensities={
@@ -115,18 +155,65 @@ def _find_all_serving(configuration: Configuration, as_of: datetime, snapshot: p
             for label, one in found.items()
             if one is not None
         },
+        rules=ready,
+        lifecycle=configuration.lifecycle,
         holdout_share=configuration.publish.holdout_share,
         salt=configuration.name,
         labels=tuple(labels),
     )
+    return serving, off | dict.fromkeys(configuration.rules.switched_off, "switched off")
 
 
-def _sum_up(assigned: ir.Table, as_of: datetime, serving: scoring.Serving) -> Scored:
+def _sum_up(
+    lake: Lake,
+    table: Table,
+    as_of: datetime,
+    serving: scoring.Serving,
+    off: dict[str, str],
+    configuration: Configuration,
+) -> Scored:
+    assigned = lake.read(table, only=[as_of])
     counts = {label: assigned[f"{label}_probability"].count() for label in labels_in(assigned.columns)}
     [scored] = assigned.agg(**counts).to_pyarrow().to_pylist()
     users = int(assigned.count().to_pyarrow().as_py())
     withheld = {label: one.withheld for label, one in serving.propensities.items() if one.withheld}
-    return Scored(as_of, users, scored, _segments(serving.segments, assigned, users), withheld)
+    return Scored(
+        as_of,
+        users,
+        scored,
+        _segments(serving.segments, assigned, users),
+        _rules(serving.rules, assigned, users, configuration.rules),
+        off,
+        _lifecycle(lake, table, as_of),
+        withheld,
+    )
+
+
+def _rules(ready: Sequence[ReadyRule], assigned: ir.Table, everyone: int, settings: RulesSettings) -> list[RuleNow]:
+    if not ready:
+        return []
+    counts = {one.rule.name: assigned.rule_segments.contains(one.rule.name).cast("int64").sum() for one in ready}
+    [sizes] = assigned.agg(**counts).to_pyarrow().to_pylist()
+    now = []
+    for one in ready:
+        rule, users = one.rule, sizes[one.rule.name] or 0
+        flag = settings.flag(users, everyone)
+        share = users / everyone if everyone else 0
+        now.append(
+            RuleNow(rule.name, rule.title, rule.sentence, rule.condition, users, share, flag, dict(one.thresholds))
+        )
+    return sorted(now, key=lambda one: (-one.users, one.name))
+
+
+def _lifecycle(lake: Lake, table: Table, as_of: datetime) -> Lifecycle:
+    assigned = lake.read(table, only=[as_of])
+    counts = {stage: (assigned.lifecycle_stage == stage).cast("int64").sum() for stage in STAGES}
+    [stages] = assigned.agg(**counts).to_pyarrow().to_pylist()
+    since = max((instant for instant in lake.partitions(table) if instant < as_of), default=None)
+    if since is None:
+        return Lifecycle(stages, None, [])
+    changes = lifecycle.transitions(lake.read(table, only=[since]), assigned)
+    return Lifecycle(stages, since, changes.to_pyarrow().to_pylist())
 
 
 def _segments(model: segments.SegmentModel | None, assigned: ir.Table, everyone: int) -> list[SegmentNow]:

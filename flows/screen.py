@@ -2,6 +2,7 @@
 
 import shlex
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from pathlib import Path
 
 import pydantic_core
@@ -24,6 +25,7 @@ def show(result: Result, config: str, program: str, console: Console) -> None:
     console.print()
     _show_data(result, console)
     show_segments(result, console)
+    _show_rules(result, console)
     _show_models(result, console)
     _show_next(result, f"{program} run {shlex.quote(config)}", console)
 
@@ -61,6 +63,40 @@ def show_segments(result: Result, console: Console) -> None:
             Text.assemble(segment.summary, *((f"\n{flag}", "yellow") for flag in segment.flags)),
         )
     console.print(table if result.scored.segments else Padding("none: no segments were found yet", (0, 0, 0, 2)))
+    console.print()
+
+
+def _show_rules(result: Result, console: Console) -> None:
+    """Print named segments side by side, those that nobody is in or that are off in a line, and the lifecycle."""
+    console.print(_heading("Named segments"))
+    scored = result.scored
+    table = Table(box=None, padding=(0, 1, 0, 0), show_edge=False, show_header=False)
+    cells: list[list[str | Text]] = [
+        [
+            Text(one.title, style="bold"),
+            f"{one.users:,}",
+            Text(f"{one.share:.0%}".replace("%", " %")),
+            Text((one.flag or "").partition(":")[0], style="yellow"),
+        ]
+        for one in scored.rules
+        if one.users
+    ]
+    half = (len(cells) + 1) // 2
+    for _ in range(2):
+        table.add_column()
+        table.add_column(justify="right")
+        table.add_column(justify="right")
+        table.add_column()
+    for left, right in zip_longest(cells[:half], cells[half:]):
+        table.add_row(*left, *(right or ()))
+    console.print(Padding(table, (0, 0, 0, 2)))
+    empty = [one.title for one in scored.rules if not one.users]
+    off = [f"{name.replace('_', ' ')} ({why})" for name, why in scored.rules_off.items()]
+    for said, names in (("nobody: ", empty), ("off: ", off)):
+        if names:
+            console.print(Padding(said + ", ".join(names), (0, 0, 0, 2)), style="dim")
+    stages = [f"{users:,} {stage.replace('_', ' ')}" for stage, users in scored.lifecycle.stages.items()]
+    console.print(Padding(Text.assemble(("Lifecycle: ", "bold"), ", ".join(stages)), (0, 0, 0, 2)))
     console.print()
 
 

@@ -120,6 +120,7 @@ WORDS = {
         "came in the last 28 days, and not in the 28 before",
         "no session in the last 56 days",
     ),
+    "return_absence_days": Words("return", "came back after {}"),
     "duration_mean_s": Words("depth", "{} per session on average"),
     "duration_median_s": Words("depth", "typical session of {}"),
     "pages_per_session": Words("depth", "{} pages per session", "no pages seen", "1 page per session"),
@@ -131,6 +132,9 @@ WORDS = {
     "support_visit_count": Words("support", "{} support visits", "no support visit", "1 support visit"),
     "support_session_share": Words("support", "{} sessions with a support visit"),
     "support_recency_days": Words("support", "last support visit {} ago", null="never sought support"),
+    "campaign_session_count": Words(
+        "campaign", "{} visits from a campaign", "no visit from a campaign", "1 visit from a campaign"
+    ),
     "cart_count": Words("cart", "{} carts filled", "no cart filled", "1 cart filled"),
     "cart_abandonment_rate": Words("cart", "{} carts abandoned", null="never filled a cart"),
     "cart_abandoned_recency_days": Words("cart", "abandoned a cart {} ago", null="never abandoned a cart"),

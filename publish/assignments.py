@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from features.table import TIME, Table
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Of ASSIGNMENTS. An added column raises the second number, anything else the first."""
 
 ASSIGNMENTS = Table(
@@ -25,6 +25,7 @@ ASSIGNMENTS = Table(
             "segment_strength": "float64",
             "runner_up_segment_id": "string",
             "rule_segments": "!array<string>",
+            "lifecycle_stage": "!string",
             "churn_probability": "float64",
             "conversion_probability": "float64",
             "churn_percentile": "float64",
@@ -77,6 +78,7 @@ def assign(
     segments: pd.DataFrame | None,
     segments_version: int | None,
     rule_segments: pd.Series,
+    lifecycle_stages: pd.Series,
     scores: Mapping[str, Scores],
     holdout_share: float,
     salt: str,
@@ -84,14 +86,15 @@ def assign(
 ) -> pd.DataFrame:
     """Bring together what is known of each user of a snapshot under ASSIGNMENTS for these labels, sorted by user.
 
-    `segments` has a row per user as `models.segments.assign` gives it, `rule_segments` a list per user. Null: no
-    model serves, or it does not apply to the user (who is not eligible); the version is null only in the former case.
-    A probability is null, too, where it is withheld.
+    `segments` has a row per user as `models.segments.assign` gives it, `rule_segments` a list per user,
+    `lifecycle_stages` a text. Null: no model serves, or it does not apply to the user (who is not eligible); the
+    version is null only in the former case. A probability is null, too, where it is withheld.
     """
     table = snapshot[["user_id", "as_of"]].sort_values("user_id", ignore_index=True)
     if segments is not None:
         table = table.merge(segments, on="user_id", how="left")
     table["rule_segments"] = table["user_id"].map(rule_segments)
+    table["lifecycle_stage"] = table["user_id"].map(lifecycle_stages)
     contract = assignments_table(labels)
     for name in labels_in(contract.schema.names):
         if name in scores:

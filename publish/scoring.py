@@ -10,8 +10,10 @@ import pyarrow as pa
 from sklearn.calibration import CalibratedClassifierCV
 
 from features.labels import Label
-from models import propensities, rules, segments
+from models import lifecycle, propensities, rules, segments
+from models.lifecycle import LifecycleSettings
 from models.reasons import NoTreesError, reasons
+from models.rules import ReadyRule
 from models.segments import SegmentModel
 from publish.assignments import PROPENSITIES, Scores, assign, labels_in, to_arrow
 
@@ -31,11 +33,13 @@ class Propensity:
 
 @dataclass(frozen=True)
 class Serving:
-    """Hold what serves at an instant, the labels that have columns, and who is held out."""
+    """Hold what serves at an instant, rules made ready for all users, the labels that have columns, who is held out."""
 
     segments: SegmentModel | None = None
     segments_version: int | None = None
     propensities: Mapping[str, Propensity] = field(default_factory=dict)
+    rules: Sequence[ReadyRule] = ()
+    lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
     holdout_share: float = 0
     salt: str = ""
     labels: Sequence[str] = PROPENSITIES
@@ -64,7 +68,8 @@ def _assign(snapshot: pd.DataFrame, serving: Serving, in_part: bool) -> pa.Table
         snapshot,
         None if serving.segments is None else segments.assign(serving.segments, snapshot),
         serving.segments_version,
-        rules.match(snapshot),
+        rules.match(snapshot, serving.rules),
+        lifecycle.assign(snapshot, serving.lifecycle),
         {name: _score(snapshot, propensity, in_part) for name, propensity in serving.propensities.items()},
         serving.holdout_share,
         serving.salt,

@@ -43,7 +43,8 @@ def assigned(users: pd.DataFrame, **given: Any) -> pd.DataFrame:
         "salt": "shop",
     }
     rules = pd.Series({user: [] for user in users["user_id"]}, dtype=object)
-    return assign(users, **(nothing | {"rule_segments": rules} | given))
+    stages = pd.Series(dict.fromkeys(users["user_id"], "active"), dtype="str")
+    return assign(users, **(nothing | {"rule_segments": rules, "lifecycle_stages": stages} | given))
 
 
 def values(frame: pd.DataFrame, user: str) -> dict[str, Any]:
@@ -52,7 +53,10 @@ def values(frame: pd.DataFrame, user: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-NOTHING = {"rule_segments": [], "churn_reasons": [], "conversion_reasons": [], "holdout": False}
+NOTHING = {
+    **{"rule_segments": [], "lifecycle_stage": "active"},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False},
+}
 
 
 def test_without_models_a_user_is_assigned_nothing() -> None:
@@ -72,6 +76,16 @@ def test_a_user_has_the_segments_of_the_rules() -> None:
     found = assigned(snapshot("ada", "ben"), rule_segments=rules)
     assert values(found, "ada")["rule_segments"] == ["at_risk", "researchers"]
     assert values(found, "ben")["rule_segments"] == []
+
+
+def test_a_user_has_the_stage_of_their_lifecycle() -> None:
+    found = assigned(snapshot("ada", "ben"), lifecycle_stages=pd.Series({"ben": "new", "ada": "dormant"}))
+    assert found["lifecycle_stage"].tolist() == ["dormant", "new"]
+
+
+def test_a_user_without_a_stage_is_refused() -> None:
+    with pytest.raises(ValueError, match="lifecycle_stage"):
+        to_arrow(assigned(snapshot("ada", "ben"), lifecycle_stages=pd.Series({"ben": "new"})))
 
 
 def test_a_user_has_the_scores_of_the_models() -> None:

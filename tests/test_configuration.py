@@ -230,6 +230,58 @@ def test_a_wrong_label_is_told_with_what_would_be_right(tmp_path: Path, more: st
     assert mistake(tmp_path, SMALLEST + more) == said
 
 
+# --- rules by name ---
+
+AGES = '[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = ["age_band"]\n'
+
+
+def test_a_rule_is_about_features_of_the_configured_windows_and_attributes(tmp_path: Path) -> None:
+    condition = "session_count_14d >= p90 and age_band = '30' and device is not null"
+    more = f'{AGES}[features]\nwindows_days = [14]\n[rules.vip]\ncondition = "{condition}"\n'
+
+    assert load_text(tmp_path, SMALLEST + more).rules.rules[-1].condition == condition
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            '[rules.vip]\ncondition = "revenu_total > 3"\n',
+            "rules.vip.condition: column 1: there is no feature revenu_total; did you mean revenue_total?",
+        ),
+        (
+            '[rules.vip]\ncondition = "session_count_14d > 3"\n',
+            "rules.vip.condition: column 1: there is no feature session_count_14d; did you mean session_count_1d?",
+        ),
+        (
+            '[rules.dormant]\ncondition = "recency_days > 3 and device > 3"\n',
+            "rules.dormant.condition: column 22: device is a text: compare it with =, !=, in or is null",
+        ),
+        (
+            '[rules.vip]\ncondition = "recency_days > 3;"\n',
+            "rules.vip.condition: column 17: ';' means nothing here",
+        ),
+        (
+            "[rules.vip]\ncondition = 3\n",
+            "rules.vip.condition: 3 is wrong: input should be a valid string",
+        ),
+        ('[rules.vip]\nconditon = "a = 1"\n', "rules.vip.conditon: no such key; did you mean condition?"),
+        ("[rules]\nuser_min = 3\n", "rules.user_min: no such key; did you mean users_min?"),
+        (
+            "[rules.dormnt]\nenabled = false\n",
+            "rules: dormnt: did you mean dormant? a rule of your own needs a condition",
+        ),
+        ("[lifecycle]\nnew = 3\n", "lifecycle.new: no such key; did you mean new_days?"),
+        (
+            "[lifecycle]\nactive_days = 30\n",
+            "lifecycle: active_days, cooling_days and dormant_days must ascend, and are 30, 28 and 90",
+        ),
+    ],
+)
+def test_a_wrong_rule_is_told_with_what_would_be_right(tmp_path: Path, more: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST + more) == said
+
+
 @pytest.mark.parametrize("name", ["recency_days", "device", "plan", "churned", "segments", "holdout", "user_id"])
 def test_a_label_is_not_named_like_another_column(tmp_path: Path, name: str) -> None:
     users = '[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = ["Plan"]\n'

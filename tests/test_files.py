@@ -20,7 +20,8 @@ AS_OF = pd.Timestamp("2024-06-30T05:00:00Z")
 LATER = pd.Timestamp("2024-07-01T05:00:00Z")
 DEFAULTS = {
     **{"user_id": "ada", "as_of": AS_OF, "segment_id": "s1", "segment_name": "Loyal", "segment_strength": 0.9},
-    **{"rule_segments": [], "churn_reasons": [], "conversion_reasons": [], "holdout": False},
+    **{"rule_segments": [], "lifecycle_stage": "active"},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False},
 }
 
 
@@ -75,6 +76,7 @@ def test_csv_holds_the_same_as_text(tmp_path: Path) -> None:
     assert found == {
         **{"user_id": "ada", "as_of": "2024-06-30T05:00:00Z", "segment_id": "s1", "segment_name": "Loyal"},
         **{"segment_strength": "0.9", "runner_up_segment_id": "s2", "rule_segments": "", "churn_reasons": "bounces: 3"},
+        **{"lifecycle_stage": "active"},
         **{"churn_probability": "0.25", "churn_percentile": "", "conversion_probability": "", "churn_version": "3"},
         **{"conversion_percentile": "", "conversion_reasons": "", "holdout": "False", "segments_version": ""},
         **{"conversion_version": ""},
@@ -113,11 +115,11 @@ def test_everybody_may_be_held_out(tmp_path: Path) -> None:
 # --- the manifest ---
 
 
-def test_a_manifest_counts_users_by_segment_and_rule(tmp_path: Path) -> None:
+def test_a_manifest_counts_users_by_segment_rule_and_stage(tmp_path: Path) -> None:
     rows = assignments(
         {"user_id": "a", "segment_id": "s1", "segment_name": "Loyal", "rule_segments": ["at_risk", "researchers"]},
         {"user_id": "b", "segment_id": "s2", "segment_name": "Lapsing", "rule_segments": ["at_risk"]},
-        {"user_id": "c", "segment_id": "s2", "segment_name": "Lapsing"},
+        {"user_id": "c", "segment_id": "s2", "segment_name": "Lapsing", "lifecycle_stage": "new"},
         {"user_id": "d", "segment_id": None, "segment_name": None},
         {"user_id": "e", "segment_id": "s2", "segment_name": "Lapsing", "rule_segments": ["at_risk"], "holdout": True},
     )
@@ -127,6 +129,7 @@ def test_a_manifest_counts_users_by_segment_and_rule(tmp_path: Path) -> None:
         {"segment_id": "s2", "segment_name": "Lapsing", "users": 2},
     ]
     assert found["rule_segments"] == {"at_risk": 2, "researchers": 1}
+    assert found["lifecycle_stages"] == {"active": 3, "new": 1}
     assert (found["users"], found["held_out"]) == (4, 1)
 
 
@@ -136,7 +139,7 @@ def test_a_manifest_says_what_was_published_and_by_which_models(tmp_path: Path) 
         {"user_id": "b", "segments_version": 1, "churn_version": 2},
     )
     found = manifest(publish(rows, "shop", tmp_path))
-    assert (found["name"], found["as_of"], found["schema_version"]) == ("shop", "2024-06-30T05:00:00+00:00", "1.1")
+    assert (found["name"], found["as_of"], found["schema_version"]) == ("shop", "2024-06-30T05:00:00+00:00", "1.2")
     assert found["scored"] == {"churn": 1, "conversion": 0}
     assert found["models"] == {"segments": 1, "churn": 2, "conversion": None}
 

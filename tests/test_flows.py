@@ -86,6 +86,32 @@ def test_everyone_seen_before_the_instant_is_assigned_once(ran: Ran) -> None:
     assert sorted(assigned["user_id"]) == sorted(sessions[sessions["started_at"] < AS_OF]["user_id"].unique())
 
 
+def test_users_are_counted_by_named_segment_and_stage(ran: Ran) -> None:
+    scored = ran.result["scored"]
+    with Lake(ran.configuration.lake) as lake:
+        assigned = lake.read(ASSIGNMENTS).to_pandas()
+
+    met = assigned["rule_segments"].explode().value_counts()
+    assert {one["name"]: one["users"] for one in scored["rules"] if one["users"]} == met.to_dict()
+    assert all(one["share"] == one["users"] / len(assigned) for one in scored["rules"])
+    stages = {stage: users for stage, users in scored["lifecycle"]["stages"].items() if users}
+    assert stages == assigned["lifecycle_stage"].value_counts().to_dict()
+    assert (scored["lifecycle"]["since"], scored["lifecycle"]["transitions"]) == (None, [])
+
+
+def test_named_segments_say_why_they_are_off_or_of_no_use(ran: Ran) -> None:
+    scored = ran.result["scored"]
+    named = {one["name"]: one for one in scored["rules"]}
+
+    assert scored["rules_off"] == {
+        "high_value_customers": "no revenue",
+        "bargain_reactors": "no session came from a campaign",
+    }
+    assert named["returning_visitors"]["flag"] == "too broad: over 60 % of users"
+    assert named["cart_abandoners"]["flag"] is None
+    assert named["frequent_visitors"]["thresholds"].keys() == {"session_count_28d p90"}
+
+
 def test_each_row_names_the_version_of_the_segments(ran: Ran) -> None:
     with Lake(ran.configuration.lake) as lake:
         assigned = lake.read(ASSIGNMENTS).to_pandas()
@@ -208,7 +234,11 @@ def test_an_earlier_instant_leaves_the_later_one_as_it_was(ran: Ran, tmp_path: P
     assert habitus("run", str(config), "--as-of", "2024-06-01").exit_code == 0
 
     assert later.items() <= rows_of(tmp_path / "shop").items()
-    assert habitus("run", str(config)).exit_code == 0
+    lifecycle = json.loads(habitus("run", str(config), "--json").stdout)["scored"]["lifecycle"]
+    assert pd.Timestamp(lifecycle["since"]) == pd.Timestamp("2024-06-01T00:00Z")
+    for stage, users in lifecycle["stages"].items():
+        assert users == sum(one["users"] for one in lifecycle["transitions"] if one["after"] == stage)
+    assert {one["before"] for one in lifecycle["transitions"]} > {"active", "cooling", "at_risk"}
     with Lake(tmp_path / "shop" / "lake") as lake:
         assert set(lake.read(ASSIGNMENTS).as_of.execute()) == {pd.Timestamp("2024-06-01T00:00Z"), AS_OF}
 
@@ -239,6 +269,10 @@ def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran, ran_a
     assert f"3 rejected = {ran.result['ingested']['read']:,} read" in ran_again
     for segment in ran.result["scored"]["segments"]:
         assert segment["name"].split(",")[0].split()[0] in ran_again
+    for rule in ran.result["scored"]["rules"]:
+        assert rule["title"] in ran_again
+    assert "off: high value customers (no revenue)" in ran_again
+    assert f"{ran.result['scored']['lifecycle']['stages']['active']} active" in ran_again
     assert f"{ran.result['trained']['churn']['metrics']['metrics']['model']['auc']['value']:.2f}" in ran_again
     assert "latest" in ran_again
     assert " run " in ran_again

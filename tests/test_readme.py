@@ -55,7 +55,7 @@ def test_the_commands_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"\b(?:examples|notebooks|docs|features|tests)/[\w/.]+\w", README)))
+    "path", sorted(set(re.findall(r"\b(?:examples|notebooks|docs|features|tests)/[\w/.-]+\w", README)))
 )
 def test_the_files_it_names_exist(path: str) -> None:
     assert (ROOT / path).exists()

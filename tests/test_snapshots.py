@@ -174,6 +174,18 @@ CASES = [
     ),
     Case("session_trend_28d", "longer ago than 56 days says nothing", [at("03-05T23:59:59.999999")], None),
     Case(
+        "return_absence_days",
+        "from the end of the last session before to the first of the last 28 days",
+        [at("02-01T10:00"), at("02-29T23:50"), at("03-01T00:00"), at("04-10T00:00"), at("04-10T00:20"), at("04-20")],
+        40,
+    ),
+    Case(
+        "return_absence_days", "a session exactly 28 days ago is of these", [at("03-04T00:00"), at("04-03T00:00")], 30
+    ),
+    Case("return_absence_days", "a session that goes on into the 28 days began before", [at("04-02T23:50")], None),
+    Case("return_absence_days", "does not apply to who is new", [at("04-20T10:00"), at("04-21T10:00")], None),
+    Case("return_absence_days", "does not apply to who did not come back", [at("03-01T10:00")], None),
+    Case(
         "duration_mean_s",
         "of sessions of 0, 60 and 600 s",
         [at("04-01T10:00"), at("04-02T10:00"), at("04-02T10:01"), at("04-03T10:00"), at("04-03T10:10")],
@@ -224,6 +236,17 @@ CASES = [
         0.25,
     ),
     Case("support_session_share", "none", FOUR_SESSIONS, 0),
+    Case(
+        "campaign_session_count",
+        "sessions whose first event came from a campaign",
+        [
+            *(at("04-01T10:00", campaign="spring"), at("04-01T10:05", campaign="summer")),
+            *(at("04-02T10:00"), at("04-02T10:05", campaign="spring")),
+            at("04-03T10:00", campaign="summer"),
+        ],
+        2,
+    ),
+    Case("campaign_session_count", "none", FOUR_SESSIONS, 0),
     Case("cart_count", "sessions with a cart, not additions", THREE_CARTS, 3),
     Case("cart_count", "none", FOUR_SESSIONS, 0),
     Case("cart_abandonment_rate", "two of three carts", THREE_CARTS, 2 / 3),
@@ -390,7 +413,7 @@ NEEDS_TIMES = {
 }
 MAY_NOT_APPLY = {
     *("session_trend_28d", "cart_abandonment_rate", "cart_abandoned_recency_days", "revenue_per_purchase"),
-    *("support_recency_days", "purchase_recency_days"),
+    *("support_recency_days", "purchase_recency_days", "return_absence_days"),
 }
 
 

@@ -29,7 +29,7 @@ from features.snapshots import snapshots_table, take_snapshot
 from features.table import ContractError, Table, materialize
 from flows.configuration import load
 from flows.score import assign_users
-from models import propensities, segments
+from models import propensities, rules, segments
 from publish import scoring
 from publish.assignments import ASSIGNMENTS
 
@@ -276,20 +276,34 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
     many = pd.concat([users.assign(user_id=users.user_id + f" {copy}") for copy in range(10)], ignore_index=True)
     many = many.astype({"churned": bool})
     churn = propensities.fit(many, many, "churned", 0, propensities.Budget(trials=1)).model
+    given = in_parts.create_table("users", duckdb_made.snapshot.to_pyarrow())
+    asked = [
+        rules.Rule("rich", "", "", "revenue_total >= p66.6 and not session_count < p10"),
+        rules.Rule(
+            "of_pro", "", "", "plan in ('plan 1', 'plan 2') and (recency_days between p5 and p95 or device is null)"
+        ),
+        rules.Rule("beaten", "", "", "revenue_per_purchase > p100"),
+        *(rule for rule in rules.SHIPPED if not rule.condition.count("_90d")),
+    ]
+    ready, off = rules.prepare(asked, given)
+    assert (ready, off) == rules.prepare(asked, duckdb_made.snapshot) == rules.prepare(asked, snapshot)
+    assert "high_value_customers" in {one.rule.name for one in ready}
     serving = scoring.Serving(
         segments=segments.fit(snapshot, 2, 3, seed=0),
         segments_version=3,
         propensities={"churn": scoring.Propensity(churn, 7, SEEN_IN_7_DAYS)},
+        rules=ready,
         holdout_share=0.3,
         salt="shop",
     )
 
-    given = in_parts.create_table("users", duckdb_made.snapshot.to_pyarrow())
     found = scoring.rank(in_parts.map_frames(given, partial(scoring.score_part, serving=serving), ASSIGNMENTS.schema))
 
     expected = scoring.score(snapshot, serving)
     assert 5 < expected["churn_percentile"].null_count < 50
     assert len(expected["churn_percentile"].unique()) > 2
+    assert len({tuple(names) for names in expected["rule_segments"].to_pylist()}) > 5
+    assert len(expected["lifecycle_stage"].unique()) > 2
     assert rows_of(found, ASSIGNMENTS) == expected.to_pylist()
 
 

@@ -54,7 +54,7 @@ def publish(assignments: pd.DataFrame, name: str, folder: Path, withheld: Mappin
 def describe_version(
     assignments: pd.DataFrame, name: str, as_of: datetime, withheld: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what a manifest says of the rows: counts by segment and by rule, models, what and who was left out."""
+    """Return what a manifest says of the rows: counts by segment, rule and stage, models, what and who was left out."""
     released = assignments[~assignments["holdout"]]
     labels = labels_in(assignments.columns)
     return {
@@ -68,6 +68,7 @@ def describe_version(
             for (segment_id, segment_name), members in released.groupby(["segment_id", "segment_name"])
         ],
         "rule_segments": _counts(released["rule_segments"].explode().dropna()),
+        "lifecycle_stages": _counts(released["lifecycle_stage"]),
         "scored": {label: int(released[f"{label}_probability"].notna().sum()) for label in labels},
         "withheld": dict(withheld),
         "models": {kind: _version(released[f"{kind}_version"]) for kind in ("segments", *labels)},
