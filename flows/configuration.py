@@ -34,10 +34,11 @@ class TrainingSettings(Settings):
 
 
 class SegmentSettings(Settings):
-    """Bound the number of discovered segments."""
+    """Bound the number of discovered segments, and say how much nearer another has to be before a user leaves one."""
 
     k_min: int = Field(default=3, ge=2)
     k_max: int = Field(default=8, le=50)
+    dwell_margin: float = Field(default=0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -15,6 +15,9 @@ from models.reasons import NoTreesError, reasons
 from models.segments import SegmentModel
 from publish.assignments import PROPENSITIES, Scores, assign, labels_in, to_arrow
 
+PREVIOUS = "previous_segment_id"
+"""The column of a snapshot that says which segment a user had at the scoring before; it need not be there."""
+
 
 @dataclass(frozen=True)
 class Propensity:
@@ -31,10 +34,15 @@ class Propensity:
 
 @dataclass(frozen=True)
 class Serving:
-    """Hold what serves at an instant, the labels that have columns, and who is held out."""
+    """Hold what serves at an instant, the labels that have columns, and who is held out.
+
+    With `dwell_margin`, users stay in the segment that the snapshot's column PREVIOUS says unless another is nearer by
+    that share.
+    """
 
     segments: SegmentModel | None = None
     segments_version: int | None = None
+    dwell_margin: float = 0
     propensities: Mapping[str, Propensity] = field(default_factory=dict)
     holdout_share: float = 0
     salt: str = ""
@@ -60,9 +68,10 @@ def rank(parts: ir.Table) -> ir.Table:
 
 
 def _assign(snapshot: pd.DataFrame, serving: Serving, in_part: bool) -> pa.Table:
+    model, previous = serving.segments, snapshot.get(PREVIOUS)
     assigned = assign(
         snapshot,
-        None if serving.segments is None else segments.assign(serving.segments, snapshot),
+        None if model is None else segments.assign(model, snapshot, previous, serving.dwell_margin),
         serving.segments_version,
         rules.match(snapshot),
         {name: _score(snapshot, propensity, in_part) for name, propensity in serving.propensities.items()},
