@@ -139,7 +139,7 @@ def explain(
     a much larger segment finds the fringe of that one in its place, and counts as split from it; a piece of a segment
     that has grown threefold since counts as born, and one that has shrunk to less than a third and is swallowed by
     another as retired. Where all users of a segment turn to something new together, that is born and the segment
-    retired.
+    retired; but what is close to the place that they left is taken for the segment itself.
     """
     then = now if before is None else before
     born, left = _nearly_empty(before, now, sizes_before)

@@ -4,7 +4,8 @@ import pytest
 from matplotlib import _pylab_helpers
 from matplotlib.patches import Rectangle
 
-from models.figures import plot_calibration, plot_gains, plot_profiles, plot_silhouettes
+from models.figures import plot_calibration, plot_gains, plot_profiles, plot_silhouettes, plot_size_changes
+from models.lineage import SizeChange
 
 
 def test_gains_rise_from_nobody_to_everybody() -> None:
@@ -42,6 +43,22 @@ def test_the_chosen_number_of_segments_is_marked() -> None:
     axes = plot_silhouettes({2: 0.2, 3: 0.35, 4: 0.3}).axes[0]
 
     assert [text.get_text() for text in axes.texts] == ["3 segments: 0.350"]
+
+
+def test_a_change_of_size_is_stacked_from_what_users_did_and_what_the_model_did() -> None:
+    shares = (0.0, 0.0, 0.0, 0.0)
+    axes = plot_size_changes(
+        [
+            SizeChange("S01", "Regulars", 1000, 30, 20, 1050, *shares),
+            SizeChange("S02", "Owls", 90, -40, 10, 60, *shares),
+            SizeChange("S03", "Newcomers", 0, 0, 0, 0, *shares),
+        ]
+    ).axes[0]
+
+    bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 30), (0, -40), (0, 0), (30, 20), (0, 10), (0, 0)]
+    assert [text.get_text() for text in axes.texts] == ["1,000 → 1,050 (+50)", "90 → 60 (−30)", "0 → 0 (±0)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["S01  Regulars", "S02  Owls", "S03  Newcomers"]
 
 
 def test_figures_leave_no_global_state() -> None:

@@ -30,11 +30,12 @@ def assigned_at(configuration: Configuration, as_of: datetime) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def shop(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
-    """Copy a shop that has run, in which users hardly leave a segment, and give a name to the largest one."""
+    """Find and name the segments of a shop that has run, in which users hardly leave a segment."""
     folder = tmp_path_factory.mktemp("identity") / "shop"
     shutil.copytree(ran.configuration.folder, folder, symlinks=True)
     config = folder / "habitus.toml"
-    config.write_text(config.read_text() + "\n[segments]\nk_min = 5\nk_max = 5\ndwell_margin = 0.9\n")
+    config.write_text(config.read_text().replace('"mlruns"', '"other"') + "\n[segments]\ndwell_margin = 0.9\n")
+    assert train_segments.fn(str(config), None).version == 1
     done = habitus("segments", "rename", "S01", f" {NAME} ", "--config", str(config))
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith(f"S01 is {NAME} now, and was ")
@@ -82,10 +83,14 @@ def test_a_given_name_is_used_at_scoring(shop: Configuration) -> None:
 
 
 @pytest.fixture(scope="module")
-def retrained(shop: Configuration) -> Configuration:
+def retrained(shop: Configuration, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     """Train five segments, where others serve."""
-    assert train_segments.fn(str(shop.file), None).version == 2
-    return shop
+    folder = tmp_path_factory.mktemp("retrained") / "shop"
+    shutil.copytree(shop.folder, folder, symlinks=True)
+    config = folder / "habitus.toml"
+    config.write_text(config.read_text() + "k_min = 5\nk_max = 5\n")
+    assert train_segments.fn(str(config), None).version == 2
+    return load(config)
 
 
 def test_a_training_keeps_ids_and_given_names_and_says_what_became_of_each(retrained: Configuration, ran: Ran) -> None:
@@ -139,11 +144,12 @@ def test_no_number_is_given_twice_not_even_one_of_a_version_that_never_served(re
     before = next_number(registry, "ecom-segments")
     found = registry.load("ecom-segments", 2)
     assert found is not None
+    inputs = pd.DataFrame(0.0, index=range(3), columns=found.model.feature_names_in_)
     for tags in ({NEXT_NUMBER: "40"}, {}):  # the second, of before there was the tag, says it in its metadata
         with registry.run("ecom/segments", "challenger") as run:
             metadata = found.metadata | ({} if tags else {"next_number": 50})
             tags |= version_tags(AS_OF, promoted=False)
-            run.log_model(found.model, "ecom-segments", "challenger", pd.DataFrame(), metadata, tags=tags)
+            run.log_model(found.model, "ecom-segments", "challenger", inputs, metadata, tags=tags)
 
     assert before == found.metadata["next_number"]
     assert next_number(registry, "ecom-segments") == 50

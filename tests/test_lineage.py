@@ -324,18 +324,19 @@ SQUARES = arrays(np.int64, (3, 4), elements=st.integers(0, 50))
 def test_of_any_counts_each_id_has_one_event_and_no_id_appears_from_nowhere(
     before: np.ndarray[tuple[int, int], np.dtype[np.int64]], now: np.ndarray[tuple[int, int], np.dtype[np.int64]]
 ) -> None:
-    frames = [pd.DataFrame(one, ["n1", "n2", "n3"], ["S1", "S2", "S3", "S4"]) for one in (before, now)]
-    pairs = match(*frames)
-    for frame in frames:
-        frame.index = pd.Index([pairs.get(new, new) for new in frame.index])
-    found = explain(*frames, frames[0].sum(axis=0), dict.fromkeys([*frames[0].index, *frames[0].columns], ""))
+    old_ids = ["S1", "S2", "S3", "S4"]
+    then, today = (pd.DataFrame(one, ["n1", "n2", "n3"], old_ids) for one in (before, now))
+    pairs = match(then, today)
+    new_ids = [pairs.get(new, new) for new in then.index]
+    then.index = today.index = pd.Index(new_ids)
+    found = explain(then, today, then.sum(axis=0), dict.fromkeys([*new_ids, *old_ids], ""))
 
-    assert [event.segment_id for event in found] == sorted({*frames[0].index, *frames[0].columns})
+    assert [event.segment_id for event in found] == sorted({*new_ids, *old_ids})
     for event in found:
-        assert (event.segment_id in event.from_ids) == (event.segment_id in frames[0].columns)
-        assert (event.segment_id in event.to_ids) == (event.segment_id in frames[0].index)
-        assert set(event.from_ids) <= set(frames[0].columns)
-        assert set(event.to_ids) <= set(frames[0].index)
+        assert (event.segment_id in event.from_ids) == (event.segment_id in old_ids)
+        assert (event.segment_id in event.to_ids) == (event.segment_id in new_ids)
+        assert set(event.from_ids) <= set(old_ids)
+        assert set(event.to_ids) <= set(new_ids)
 
 
 # --- change_sizes ---
