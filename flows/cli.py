@@ -307,7 +307,7 @@ class _Lines(logging.Handler):
             self.status.update(record.getMessage())
             return
         now = time.monotonic()
-        self.console.print(f"{now - self.before:6.1f} s  {record.getMessage()}", soft_wrap=True)
+        self.console.print(f"{now - self.before:6.1f} s  {record.getMessage()}", soft_wrap=True, markup=False)
         self.before = now
 
 

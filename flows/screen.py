@@ -56,7 +56,7 @@ def _show_segments(result: Result, console: Console) -> None:
     for segment in result.scored.segments:
         table.add_row(
             segment.segment_id,
-            segment.name,
+            Text(segment.name),  # a name that a person gave may have brackets, which would be markup
             f"{segment.users:,}",
             f"{segment.share:.0%}".replace("%", " %"),
             "\n".join(segment.typical[:TYPICAL_SHOWN]),

@@ -117,7 +117,7 @@ def show(serving: Serving, console: Console) -> None:
     for one in serving.segments:
         table.add_row(
             one.segment_id,
-            Text(one.name),  # a person's name for it may have brackets, which would be markup
+            Text(one.name),  # a name that a person gave may have brackets, which would be markup
             f"{one.users:,}",
             f"{one.share:.0%}".replace("%", " %"),
             f"{one.stability:.2f}",

@@ -93,13 +93,13 @@ def test_a_user_at_a_border_flaps_without_the_rule_and_not_with_it() -> None:
     weeks = [at(share, 1.0) for share in (0.51, 0.49, 0.51)]
 
     without, with_rule = follow(MODEL, weeks, 0), follow(MODEL, weeks, 0.1)
-    assert without.loc["v0"].tolist() == [NIGHT, DAY, NIGHT]
-    assert with_rule.loc["v0"].tolist() == [NIGHT, NIGHT, NIGHT]
+    assert without.T["v0"].to_list() == [NIGHT, DAY, NIGHT]
+    assert with_rule.T["v0"].to_list() == [NIGHT, NIGHT, NIGHT]
     assert (flap_rate(without), flap_rate(with_rule)) == (0.5, 0.0)
 
 
 def test_a_user_who_comes_later_has_no_segment_before() -> None:
-    assert follow(MODEL, [at(1.0), at(1.0, 0.0)], 0.1).loc["v1"].isna().tolist() == [True, False]
+    assert follow(MODEL, [at(1.0), at(1.0, 0.0)], 0.1).T["v1"].isna().to_list() == [True, False]
 
 
 def test_who_leaves_and_does_not_come_back_does_not_flap() -> None:

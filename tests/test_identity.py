@@ -20,7 +20,7 @@ from publish.assignments import ASSIGNMENTS, from_arrow, to_arrow
 
 AS_OF = datetime(2024, 6, 29, tzinfo=UTC)
 WEEK_BEFORE = AS_OF - timedelta(days=7)
-NAME = "Gift hunters [spring]"
+NAME = "Gift hunters [/spring]"
 
 
 def assigned_at(configuration: Configuration, as_of: datetime) -> pd.DataFrame:
