@@ -111,9 +111,9 @@ def match(before: pd.DataFrame, now: pd.DataFrame) -> dict[str, str]:
     """Return which old segment each new one is; a new one without its equal is left out.
 
     Two segments agree by the share of the old one's users, `before`, who are in the new one, times the share of the
-    new one's users, `now`, who are in the old one. Each is so judged by the users among whom it was found: many who came
-    to an empty place, or left one for good, would otherwise decide who is who. A pair holds at least half of one of the
-    two, and more than stragglers of the other; the pairs are those that agree most in all (Kuhn 1955).
+    new one's users, `now`, who are in the old one. Each is so judged by the users among whom it was found: many who
+    came to an empty place, or left one for good, would otherwise decide who is who. A pair holds at least half of one
+    of the two, and more than stragglers of the other; the pairs are those that agree most in all (Kuhn 1955).
     """
     kept = before.to_numpy() / np.maximum(before.to_numpy().sum(axis=0), 1)
     known = now.to_numpy() / np.maximum(now.to_numpy().sum(axis=1, keepdims=True), 1)
