@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.status import Status
 
@@ -151,6 +152,45 @@ def preview(
         flow.show(found, Console(highlight=False))
 
 
+class _Segments(typer.core.TyperGroup):
+    """Show segments where no other command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_named = args[:1] and args[0] in (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, args if is_named else ["show", *args])
+
+
+segments_app = typer.Typer(cls=_Segments, help="Show the segments that serve, or give one a name.")
+app.add_typer(segments_app, name="segments")
+Here = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration.")]
+
+
+@segments_app.command("show")
+def show_segments(config: Here = Path("habitus.toml"), as_json: Json = False) -> None:
+    """Show the segments that serve: users and share at the training, stability, since when, the last event."""
+    _quieten()
+    flow = importlib.import_module("flows.segments")
+    with _complaining(config):
+        found = flow.find_segments(load(config))
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(found))
+    else:
+        flow.show(found, Console(highlight=False))
+
+
+@segments_app.command("rename")
+def rename_segment(
+    segment_id: Annotated[str, typer.Argument(metavar="ID", help="The segment, such as S03.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name from now on.", show_default=False)],
+    config: Annotated[Path, typer.Option("--config", help="The configuration.")] = Path("habitus.toml"),
+) -> None:
+    """Give a segment a name, which stays with its id through all trainings."""
+    _quieten()
+    with _complaining(config):
+        before = importlib.import_module("flows.segments").rename(load(config), segment_id, name)
+    print(f"{segment_id} is {name.strip()} now, and was {before.name}; the next scoring says so")
+
+
 Name = Annotated[str, typer.Argument(help="The registered model, such as ecom-churn.", show_default=False)]
 Mlruns = Annotated[Path, typer.Option("--mlruns", help="The folder of MLflow's store.")]
 
@@ -267,7 +307,7 @@ class _Lines(logging.Handler):
             self.status.update(record.getMessage())
             return
         now = time.monotonic()
-        self.console.print(f"{now - self.before:6.1f} s  {record.getMessage()}", soft_wrap=True)
+        self.console.print(f"{now - self.before:6.1f} s  {record.getMessage()}", soft_wrap=True, markup=False)
         self.before = now
 
 

@@ -38,12 +38,16 @@ class TrainingSettings(Settings):
 
 
 class SegmentSettings(Settings):
-    """Bound the number of discovered segments, the share of users of the smallest, and the stability of all."""
+    """Bound discovered segments: their number, the smallest one's share of users, and how alike refits have to be.
+
+    `dwell_margin` says how much nearer another segment has to be before a user leaves one.
+    """
 
     k_min: int = Field(default=3, ge=2)
     k_max: int = Field(default=8, le=50)
     share_min: float = Field(default=SHARE_MIN, ge=0, lt=1)
     stability_min: float = Field(default=STABILITY_MIN, ge=0, le=1)
+    dwell_margin: float = Field(default=0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

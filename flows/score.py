@@ -16,6 +16,7 @@ from features.engines import DuckDB
 from features.lake import Lake
 from features.table import Table
 from flows.configuration import Configuration, ConfigurationError, load
+from flows.identity import named
 from flows.instant import name_run, resolve_as_of
 from flows.snapshot import table_of
 from flows.train import find_serving, model_name, read_snapshots
@@ -116,11 +117,14 @@ def assign_users(config: str, as_of: datetime | None) -> Scored:
         as_of = resolve_as_of(as_of, configuration, lake)
         if isinstance(lake.engine, DuckDB):
             snapshot = read_snapshots(lake, configuration, [as_of])
+            before = _read_previous(lake, configuration, as_of).to_pandas().set_index("user_id")
+            snapshot[scoring.PREVIOUS] = snapshot["user_id"].map(before[scoring.PREVIOUS])
             serving, off = _find_all_serving(configuration, as_of, snapshot)
             assigned = ibis.memtable(scoring.score(snapshot, serving))
         else:  # which may hold more users than this process can: parts are scored where they are
             users = _read_snapshot(lake, configuration, as_of)
             serving, off = _find_all_serving(configuration, as_of, users)
+            users = users.left_join(_read_previous(lake, configuration, as_of), "user_id").drop("user_id_right")
             parts = lake.engine.map_frames(users, partial(scoring.score_part, serving=serving), table.schema)
             assigned = scoring.rank(parts)
         lake.write(table, assigned, only=[as_of])
@@ -133,6 +137,13 @@ def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) ->
         asked = f"{as_of:%Y-%m-%dT%H:%M:%SZ}"
         raise ConfigurationError(f"no snapshot at {asked}: run `habitus snapshot {configuration.file}` first")
     return lake.read(table, only=[as_of])
+
+
+def _read_previous(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:
+    """Return the segments of the latest scoring before `as_of`: user_id and PREVIOUS; none without one."""
+    table = assignments_table(configuration.labels.named)
+    latest = [instant for instant in lake.partitions(table) if instant < as_of][-1:]
+    return lake.read(table, only=latest).select("user_id", **{scoring.PREVIOUS: "segment_id"})
 
 
 def _find_all_serving(
@@ -148,8 +159,9 @@ def _find_all_serving(
     }
     discovered = found.pop("segments")
     serving = scoring.Serving(
-        segments=segments.SegmentModel.from_dict(discovered.model, discovered.metadata) if discovered else None,
+        segments=named(registry, model_name(configuration, "segments"), discovered) if discovered else None,
         segments_version=discovered.number if discovered else None,
+        dwell_margin=configuration.segments.dwell_margin,
         propensities={
             label: scoring.Propensity(one.model, one.number, labels[label], one.metadata.get("withheld"))
             for label, one in found.items()

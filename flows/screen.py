@@ -57,7 +57,7 @@ def show_segments(result: Result, console: Console) -> None:
     for segment in result.scored.segments:
         table.add_row(
             segment.segment_id,
-            Text(segment.name),  # in which a value in brackets is no markup
+            Text(segment.name),  # a name may have brackets, which would be markup
             f"{segment.users:,}",
             f"{segment.share:.0%}".replace("%", " %"),
             Text.assemble(segment.summary, *((f"\n{flag}", "yellow") for flag in segment.flags)),

@@ -17,10 +17,11 @@ from features.labels import Purpose, column_of, labels_table
 from features.lake import Lake
 from flows.audit import find_leaks
 from flows.configuration import Configuration, ConfigurationError, load
+from flows.identity import NEXT_NUMBER, align, explain, measure_flapping
 from flows.instant import event_span, name_run, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
 from flows.world import TOUCHES_THE_WORLD
-from models import figures, lineage, promotion, propensities, segment_card, segments
+from models import figures, promotion, propensities, segment_card, segments
 from models.clusters import Candidate
 from models.label_card import LabelCard
 from models.registry import PROMOTIONS, Promotion, Registry, TrialStatus, Version, promotion_tag
@@ -50,6 +51,8 @@ def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
     logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)
+    for line in explain(trained["segments"].metrics):
+        logger.info("  %s", line)
     logger.debug("looking for leaks")
     findings = audit_features(config, as_of)
     for finding in findings:
@@ -82,7 +85,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
         as_of = resolve_as_of(as_of, configuration, lake)
         snapshot = read_snapshots(lake, configuration, [as_of])
         content = lake.content(table_of(configuration), [as_of])
-    params = {**configuration.segments.model_dump(), "seed": configuration.training.seed}
+    params = {**configuration.segments.model_dump(exclude={"dwell_margin"}), "seed": configuration.training.seed}
     fingerprint = _fingerprint(content, params)
     number = registry.find(name, fingerprint)
     if number is None:
@@ -92,9 +95,10 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             model = segments.fit(snapshot, **params, champion=champion)
         except segments.NotEnoughUsers as error:
             return _conclude(registry, name, "segments", None, as_of, snapshot, f"Not trained: {error}.")
-        if champion is not None:
-            new, old = (_segment_ids(one, snapshot) for one in (model, champion))
-            model = segments.keep_names(lineage.align(model, new, old, champion.next_number), champion)
+        with configuration.open_lake() as lake:
+            model, known = align(model, serving, registry, name, snapshot, as_of, lake, table_of(configuration))
+            flapping = measure_flapping(model, configuration, lake, as_of, snapshot["user_id"])
+        metadata = model.to_dict() | {"flapping": flapping}
         with registry.run(f"{configuration.name}/segments", _run_name("segments", as_of)) as run:
             run.log_params(params)
             run.log_input(snapshot, f"{configuration.name}/snapshots", content, "train")
@@ -107,16 +111,15 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
                 )
             run.log_figure(figures.plot_candidates(model.candidates, model.chosen), "candidates.png")
             run.log_figure(figures.plot_profiles(segments.profiles(model)), "profiles.png")
-            run.log_dict(model.to_dict(), "segments.json")
+            run.log_metrics({f"segments_{kind}": count for kind, count in known.count().items()})
+            run.log_metrics({metric: rate for metric, rate in flapping.items() if metric.startswith("flap_rate")})
+            if known.size_changes:
+                run.log_figure(figures.plot_size_changes(known.size_changes), "size_changes.png")
+            run.log_dict(known.to_dict(), "lineage.json")
+            run.log_dict(metadata, "segments.json")
             run.log_text(segment_card.to_html(model, configuration.name, as_of), "segments.html")
-            run.log_model(
-                model.pipeline,
-                name,
-                fingerprint,
-                snapshot,
-                model.to_dict(),
-                tags=version_tags(as_of, promoted=model.doubt is None),
-            )
+            tags = version_tags(as_of, promoted=model.doubt is None) | {NEXT_NUMBER: str(model.next_number)}
+            run.log_model(model.pipeline, name, fingerprint, snapshot, metadata, tags=tags)
         number = run.version
     return _conclude(registry, name, "segments", number, as_of, snapshot)
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from features.snapshots import title
 from models.clusters import METHODS, Candidate
 from models.evaluation import Probabilities, gains
+from models.lineage import SizeChange
 
 INK, PALE, GRID = "#22303c", "#9aa5b1", "#e6eaee"
 COLOURS = ("#1b6ca8", "#e07a3f", "#4c9f70", "#8e5ea2")
@@ -86,6 +87,37 @@ def plot_profiles(profiles: pd.DataFrame) -> Figure:
     bar.set_label("Standard deviations from the average user", color=INK, fontsize=9)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=INK, labelsize=8)
+    return figure
+
+
+def plot_size_changes(changes: Sequence[SizeChange]) -> Figure:
+    """Draw the change of each segment's size: what users did and what the new model did, as stacked bars, in users."""
+    figure = Figure(figsize=(8.4, 1.9 + 0.42 * len(changes)), layout="constrained")
+    axes = figure.subplots()
+    _styled(axes, "Who moved, the people or the line?", "Change of the segment's size, users", "")
+    ends = np.zeros((2, len(changes)))  # of what is drawn so far: to the left of 0 and to the right
+    for part, colour, label in (
+        ("behaviour", COLOURS[0], "behaviour: users changed"),
+        ("model", COLOURS[1], "model: the line was drawn anew"),
+    ):
+        widths = np.array([getattr(change, part) for change in changes])
+        side = (widths > 0).astype(int)
+        axes.barh(range(len(changes)), widths, 0.6, left=ends[side, range(len(changes))], color=colour, label=label)
+        ends[side, range(len(changes))] += widths
+    for y, change in enumerate(changes):
+        net = change.now - change.before
+        sign = "+" if net > 0 else "\N{MINUS SIGN}" if net < 0 else "±"
+        said = f"{change.before:,} → {change.now:,} ({sign}{abs(net):,})"
+        axes.annotate(
+            said, (ends[1, y], y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, color=INK
+        )
+    axes.axvline(0, color=PALE, linewidth=1)
+    names = [fill(f"{change.segment_id}  {change.name}", 34) for change in changes]
+    axes.set_yticks(range(len(changes)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.35)  # room for the words
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False, fontsize=9)
     return figure
 
 

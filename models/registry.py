@@ -53,6 +53,7 @@ DIGEST_LENGTH = 36  # MLflow stores no more
 
 
 PROMOTIONS = "promotions"
+SEGMENT_NAME = "segment_name."
 
 
 class UnknownVersionError(Exception):
@@ -67,6 +68,14 @@ class Promotion:
     as_of: datetime
     decided_at: datetime
     undone: int | None = None
+
+
+@dataclass(frozen=True)
+class GivenName:
+    """A name that a person gave to a segment, and when."""
+
+    name: str
+    given_at: datetime
 
 
 def promotion_tag(promotion: Promotion) -> list[Any]:
@@ -279,6 +288,27 @@ class Registry:
         tag = json.dumps([*before, promotion_tag(promotion)])
         self._client.set_model_version_tag(name, str(promotion.number), PROMOTIONS, tag)
         self.set_alias(name, "champion", promotion.number)
+
+    def tags(self, name: str, tag: str) -> dict[int, str | None]:
+        """Return what each version of a model has under a tag, by version; None where it lacks it."""
+        found = self._client.search_model_versions(f"name = '{name}'")
+        return {int(version.version): version.tags.get(tag) for version in found}
+
+    def given_names(self, name: str) -> dict[str, GivenName]:
+        """Return the names that people gave to segments of a model, by segment id; they outlive its versions."""
+        try:
+            tags = self._client.get_registered_model(name).tags
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        given = {key.removeprefix(SEGMENT_NAME): json.loads(tags[key]) for key in tags if key.startswith(SEGMENT_NAME)}
+        return {key: GivenName(one["name"], datetime.fromisoformat(one["given_at"])) for key, one in given.items()}
+
+    def give_name(self, name: str, segment_id: str, given: GivenName) -> None:
+        """Keep a person's name for a segment with a registered model, in the place of one given before."""
+        text = json.dumps({"name": given.name, "given_at": given.given_at.isoformat()})
+        self._client.set_registered_model_tag(name, SEGMENT_NAME + segment_id, text)
 
     def trained_at(self, name: str, number: int) -> datetime:
         """Return the instant that a version was trained at. Raises UnknownVersionError where there is none."""

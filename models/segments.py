@@ -4,7 +4,7 @@ A *cluster* is a fit's arbitrary index, a *segment* what it is called in public:
 `SegmentModel.segments` is cluster i of the pipeline.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,9 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from models import clusters, descriptions, names, segment_rules
+from models import clusters, descriptions, lineage, segment_rules
+from models import names as naming
 from models.clusters import Candidate, NotEnoughUsers
 from models.descriptions import Trait
+from models.dwell import stay
+from models.lineage import Lineage
 from models.names import Named
 from models.segment_rules import SegmentRule
 
@@ -23,12 +26,14 @@ __all__ = [
     "NotEnoughUsers",
     "Segment",
     "SegmentModel",
+    "align",
     "assign",
     "describe",
     "fit",
+    "follow",
     "keep_names",
-    "numbered",
     "profiles",
+    "renamed",
 ]
 
 TRAITS_SHOWN = 6
@@ -66,6 +71,7 @@ class SegmentModel:
     """A fitted pipeline with its segments; `next_number` is the first number no segment ever had.
 
     `chosen` tells how the clusters were found, among which `candidates`; `doubt` says why they are not to be relied on.
+    `lineage` says what became of the segments of the model before; None for a model that was not aligned.
     """
 
     pipeline: Pipeline
@@ -74,6 +80,12 @@ class SegmentModel:
     chosen: Candidate | None = None
     candidates: tuple[Candidate, ...] = ()
     doubt: str | None = None
+    lineage: Lineage | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the segments' ids, in the clusters' order."""
+        return [segment.segment_id for segment in self.segments]
 
     @property
     def features(self) -> list[str]:
@@ -88,6 +100,7 @@ class SegmentModel:
             "chosen": asdict(self.chosen) if self.chosen else None,
             "candidates": [asdict(candidate) for candidate in self.candidates],
             "doubt": self.doubt,
+            "lineage": None if self.lineage is None else self.lineage.to_dict(),
         }
 
     @classmethod
@@ -96,7 +109,8 @@ class SegmentModel:
         segments = tuple(Segment.from_dict(segment) for segment in metadata["segments"])
         candidates = tuple(Candidate.from_dict(told) for told in metadata.get("candidates", ()))
         chosen = Candidate.from_dict(metadata["chosen"]) if metadata.get("chosen") else None
-        return cls(pipeline, segments, metadata["next_number"], chosen, candidates, metadata.get("doubt"))
+        known = Lineage.from_dict(metadata["lineage"]) if metadata.get("lineage") else None
+        return cls(pipeline, segments, metadata["next_number"], chosen, candidates, metadata.get("doubt"), known)
 
 
 def fit(
@@ -145,7 +159,7 @@ def fit(
     rules = segment_rules.find(users[clusters.columns_of(found.pipeline)], found.of_users, k)
     sizes = np.bincount(found.of_users, minlength=k)
     numbers = numbered(sizes, first=1)
-    named = names.names(typical, sizes)
+    named = naming.names(typical, sizes)
     segments = tuple(
         Segment(
             segment_id=numbers[i],
@@ -165,33 +179,131 @@ def fit(
 
 
 def _incumbent(model: SegmentModel, users: pd.DataFrame) -> clusters.Incumbent:
-    ids = pd.Index([segment.segment_id for segment in model.segments])
-    return clusters.Incumbent(
-        clusters.method_of(model.pipeline), ids.get_indexer(pd.Index(assign(model, users)["segment_id"]))
+    own = pd.Index(assign(model, users)["segment_id"])
+    return clusters.Incumbent(clusters.method_of(model.pipeline), pd.Index(model.ids).get_indexer(own))
+
+
+def align(
+    model: SegmentModel,
+    old: SegmentModel | None,
+    before: pd.DataFrame | None,
+    now: pd.DataFrame,
+    next_number: int,
+    since: str,
+    given: Mapping[str, str],
+) -> SegmentModel:
+    """Give a new model's segments the ids under which they are known, and say what became of the old ones.
+
+    `old` is the model that serves, None at the first training; `before` is the snapshot that it was trained on, None
+    where that is gone, and `now` the new model's, of the instant `since`. The segments that `lineage.match` finds among
+    the old ones have their ids; the others get fresh ones, the largest first, from `next_number` on, which no version
+    may have used: an id is never used twice. `given` are the names that people gave, by id; see `renamed`.
+    """
+    if old is None:
+        born = renamed(_with_ids(model, {}, next_number), given)
+        names = {segment.segment_id: segment.name for segment in born.segments}
+        events = tuple(lineage.Event(one, names[one], "born", (), (one,)) for one in sorted(names))
+        return replace(born, lineage=Lineage(events, (), dict.fromkeys(sorted(names), since)))
+    in_now = _compare(model, old, now)
+    in_before = None if before is None else _compare(model, old, before)
+    ids = lineage.match(in_now if in_before is None else in_before, in_now)
+    aligned = renamed(keep_names(_with_ids(model, ids, next_number), old, given.values()), given)
+    for counts in (in_now, in_before):
+        if counts is not None:
+            counts.index = pd.Index(aligned.ids)
+    sizes_before = pd.Series({segment.segment_id: segment.size for segment in old.segments})
+    if in_before is not None:
+        sizes_before = in_before.sum(axis=0)
+    names = {segment.segment_id: segment.name for segment in (*old.segments, *aligned.segments)}
+    fresh = {segment_id: since for segment_id in in_now.index if segment_id not in in_now.columns}
+    earlier = old.lineage.since if old.lineage else {}  # unknown of a model from before there were lineages
+    return replace(
+        aligned,
+        lineage=Lineage(
+            lineage.explain(in_before, in_now, sizes_before, names),
+            lineage.change_sizes(in_now, sizes_before, names),
+            fresh | {segment_id: earlier[segment_id] for segment_id in in_now.index if segment_id in earlier},
+            lineage.as_dict(in_now),
+            None if in_before is None else lineage.as_dict(in_before),
+        ),
     )
 
 
-def assign(model: SegmentModel, snapshot: pd.DataFrame) -> pd.DataFrame:
+def _with_ids(model: SegmentModel, known: Mapping[str, str], next_number: int) -> SegmentModel:
+    """Put known ids in the place of a fit's, and fresh ones where none is known."""
+    fresh = [segment for segment in model.segments if segment.segment_id not in known]
+    numbers = numbered([segment.size for segment in fresh], first=next_number)
+    ids = {**known, **{segment.segment_id: number for segment, number in zip(fresh, numbers, strict=True)}}
+    segments = tuple(replace(segment, segment_id=ids[segment.segment_id]) for segment in model.segments)
+    return replace(model, segments=segments, next_number=next_number + len(fresh))
+
+
+def _compare(new: SegmentModel, old: SegmentModel, users: pd.DataFrame) -> pd.DataFrame:
+    in_new, in_old = (assign(model, users)["segment_id"] for model in (new, old))
+    return lineage.overlap(in_new, in_old, new.ids, old.ids)
+
+
+def renamed(model: SegmentModel, given: Mapping[str, str]) -> SegmentModel:
+    """Return a model whose segments have the names that people gave to their ids.
+
+    An automatic name that is given to another segment of the model, or was given to one that is gone, is told apart
+    by its id.
+    """
+    taken = {name.casefold(): segment_id for segment_id, name in given.items()}
+
+    def name_of(segment: Segment) -> str:
+        name = given.get(segment.segment_id, segment.name)
+        is_free = taken.get(name.casefold(), segment.segment_id) == segment.segment_id
+        return name if is_free else f"{name} ({segment.segment_id})"
+
+    return replace(model, segments=tuple(replace(segment, name=name_of(segment)) for segment in model.segments))
+
+
+def assign(
+    model: SegmentModel, snapshot: pd.DataFrame, previous: pd.Series | None = None, dwell_margin: float = 0
+) -> pd.DataFrame:
     """Assign every user of a snapshot to the nearest segment, each for itself.
 
+    `previous` has the segment_id that each user had before, in the snapshot's order; null, or an id that there is no
+    more, for none. There a user stays unless the nearest segment is nearer by the share `dwell_margin`; see
+    `models.dwell.stay`.
+
     Returns one row per user in the snapshot's order: user_id, segment_id, segment_name, segment_strength and
-    runner_up_segment_id. The strength is 1 - d1 / d2 with the distances to the nearest and the second nearest
-    segment's centre: 1 at the centre, 0 on the border between two.
+    runner_up_segment_id, the nearest of the other segments. The strength is 1 - d1 / d2 with the distances to the own
+    segment's centre and to the runner-up's: 1 at the centre, 0 on the border between two. It is 0, too, of a user who
+    only stays where he was, whose runner-up is nearer.
     """
     distances = clusters.distances(model.pipeline[:-1].transform(snapshot), model.pipeline[-1])
-    order = np.argsort(distances, axis=1, kind="stable")[:, :2]
-    nearest, second = np.take_along_axis(distances, order, axis=1).T
-    ids = np.array([segment.segment_id for segment in model.segments])
+    ids = np.array(model.ids)
     names = np.array([segment.name for segment in model.segments])
+    stayed = np.full(len(snapshot), -1) if previous is None else pd.Index(ids).get_indexer(previous)
+    own = stay(distances, stayed, dwell_margin)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :2]
+    other = np.where(order[:, 0] == own, order[:, 1], order[:, 0])
+    to_own, to_other = (np.take_along_axis(distances, one[:, None], axis=1)[:, 0] for one in (own, other))
+    ratio = np.divide(to_own, to_other, out=np.ones_like(to_own), where=to_other > 0)
     return pd.DataFrame(
         {
             "user_id": snapshot["user_id"].to_numpy(),
-            "segment_id": ids[order[:, 0]],
-            "segment_name": names[order[:, 0]],
-            "segment_strength": 1 - np.divide(nearest, second, out=np.ones_like(nearest), where=second > 0),
-            "runner_up_segment_id": ids[order[:, 1]],
+            "segment_id": ids[own],
+            "segment_name": names[own],
+            "segment_strength": np.maximum(1 - ratio, 0),
+            "runner_up_segment_id": ids[other],
         }
     )
+
+
+def follow(model: SegmentModel, snapshots: Sequence[pd.DataFrame], dwell_margin: float) -> pd.DataFrame:
+    """Assign the users of snapshots that follow one another, each with what the one before said.
+
+    Returns a row per user and a column per snapshot, of segment ids; null where a user is not in the snapshot.
+    """
+    found: list[pd.Series] = []
+    for users in snapshots:
+        previous = users["user_id"].map(found[-1]) if found else None
+        assigned = assign(model, users, previous, dwell_margin)
+        found.append(assigned.set_index("user_id")["segment_id"])
+    return pd.concat(found, axis=1, keys=range(len(found)))
 
 
 def describe(model: SegmentModel) -> pd.DataFrame:
@@ -215,12 +327,12 @@ def describe(model: SegmentModel) -> pd.DataFrame:
 
 
 def keep_names(model: SegmentModel, known: SegmentModel, taken: Iterable[str] = ()) -> SegmentModel:
-    """Give segments the names they have in an earlier model, by id, as long as these are true; see `names.names`.
+    """Give segments the names they have in an earlier model, by id, as long as these are true; see `models.names`.
 
     No segment gets a name in `taken`.
     """
     earlier = {segment.segment_id: Named(segment.name, segment.named_by) for segment in known.segments}
-    named = names.names(
+    named = naming.names(
         [segment.typical for segment in model.segments],
         [segment.size for segment in model.segments],
         {i: earlier[one.segment_id] for i, one in enumerate(model.segments) if one.segment_id in earlier},

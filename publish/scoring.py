@@ -17,6 +17,9 @@ from models.rules import ReadyRule
 from models.segments import SegmentModel
 from publish.assignments import PROPENSITIES, Scores, assign, labels_in, to_arrow
 
+PREVIOUS = "previous_segment_id"
+"""The column of a snapshot that says which segment a user had at the scoring before; it need not be there."""
+
 
 @dataclass(frozen=True)
 class Propensity:
@@ -33,10 +36,15 @@ class Propensity:
 
 @dataclass(frozen=True)
 class Serving:
-    """Hold what serves at an instant, rules made ready for all users, the labels that have columns, who is held out."""
+    """Hold what serves at an instant, rules made ready for all users, the labels that have columns, who is held out.
+
+    With `dwell_margin`, users stay in the segment that the snapshot's column PREVIOUS says unless another is nearer by
+    that share.
+    """
 
     segments: SegmentModel | None = None
     segments_version: int | None = None
+    dwell_margin: float = 0
     propensities: Mapping[str, Propensity] = field(default_factory=dict)
     rules: Sequence[ReadyRule] = ()
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
@@ -64,9 +72,10 @@ def rank(parts: ir.Table) -> ir.Table:
 
 
 def _assign(snapshot: pd.DataFrame, serving: Serving, in_part: bool) -> pa.Table:
+    model, previous = serving.segments, snapshot.get(PREVIOUS)
     assigned = assign(
         snapshot,
-        None if serving.segments is None else segments.assign(serving.segments, snapshot),
+        None if model is None else segments.assign(model, snapshot, previous, serving.dwell_margin),
         serving.segments_version,
         rules.match(snapshot, serving.rules),
         lifecycle.assign(snapshot, serving.lifecycle),

@@ -1,10 +1,13 @@
 """Mistakes a person makes: one line that says what would be right, exit status 2, and nothing half-written."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import habitus
+
+from flows.cli import _progress
 
 CONFIG = """
 name = "shop"
@@ -132,6 +135,31 @@ def test_every_stage_is_a_command_with_help(command: str) -> None:
 
     assert done.exit_code == 0
     assert "CONFIG" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["segments"], ["segments", "rename", "S01", "Night owls", "--config"]])
+def test_before_the_first_training_no_segments_serve(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "habitus.toml").write_text(CONFIG)
+    (tmp_path / "events.csv").write_text(EVENTS)
+    done = habitus(*command, str(tmp_path / "habitus.toml"))
+
+    assert_refused(tmp_path, done, "no segments serve: run `habitus train")
+
+
+def test_without_a_configuration_segments_are_those_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert "habitus.toml: cannot be read" in habitus("segments").stderr
+    assert "habitus.toml: cannot be read" in habitus("segments", "rename", "S01", "Night owls").stderr
+
+
+def test_brackets_in_a_line_of_progress_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with _progress():
+        logging.getLogger("habitus").info("S01 Gift hunters [/spring]: split into S01, S05")
+
+    assert "S01 Gift hunters [/spring]: split" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

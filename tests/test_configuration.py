@@ -326,6 +326,7 @@ NOT_EMPTY = "list should have at least 1 item after validation, not 0"
         ("training", "snapshots", "0", "input should be greater than or equal to 1"),
         ("training", "seed", "'x'", "input should be a valid integer, unable to parse string as an integer"),
         ("segments", "k_min", "1", "input should be greater than or equal to 2"),
+        ("segments", "dwell_margin", "1", "input should be less than 1"),
         ("segments", "k_max", "51", "input should be less than or equal to 50"),
         ("publish", "holdout_share", "1", "input should be less than 1"),
         ("publish", "holdout_share", "-0.1", "input should be greater than or equal to 0"),

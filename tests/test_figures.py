@@ -5,7 +5,8 @@ from matplotlib import _pylab_helpers
 from matplotlib.patches import Rectangle
 
 from models.clusters import Candidate, Method
-from models.figures import plot_calibration, plot_candidates, plot_gains, plot_profiles
+from models.figures import plot_calibration, plot_candidates, plot_gains, plot_profiles, plot_size_changes
+from models.lineage import SizeChange
 
 
 def test_gains_rise_from_nobody_to_everybody() -> None:
@@ -57,6 +58,22 @@ def test_candidates_that_are_not_eligible_are_hollow() -> None:
 
     hollow = [np.asarray(line.get_xydata()).tolist() for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert hollow == [[[4, 0.15]]]
+
+
+def test_a_change_of_size_is_stacked_from_what_users_did_and_what_the_model_did() -> None:
+    shares = (0.0, 0.0, 0.0, 0.0)
+    axes = plot_size_changes(
+        [
+            SizeChange("S01", "Regulars", 1000, 30, 20, 1050, *shares),
+            SizeChange("S02", "Owls", 90, -40, 10, 60, *shares),
+            SizeChange("S03", "Newcomers", 0, 0, 0, 0, *shares),
+        ]
+    ).axes[0]
+
+    bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 30), (0, -40), (0, 0), (30, 20), (0, 10), (0, 0)]
+    assert [text.get_text() for text in axes.texts] == ["1,000 → 1,050 (+50)", "90 → 60 (−30)", "0 → 0 (±0)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["S01  Regulars", "S02  Owls", "S03  Newcomers"]
 
 
 def test_figures_leave_no_global_state() -> None:

@@ -234,6 +234,9 @@ def test_an_earlier_instant_leaves_the_later_one_as_it_was(ran: Ran, tmp_path: P
     assert habitus("run", str(config), "--as-of", "2024-06-01").exit_code == 0
 
     assert later.items() <= rows_of(tmp_path / "shop").items()
+    versions = [Registry(tmp_path / "shop" / "mlruns").load("ecom-segments", number) for number in (1, 2)]
+    ids = [one["segment_id"] for found in versions if found for one in found.metadata["segments"]]
+    assert len(set(ids)) == len(ids)  # what was there then is not what is there now
     lifecycle = json.loads(habitus("run", str(config), "--json").stdout)["scored"]["lifecycle"]
     assert pd.Timestamp(lifecycle["since"]) == pd.Timestamp("2024-06-01T00:00Z")
     for stage, users in lifecycle["stages"].items():

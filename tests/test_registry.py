@@ -16,7 +16,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from models import propensities, segments
-from models.registry import PROMOTIONS, Promotion, Registry, UnknownVersionError, promotion_tag
+from models.registry import PROMOTIONS, GivenName, Promotion, Registry, UnknownVersionError, promotion_tag
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's
 
@@ -215,6 +215,32 @@ def test_an_unknown_model_is_not_promoted_and_the_known_ones_are_named(tmp_path:
     train(empty, "shop-conversion")
     with pytest.raises(UnknownVersionError, match=r"^there is no model shop-churn; there are shop-conversion$"):
         empty.promote("shop-churn", Promotion(1, day(1), day(1)), {})
+
+
+# --- tags and names ---
+
+
+def test_a_tag_is_known_of_every_version(registry: Registry) -> None:
+    train(registry, "tagged", next_number="4")
+    train(registry, "tagged")
+
+    assert registry.tags("tagged", "next_number") == {1: "4", 2: None}
+    assert registry.tags("absent", "next_number") == {}
+
+
+def test_a_given_name_outlives_versions_and_the_last_one_counts(registry: Registry) -> None:
+    train(registry, "named", **earned(day(1)))
+    registry.give_name("named", "S02", GivenName("Gift hunters", day(1)))
+    registry.give_name("named", "S02", GivenName("Éclair \N{SPORTS MEDAL} fans", day(2)))
+    train(registry, "named", **earned(day(3)))
+
+    assert registry.given_names("named") == {"S02": GivenName("Éclair \N{SPORTS MEDAL} fans", day(2))}
+
+
+def test_without_a_name_or_a_model_none_is_given(registry: Registry) -> None:
+    train(registry, "nameless")
+
+    assert registry.given_names("nameless") == registry.given_names("absent") == {}
 
 
 # --- runs ---

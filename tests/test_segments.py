@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.lineage import align
-from models.segments import SegmentModel, assign, describe, fit, keep_names, profiles
+from models.segments import SegmentModel, align, assign, describe, fit, keep_names, profiles, renamed
 
 FEATURES = ("session_count", "purchase_count", "recency_days", "night_session_share", "support_visit_count")
 BUYER = dict(zip(FEATURES, (40.0, 20.0, 2.0, 0.1, 0.0), strict=True))
@@ -88,9 +87,18 @@ def test_refunds_may_exceed_revenue() -> None:
 
 
 def test_a_model_survives_json() -> None:
-    model = fit(shop(), 2, 6, seed=1)
+    fitted = fit(shop(), 2, 6, seed=1)
+    model = align(fitted, fitted, shop(), shop(), 4, "2024-06-30T00:00:00+00:00", {})
 
     assert SegmentModel.from_dict(model.pipeline, json.loads(json.dumps(model.to_dict()))) == model
+
+
+def test_a_model_from_before_there_were_lineages_has_none() -> None:
+    model = fit(shop(), 2, 6, seed=1)
+    stored = model.to_dict()
+    del stored["lineage"]
+
+    assert SegmentModel.from_dict(model.pipeline, stored) == model
 
 
 # --- assign ---
@@ -133,52 +141,26 @@ def test_assignments_keep_the_order_of_the_snapshot() -> None:
     assert assign(fit(shop(), 2, 3, seed=1), backwards)["user_id"].to_list() == backwards["user_id"].to_list()
 
 
-# --- align ---
+# --- renamed ---
 
 
-def test_segments_keep_the_ids_under_which_their_users_know_them() -> None:
+def names_of(model: SegmentModel) -> dict[str, str]:
+    return {segment.segment_id: segment.name for segment in model.segments}
+
+
+def test_a_name_that_a_person_gave_takes_the_place_of_the_automatic_one() -> None:
     model = fit(shop(), 3, 3, seed=1)
-    new = segment_ids(model, shop())
 
-    aligned = align(model, new, new.map({"S01": "S03", "S02": "S01", "S03": "S02"}), next_number=4)
-    assert segment_ids(aligned, shop()).to_list() == ["S01"] * 20 + ["S03"] * 30 + ["S02"] * 12
-    assert aligned.next_number == 4
+    assert names_of(renamed(model, {"S02": "Our best"})) == names_of(model) | {"S02": "Our best"}
+    assert assign(renamed(model, {"S02": "Our best"}), shop())["segment_name"][0] == "Our best"
 
 
-def test_as_many_users_as_possible_keep_their_id() -> None:
+def test_an_automatic_name_that_was_given_to_another_segment_is_told_apart_by_its_id() -> None:
     model = fit(shop(), 3, 3, seed=1)
-    new = segment_ids(model, shop())
-    # S07 covers the one-timers and a few buyers, S08 the other buyers
-    old = pd.Series(["S08"] * 15 + ["S07"] * 5 + ["S07"] * 30 + ["S09"] * 12, index=new.index)
+    automatic = names_of(model)["S01"]
 
-    aligned = align(model, new, old, next_number=10)
-    assert segment_ids(aligned, shop()).to_list() == ["S08"] * 20 + ["S07"] * 30 + ["S09"] * 12
-
-
-def test_a_segment_that_was_not_there_gets_an_id_that_never_was() -> None:
-    model = fit(shop(), 3, 3, seed=1)
-    new = segment_ids(model, shop())
-
-    aligned = align(model, new, new.iloc[:50].map({"S01": "S05", "S02": "S02"}), next_number=8)
-    assert segment_ids(aligned, shop()).to_list() == ["S02"] * 20 + ["S05"] * 30 + ["S08"] * 12
-    assert aligned.next_number == 9
-
-
-def test_of_two_segments_that_were_one_the_larger_keeps_the_id() -> None:
-    model = fit(shop(), 3, 3, seed=1)
-    new = segment_ids(model, shop())
-
-    aligned = align(model, new, new.map({"S01": "S01", "S02": "S01", "S03": "S02"}), next_number=3)
-    assert segment_ids(aligned, shop()).to_list() == ["S03"] * 20 + ["S01"] * 30 + ["S02"] * 12
-
-
-def test_without_a_user_in_common_all_ids_are_new() -> None:
-    model = fit(shop(), 3, 3, seed=1)
-    strangers = pd.Series(["S01", "S02"], index=["x1", "x2"])
-
-    aligned = align(model, segment_ids(model, shop()), strangers, next_number=3)
-    assert sorted(segment.segment_id for segment in aligned.segments) == ["S03", "S04", "S05"]
-    assert aligned.next_number == 6
+    assert names_of(renamed(model, {"S02": automatic.upper()}))["S01"] == f"{automatic} (S01)"
+    assert names_of(renamed(model, {"S09": automatic}))["S01"] == f"{automatic} (S01)"
 
 
 # --- describe ---

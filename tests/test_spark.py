@@ -12,6 +12,7 @@ import ibis
 import ibis.expr.types as ir
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from conftest import Ran
 
@@ -270,13 +271,15 @@ def in_parts(on_spark: Any) -> Iterator[Any]:
 
 
 def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_made: Made) -> None:
-    snapshot = duckdb_made.snapshot.order_by("user_id").to_pandas()
+    previous = duckdb_made.snapshot.user_id.right(1).isin(list("02468")).ifelse("S01", ibis.null("string"))
+    users_now = duckdb_made.snapshot.mutate(**{scoring.PREVIOUS: previous})
+    snapshot = users_now.order_by("user_id").to_pandas()
     labels = duckdb_made.labels.filter(duckdb_made.labels.churned.notnull()).order_by("user_id").to_pandas()
     users = snapshot.merge(labels[["user_id", "churned"]], on="user_id")
     many = pd.concat([users.assign(user_id=users.user_id + f" {copy}") for copy in range(10)], ignore_index=True)
     many = many.astype({"churned": bool})
     churn = propensities.fit(many, many, "churned", 0, propensities.Budget(trials=1)).model
-    given = in_parts.create_table("users", duckdb_made.snapshot.to_pyarrow())
+    given = in_parts.create_table("users", users_now.to_pyarrow())
     asked = [
         rules.Rule("rich", "", "", "revenue_total >= p66.6 and not session_count < p10"),
         rules.Rule(
@@ -291,6 +294,7 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
     serving = scoring.Serving(
         segments=segments.fit(snapshot, 2, 3, seed=0),
         segments_version=3,
+        dwell_margin=0.5,
         propensities={"churn": scoring.Propensity(churn, 7, SEEN_IN_7_DAYS)},
         rules=ready,
         holdout_share=0.3,
@@ -301,6 +305,7 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
 
     expected = scoring.score(snapshot, serving)
     assert 5 < expected["churn_percentile"].null_count < 50
+    assert 0 < pc.sum(pc.equal(expected["segment_strength"], 0)).as_py() < len(expected)  # some only stay
     assert len(expected["churn_percentile"].unique()) > 2
     assert len({tuple(names) for names in expected["rule_segments"].to_pylist()}) > 5
     assert len(expected["lifecycle_stage"].unique()) > 2
@@ -311,12 +316,18 @@ def test_the_job_scores_on_spark_what_it_scores_on_duckdb(
     ran: Ran, on_spark: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = shutil.copytree(ran.configuration.folder, tmp_path / "shop") / "habitus.toml"
+    with Lake(load(config).lake) as lake:
+        [as_of] = lake.partitions(ASSIGNMENTS)
+        week_before = as_of - timedelta(days=7)
+        same = lake.read(ASSIGNMENTS).mutate(as_of=ibis.literal(week_before, ASSIGNMENTS.schema["as_of"]))
+        lake.write(ASSIGNMENTS, same, only=[week_before])
     monkeypatch.setenv("HABITUS_ENGINE", "spark")
     scored = assign_users.fn(str(config), None)
 
     with ran.configuration.open_lake() as before, Lake(load(config).lake) as after:
-        assert rows_of(after.read(ASSIGNMENTS), ASSIGNMENTS) == rows_of(before.read(ASSIGNMENTS), ASSIGNMENTS)
-        assert after.version(ASSIGNMENTS) == before.version(ASSIGNMENTS) + 1
+        found = after.read(ASSIGNMENTS, only=[as_of])
+        assert rows_of(found, ASSIGNMENTS) == rows_of(before.read(ASSIGNMENTS), ASSIGNMENTS)
+        assert after.version(ASSIGNMENTS) == before.version(ASSIGNMENTS) + 2
     assert scored.users == ran.result["scored"]["users"]
 
 

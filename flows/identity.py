@@ -1,0 +1,122 @@
+"""Who a segment is: its id and its name through the trainings of a model, and how firmly users stay in it."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.lake import Lake
+from features.table import Table
+from flows.configuration import Configuration
+from flows.snapshot import table_of
+from models import segments
+from models.dwell import flap_rate
+from models.lineage import Lineage
+from models.registry import Registry, Version
+from models.segments import SegmentModel
+
+NEXT_NUMBER = "next_segment_number"
+FOLLOWED_MAX = 2_000  # users on whom flapping is measured: a rate of 2 % is then known to a third of a percent
+ROW_MIN = 3  # snapshots: to leave, and to be back
+
+
+def align(
+    model: SegmentModel,
+    serving: Version | None,
+    registry: Registry,
+    name: str,
+    snapshot: pd.DataFrame,
+    as_of: datetime,
+    lake: Lake,
+    table: Table,
+) -> tuple[SegmentModel, Lineage]:
+    """Give a model of a snapshot the ids of those segments that serve, and the names that people gave to them.
+
+    They are compared in the snapshot that the serving version was trained on, too, where the lake's `table` holds it.
+    """
+    old, before = None, None
+    if serving is not None:
+        old = named(registry, name, serving)
+        trained_at = registry.trained_at(name, serving.number)
+        if trained_at in lake.partitions(table):
+            before = lake.read(table, only=[trained_at]).to_pandas()
+    first, given = next_number(registry, name), given_names(registry, name)
+    aligned = segments.align(model, old, before, snapshot, first, as_of.isoformat(), given)
+    assert aligned.lineage is not None
+    return aligned, aligned.lineage
+
+
+def named(registry: Registry, name: str, version: Version) -> SegmentModel:
+    """Return the segments of a version with the names that people gave to them."""
+    return segments.renamed(SegmentModel.from_dict(version.model, version.metadata), given_names(registry, name))
+
+
+def given_names(registry: Registry, name: str) -> dict[str, str]:
+    """Return the names that people gave to segments of a model, by id."""
+    return {segment_id: given.name for segment_id, given in registry.given_names(name).items()}
+
+
+def next_number(registry: Registry, name: str) -> int:
+    """Return the first number that no segment of any version has, be it one that never served."""
+    numbers = [1]
+    for number, tag in registry.tags(name, NEXT_NUMBER).items():
+        if tag is None:  # a version from before there was the tag
+            version = registry.load(name, number)
+            tag = None if version is None else version.metadata.get("next_number")
+        numbers.append(int(tag or 1))
+    return max(numbers)
+
+
+def measure_flapping(
+    model: SegmentModel, configuration: Configuration, lake: Lake, as_of: datetime, user_ids: pd.Series
+) -> dict[str, Any]:
+    """Follow some users through past snapshots, with the dwell rule and without it: which share of them flaps.
+
+    The snapshots are those in the lake that follow one another as training takes them, the most there are in a row;
+    empty where these are fewer than three.
+    """
+    table, step = table_of(configuration), timedelta(days=configuration.training.every_days)
+    instants = _longest_row([instant for instant in lake.partitions(table) if instant <= as_of], step)
+    if len(instants) < ROW_MIN:
+        return {}
+    chosen = np.random.default_rng(configuration.training.seed).permutation(np.sort(user_ids))[:FOLLOWED_MAX]
+    users = lake.read(table, only=instants)
+    found = users.filter(users.user_id.isin(chosen.tolist())).to_pandas().sort_values("user_id")
+    past = [found[found["as_of"] == instant] for instant in instants]
+    margin = configuration.segments.dwell_margin
+    rate, without = (flap_rate(segments.follow(model, past, one)) for one in (margin, 0.0))
+    if np.isnan(rate):
+        return {}
+    return {
+        "flap_rate": rate,
+        "flap_rate_without_dwell": without,
+        "dwell_margin": margin,
+        "users": len(chosen),
+        "snapshots": [f"{instant:%Y-%m-%dT%H:%M:%SZ}" for instant in instants],
+    }
+
+
+def _longest_row(instants: list[datetime], step: timedelta) -> list[datetime]:
+    """Return the most instants that are one step apart; of equally many the latest."""
+    rows: list[list[datetime]] = [[]]
+    for instant in instants:
+        if rows[-1] and instant - rows[-1][-1] != step:
+            rows.append([])
+        rows[-1].append(instant)
+    return max(reversed(rows), key=len)
+
+
+def explain(metadata: Mapping[str, Any]) -> list[str]:
+    """Say of a training which segments are not just kept, a line for each, and how many users flap."""
+    lines: list[str] = []
+    if metadata.get("doubt"):  # it does not serve, so nothing became of any segment
+        return lines
+    if (known := metadata.get("lineage")) and known["size_changes"]:  # at the first training, all are born
+        events = Lineage.from_dict(known).events
+        lines = [f"{event.segment_id} {event.name}: {event}" for event in events if event.kind != "kept"]
+    if flapping := metadata.get("flapping"):
+        rate, without = (f"{flapping[one]:.1%}".replace("%", " %") for one in ("flap_rate", "flap_rate_without_dwell"))
+        lines.append(f"{rate} of users flap between segments; without the dwell rule, {without} would")
+    return lines
