@@ -1,3 +1,4 @@
+import fcntl
 import gzip
 import json
 import os
@@ -99,8 +100,16 @@ def habitus(*arguments: str) -> Any:
 
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Run the whole job once on a small shop."""
-    config = small_shop(tmp_path_factory.mktemp("job") / "shop")
-    done = habitus("run", str(config), "--json")
-    assert done.exit_code == 0, done.stderr
-    return Ran(load(config), json.loads(done.stdout), done.stderr)
+    """Run the whole job once on a small shop, for all processes that test at the same time; leave it as it is."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers have in common
+    told, config = folder / "job.json", folder / "job" / "shop" / "habitus.toml"
+    with (folder / "job.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not told.exists():
+            small_shop(config.parent)
+            done = habitus("run", str(config), "--json")
+            assert done.exit_code == 0, done.stderr
+            told.write_text(json.dumps({"result": json.loads(done.stdout), "progress": done.stderr}))
+    return Ran(load(config), **json.loads(told.read_text()))

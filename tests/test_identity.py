@@ -84,11 +84,11 @@ def test_a_given_name_is_used_at_scoring(shop: Configuration) -> None:
 
 @pytest.fixture(scope="module")
 def retrained(shop: Configuration, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
-    """Train five segments, where others serve."""
+    """Train three segments, where others serve."""
     folder = tmp_path_factory.mktemp("retrained") / "shop"
     shutil.copytree(shop.folder, folder, symlinks=True)
     config = folder / "habitus.toml"
-    config.write_text(config.read_text() + "k_min = 5\nk_max = 5\n")
+    config.write_text(config.read_text() + "k_min = 3\nk_max = 3\n")
     assert train_segments.fn(str(config), None).version == 2
     return load(config)
 
@@ -133,9 +133,9 @@ def test_mlflow_keeps_the_lineage_of_a_training(retrained: Configuration) -> Non
 
     assert {"lineage.json", "size_changes.png"} <= {file.path for file in client.list_artifacts(run_id)}
     metrics = client.get_run(run_id).data.metrics
-    assert metrics["segments"] == 5
+    assert metrics["segments"] == 3
     kinds = [metrics[f"segments_{kind}"] for kind in ("kept", "split", "merged", "born")]
-    assert sum(kinds) >= 5
+    assert sum(kinds) >= 3
     assert metrics["flap_rate"] <= metrics["flap_rate_without_dwell"]
 
 

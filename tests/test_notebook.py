@@ -63,6 +63,7 @@ def own(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return definitions_of("own_model", ran, tmp_path_factory.mktemp("notebook") / "shop")
 
 
+@pytest.mark.slow
 def test_an_estimator_of_ones_own_is_judged_on_the_rows_of_the_default(own: Any) -> None:
     default, mine = own["default"], own["mine"]
 
@@ -71,6 +72,7 @@ def test_an_estimator_of_ones_own_is_judged_on_the_rows_of_the_default(own: Any)
     assert mine.measured["recency"] == default.measured["recency"]
 
 
+@pytest.mark.slow
 def test_the_decision_says_by_how_much_it_is_better_or_worse_than_the_default(own: Any) -> None:
     mine = own["mine"]
 
@@ -79,6 +81,7 @@ def test_the_decision_says_by_how_much_it_is_better_or_worse_than_the_default(ow
     assert list(own["table"].index) == ["default", "my own", "default with my feature"]
 
 
+@pytest.mark.slow
 def test_an_honest_feature_passes_the_audit_and_joins_the_model(own: Any) -> None:
     feature = "active_day_count_28d"
 
@@ -87,6 +90,7 @@ def test_an_honest_feature_passes_the_audit_and_joins_the_model(own: Any) -> Non
     assert feature in own["with_feature"].learned.model.feature_names_in_
 
 
+@pytest.mark.slow
 def test_a_feature_that_knows_the_future_is_found_by_the_audit(own: Any) -> None:
     assert {changed.feature for changed in own["audited"].changed} == {"days_to_next_event"}
     [finding] = own["audited"].findings
