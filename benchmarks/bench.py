@@ -251,6 +251,31 @@ def training(
 
 
 @app.command()
+def segments(
+    users: Annotated[int, typer.Option(help="How many users there are.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 1,
+) -> None:
+    """Find and describe the segments of users, and assign all of them."""
+    runs: dict[str, list[Taken]] = {"find_segments": [], "assign_segments": []}
+    KEPT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="segments-", dir=KEPT) as folder:
+        scores.prepare_segments(Path(folder), users)
+        for number, name in itertools.product(range(1, rounds + 1), runs):
+            taken = call_apart(f"contestants.scoring:{name}", folder)
+            runs[name].append(taken)
+            print(f"  {number}/{rounds} {name:16} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+    _store(
+        f"segments-{users}",
+        {
+            "measure": "segments",
+            "users": users,
+            "features": scores.SEGMENTED,
+            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+        },
+    )
+
+
+@app.command()
 def predictions() -> None:
     """Train on the real examples, and tell how good churn is predicted on a later snapshot."""
     told = {}

@@ -186,6 +186,25 @@ def training_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def segments_section(results: list[Result]) -> str:
+    """Return what finding segments and assigning users to them costs."""
+    lines = [
+        "## Segments\n",
+        "From a file of the snapshot: choosing among all candidates from 3 to 8 segments, fitting, stability, names,",
+        "rules and descriptions; and assigning every user. `benchmarks/bench.py segments`.\n",
+        "| users | features | find and describe | assign | peak, both |",
+        "|---|---|---|---|---|",
+    ]
+    for result in results:
+        found, assigned = (result["runs"][name] for name in ("find_segments", "assign_segments"))
+        peaks = " and ".join(f"{_median(taken, 'peak_bytes') / 1e9:.1f} GB" for taken in (found, assigned))
+        lines.append(
+            f"| {result['users']:,} | {result['features']} | {_median(found, 'seconds'):.0f} s "
+            f"| {_median(assigned, 'seconds'):.1f} s | {peaks} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def predictions_section(results: list[Result]) -> str:
     """Return how good churn is predicted on the real examples."""
     [result] = results
@@ -218,6 +237,7 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "memory": memory_section,
     "snapshots": snapshots_section,
     "predictions": predictions_section,
+    "segments": segments_section,
     "training": training_section,
     "scoring": scoring_section,
 }

@@ -29,7 +29,8 @@ USERS_PER_SEGMENT_MIN = 10
 LEARNT_MAX = 100_000  # users that the preparation and the final fit learn from
 JUDGED_MAX = 5_000  # users that candidates are fitted to and judged by: a silhouette costs the square
 REFITTED_MAX = 2_000  # users that candidates are fitted to again and again
-REFIT_COUNT = 10
+REFIT_COUNT = 20
+REFIT_STARTS = 5
 CORRELATION_MAX = 0.9
 CORRELATION_MIN = 0.2  # with many users; with few, three standard errors
 BIMODALITY_MIN = 0.7  # a normal distribution has 0.33, a uniform one 0.56, two equal heaps 1
@@ -40,6 +41,8 @@ KEPT_TOLERANCE = 0.15  # of the best score: to so little more, the clusters that
 SEPARATION_MIN = 1.35  # noise of more than three features stays below 1.25
 HEAP_COUNT = 3
 JACCARD_MIN = 0.5  # below it a cluster is dissolved (Hennig 2007)
+PRIOR_COUNT = 5  # a rate of so many sessions, or carts, counts half as what it is and half as the average
+DENOMINATORS = {"cart_abandonment_rate": "cart_count"}
 SHARE_MIN = 0.02
 STABILITY_MIN = 0.6
 
@@ -128,11 +131,12 @@ def find(
         raise NotEnoughUsers(f"{k_min} segments need at least {needed} users, the snapshot has {len(users)}")
     # k-means differs in the last bits with another number of threads; of so few rows one thread makes the most
     with threadpool_limits(limits=1):
-        # With one seed, whatever the training's: other clusters shall not come of another preparation.
-        learnt = _sample(len(users), LEARNT_MAX, seed=0)
+        # Preparation, samples and refits have a seed of their own, the same for all: another training's shall not judge
+        # the same clusters otherwise.
+        learnt = _sample(len(users), LEARNT_MAX)
         preparation = _prepare(users.iloc[learnt])
         projected = preparation.transform(users)
-        judged = _sample(len(users), JUDGED_MAX, seed)
+        judged = _sample(len(users), JUDGED_MAX)
         sample = projected[judged]
         distinct = len(np.unique(sample, axis=0))
         if distinct < k_min:
@@ -143,7 +147,7 @@ def find(
             centres = _centres(projected, incumbent.of_users)
             if len(centres) in counts:
                 starts.append((incumbent.method, len(centres), centres))
-        by_chance = {k: _silhouette_of_heap(sample, k, seed) for k in counts}
+        by_chance = {k: _silhouette_of_heap(sample, k) for k in counts}
         found = [_judge(sample, method, k, centres, by_chance[k], seed) for method, k, centres in starts]
         candidates = [replace(one, refused=_refuse(one, share_min, stability_min)) for _, one in found]
         chosen = _choose(candidates)
@@ -185,7 +189,11 @@ def method_of(pipeline: Pipeline) -> Method:
 
 def columns_of(pipeline: Pipeline) -> list[str]:
     """Return the features that a pipeline takes, in the order of its prepared ones."""
-    return [column for name, _, columns in pipeline[0].transformers for column in columns if name != "null"]
+    found = []
+    for name, transformer, columns in pipeline[0].transformers:
+        if name != "null":
+            found += columns[: len(transformer.kw_args["averages"])] if name == "shrunk" else columns
+    return found
 
 
 def profiles_of(pipeline: Pipeline) -> pd.DataFrame:
@@ -197,6 +205,18 @@ def profiles_of(pipeline: Pipeline) -> pd.DataFrame:
     else:  # of a version before there were projections
         centres = _centres_of(pipeline[-1])
     return pd.DataFrame(centres[:, : len(columns)], columns=columns)
+
+
+def shrunk(rates_and_counts: Any, averages: Matrix, places: Labels, prior: float) -> Matrix:
+    """Draw rates towards their averages, the more the fewer sessions, or carts, they are of.
+
+    Of a user with one session every rate is 0 or 1, which says next to nothing (empirical Bayes; Efron and Morris
+    1975). The columns are the rates and then what they are of; `places` says for each rate which of these.
+    """
+    given = np.asarray(rates_and_counts, dtype=np.float64)
+    rates, counts = given[:, : len(averages)], given[:, len(averages) :][:, places]
+    found: Matrix = (rates * counts + averages * prior) / (counts + prior)
+    return found
 
 
 def project(matrix: Matrix, components: Matrix, mean: Matrix) -> Matrix:
@@ -233,16 +253,22 @@ def _prepare(users: pd.DataFrame) -> Pipeline:
 def _standardise(users: pd.DataFrame, features: list[str], nulls: list[str]) -> Pipeline:
     """Fit what brings features on one scale; a null becomes the average, and `nulls` tell in columns of their own."""
     bounded = [feature for feature in features if users[feature].abs().max() <= 1]  # shares, rates, trends
+    counts = {rate: count for rate in bounded if (count := _denominator(rate)) and count in users}
+    rates, different = list(counts), sorted(set(counts.values()))
+    averages = users[rates].mean().to_numpy()
+    places = np.array([different.index(count) for count in counts.values()], dtype=np.intp)
+    shrink = FunctionTransformer(shrunk, kw_args={"averages": averages, "places": places, "prior": PRIOR_COUNT})
     parts: list[tuple[str, Any, list[str]]] = [
         ("compressed", FunctionTransformer(np.arcsinh), [feature for feature in features if feature not in bounded]),
-        ("as_is", "passthrough", bounded),
+        ("as_is", "passthrough", [feature for feature in bounded if feature not in rates]),
+        ("shrunk", shrink, [*rates, *different]),
     ]
     if nulls:
         parts.append(("null", MissingIndicator(features="all"), nulls))
     cut = FunctionTransformer(np.clip, kw_args={"a_min": -DEVIATION_MAX, "a_max": DEVIATION_MAX})
     fill = SimpleImputer(strategy="constant", fill_value=0.0)
     steps = [("compress", ColumnTransformer(parts)), ("standardise", StandardScaler()), ("cut", cut), ("fill", fill)]
-    return Pipeline(steps).fit(users[list(dict.fromkeys([*features, *nulls]))])
+    return Pipeline(steps).fit(users[list(dict.fromkeys([*features, *different, *nulls]))])
 
 
 def _select(prepared: pd.DataFrame) -> list[str]:
@@ -266,15 +292,20 @@ def _select(prepared: pd.DataFrame) -> list[str]:
     return [columns[i] for i, telling in zip(different, is_telling, strict=True) if telling or not is_telling.any()]
 
 
+def _denominator(feature: str) -> str | None:
+    """Return of what a rate or a share is one, by the convention of names; None for other features."""
+    return DENOMINATORS.get(feature) or ("session_count" if feature.endswith(("_rate", "_share")) else None)
+
+
 def _window_days(feature: str) -> float:
     return float(feature.removeprefix(quantity(feature))[1:-1] or "inf")
 
 
-def _sample(count: int, most: int, seed: int) -> Labels:
+def _sample(count: int, most: int) -> Labels:
     """Draw positions in order, all if there are no more than `most`."""
     if count <= most:
         return np.arange(count)
-    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
 # --- choosing ---
@@ -287,8 +318,8 @@ def _judge(
     labels = distances(sample, model).argmin(axis=1)
     sizes = np.bincount(labels, minlength=k)
     silhouette = float(silhouette_score(sample, labels)) if (sizes > 0).sum() > 1 else -1.0
-    again = sample[_sample(len(sample), REFITTED_MAX, seed)]
-    refits = [_refit(again, method, k, seed + number) for number in range(1, REFIT_COUNT + 1)]
+    again = sample[_sample(len(sample), REFITTED_MAX)]
+    refits = [_refit(again, method, k, number) for number in range(REFIT_COUNT)]
     original = distances(again, model).argmin(axis=1)
     stability = float(np.mean([adjusted_rand_score(one, other) for one, other in combinations(refits, 2)]))
     jaccard = np.mean([_recovered(original, refit, k) for refit in refits], axis=0)
@@ -304,21 +335,23 @@ def _judge(
     )
 
 
-def _silhouette_of_heap(sample: Matrix, k: int, seed: int) -> float:
+def _silhouette_of_heap(sample: Matrix, k: int) -> float:
     """Return the mean silhouette of clusters in a normal distribution with the sample's variances."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     silhouettes = []
     for number in range(HEAP_COUNT):
         heap = random.normal(size=(min(len(sample), REFITTED_MAX), sample.shape[1])) * sample.std(axis=0)
-        silhouettes.append(silhouette_score(heap, _fit(heap, "k-means", k, seed + number).labels_))
+        silhouettes.append(silhouette_score(heap, _fit(heap, "k-means", k, number).labels_))
     return float(np.mean(silhouettes))
 
 
-def _fit(matrix: Matrix, method: Method, k: int, seed: int, centres: Matrix | None = None) -> KMeans | GaussianMixture:
+def _fit(
+    matrix: Matrix, method: Method, k: int, seed: int, centres: Matrix | None = None, starts: int = 10
+) -> KMeans | GaussianMixture:
     """Fit clusters, from given centres or from the best of several random starts."""
     if method == "k-means":
         if centres is None:
-            return KMeans(n_clusters=k, n_init=10, random_state=seed).fit(matrix)
+            return KMeans(n_clusters=k, n_init=starts, random_state=seed).fit(matrix)
         return KMeans(n_clusters=k, init=centres, n_init=1).fit(matrix)
     settings = {"reg_covar": 1e-2, "max_iter": 300, "random_state": seed}
     return GaussianMixture(k, means_init=centres, **settings).fit(matrix)
@@ -328,7 +361,7 @@ def _refit(sample: Matrix, method: Method, k: int, seed: int) -> Labels:
     """Fit to a bootstrap of the sample, and return the clusters of all of it."""
     rows = np.random.default_rng(seed).integers(len(sample), size=len(sample))
     distinct = len(np.unique(sample[rows], axis=0))
-    model = _fit(sample[rows], method, min(k, distinct), seed)
+    model = _fit(sample[rows], method, min(k, distinct), seed, starts=REFIT_STARTS)
     labels: Labels = distances(sample, model).argmin(axis=1)
     return labels
 

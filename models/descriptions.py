@@ -282,8 +282,12 @@ def _differences(sums: Matrix, counts: NDArray[np.int_], sizes: NDArray[np.int_]
 def _once(found: list[Trait], position: dict[str, int], correlations: Matrix) -> list[Trait]:
     """Return the strongest traits that say different things."""
 
-    def weight(trait: Trait) -> float:  # of what correlates, at which hours users come says more than when they don't
-        return abs(trait.difference) * (0.8 if trait.difference < 0 and trait.feature.endswith("_share") else 1)
+    def weight(trait: Trait) -> float:
+        if trait.difference > 0 and trait.feature == "recency_days":  # of what correlates, long absence tells most
+            return 1.25 * abs(trait.difference)
+        if trait.difference < 0 and trait.feature.endswith("_share"):  # when users don't come tells least
+            return 0.8 * abs(trait.difference)
+        return abs(trait.difference)
 
     chosen: list[Trait] = []
     for trait in sorted(found, key=weight, reverse=True):

@@ -40,6 +40,7 @@ TRUSTED_TYPES = [
     "lightgbm.basic.Booster",
     "lightgbm.sklearn.LGBMClassifier",
     "models.clusters.project",
+    "models.clusters.shrunk",
     "models.propensities.Blend",
     "models.propensities._signed_log1p",
     "numpy.clip",

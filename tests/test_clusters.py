@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
 
 from models.clusters import (
     Clusters,
@@ -11,8 +12,8 @@ from models.clusters import (
     columns_of,
     distances,
     find,
-    method_of,
     profiles_of,
+    shrunk,
 )
 
 GROUPS = {"passers_by": 0.5, "browsers": 0.25, "buyers": 0.12, "spenders": 0.08, "abandoners": 0.05}
@@ -116,6 +117,30 @@ def test_that_something_does_not_apply_is_a_feature_of_its_own() -> None:
 
     with_null, without = (prepare.transform(frame.head(1).assign(basket_size=size))[0, -1] for size in (np.nan, 20.0))
     assert with_null > 0 > without
+
+
+def test_rates_are_drawn_to_the_average_the_more_the_fewer_sessions_they_are_of() -> None:
+    rates_and_counts = [[1.0, 1.0], [1.0, 95.0], [0.0, 5.0], [np.nan, 3.0]]
+
+    found = shrunk(rates_and_counts, averages=np.array([0.4]), places=np.array([0]), prior=5)
+    assert found[:, 0] == pytest.approx([0.5, 0.97, 0.2, np.nan], nan_ok=True)
+
+
+def test_each_rate_is_shrunk_by_what_it_is_a_rate_of() -> None:
+    frame, _ = population()
+    random = np.random.default_rng(5)
+    frame["bounce_rate"] = random.binomial(frame["session_count"].astype(int) + 1, 0.3) / (frame["session_count"] + 1)
+    frame["cart_abandonment_rate"] = np.where(frame["cart_count"] > 0, random.integers(0, 2, len(frame)), np.nan)
+    prepare = find(frame, 3, 3, seed=1).pipeline[:-2]
+    columns = columns_of(prepare)
+
+    few, many = (
+        prepare.transform(frame.head(1).assign(cart_abandonment_rate=1.0, cart_count=count, session_count=9.0))[
+            0, columns.index("cart_abandonment_rate")
+        ]
+        for count in (1.0, 100.0)
+    )
+    assert 0 < few < many
 
 
 def test_a_null_that_another_feature_tells_is_no_feature() -> None:
@@ -247,15 +272,20 @@ def test_there_are_never_more_clusters_than_different_users() -> None:
 @pytest.mark.parametrize("method", ["k-means", "mixture"])
 def test_a_users_distances_depend_on_no_other_user(found: Clusters, method: str) -> None:
     frame, _ = population()
-    incumbent = Incumbent("mixture", found.of_users)
-    clusters = found if method == "k-means" else find(frame, 5, 5, seed=1, incumbent=incumbent, stability_min=0)
-    if method == "mixture" and method_of(clusters.pipeline) != "mixture":
-        pytest.fail("the mixture was not kept")
-    prepare, model = clusters.pipeline[:-1], clusters.pipeline[-1]
+    prepare, model = found.pipeline[:-1], found.pipeline[-1]
+    if method == "mixture":
+        model = GaussianMixture(4, random_state=0).fit(prepare.transform(frame))
 
     together = distances(prepare.transform(frame), model)
     apart = np.vstack([distances(prepare.transform(frame.iloc[[i]]), model) for i in range(0, 1_200, 100)])
     assert together[::100].tobytes() == apart.tobytes()
+
+
+def test_a_mixtures_distances_are_the_inverse_of_its_probabilities(found: Clusters) -> None:
+    coordinates = found.pipeline[:-1].transform(population()[0])
+    mixture = GaussianMixture(4, random_state=0).fit(coordinates)
+
+    assert 1 / distances(coordinates, mixture) == pytest.approx(mixture.predict_proba(coordinates), abs=1e-9)
 
 
 def test_profiles_are_in_deviations_from_the_average_user(found: Clusters) -> None:

@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Ran
 
+from flows.snapshot import table_of
 from models.segments import SegmentModel, align, assign, describe, fit, keep_names, profiles, renamed
 
 FEATURES = ("session_count", "purchase_count", "recency_days", "night_session_share", "support_visit_count")
@@ -235,3 +237,19 @@ def test_profiles_are_in_deviations_from_the_average_user() -> None:
         "Night visitors": {"night_session_share": 1.0},
         "Daytime visitors": {"night_session_share": -1.0},
     }
+
+
+@pytest.mark.slow
+def test_fifty_refits_with_other_seeds_and_row_orders_keep_the_ids_and_the_users(ran: Ran) -> None:
+    with ran.configuration.open_lake() as lake:
+        table = table_of(ran.configuration)
+        snapshot = lake.read(table, only=[max(lake.partitions(table))]).to_pandas()
+    champion = align(fit(snapshot, 3, 8, seed=0), None, None, snapshot, 1, "2024-06-29T00:00:00+00:00", {})
+    before = segment_ids(champion, snapshot)
+
+    for seed in range(1, 51):
+        shuffled = snapshot.sample(frac=1, random_state=seed)
+        fitted = fit(shuffled, 3, 8, seed, champion=champion)
+        again = align(fitted, champion, snapshot, shuffled, champion.next_number, "2024-07-06T00:00:00+00:00", {})
+        assert sorted(again.ids) == sorted(champion.ids)
+        assert (segment_ids(again, snapshot) == before).mean() >= 0.99

@@ -1,6 +1,6 @@
 """Scores of users by two models of 300 trees: probabilities, and the reasons for them, from a snapshot's file.
 
-And the training of one model on weekly snapshots, with all that is measured before it may serve.
+And the training of one model on weekly snapshots, with all that is measured before it may serve, and of segments.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
 from features.snapshots import feature_names
+from models import segments
 from models.promotion import compete
 from models.propensities import RFM, Blend, Budget, fit_line, predict
 from models.reasons import reasons
@@ -27,6 +28,7 @@ NULLABLE = ("recency_days", "abandonment_rate", "per_purchase", "trend_28d", "ab
 LABELS = ("churned", "converted")
 TRAINING_USERS = 100_000
 SAMPLE = 20_000
+SEGMENTED = 30
 WEEKS = 12
 BUDGET = Budget()
 
@@ -84,7 +86,7 @@ def prepare_training(folder: Path, users: int) -> None:
 def train(folder: Path) -> None:
     """Learn from all weeks but two, validate on the next and compete on the last, by segment."""
     weeks = [pd.read_parquet(file) for file in sorted(folder.glob("week_*.parquet"))]
-    contest = compete(
+    compete(
         pd.concat(weeks[:-2], ignore_index=True),
         weeks[-2],
         weeks[-1],
@@ -92,7 +94,24 @@ def train(folder: Path) -> None:
         segments=weeks[-1]["channel"],
         budget=BUDGET,
     )
-    assert contest.decision.promoted, contest.decision.reason
+
+
+def prepare_segments(folder: Path, users: int) -> None:
+    """Store a snapshot of 30 numeric features, and the segments of a tenth of the users."""
+    snapshot = _snapshot(users, seed=1)[NUMERIC[:SEGMENTED]]
+    snapshot.insert(0, "user_id", pd.Series([f"u{i:07d}" for i in range(users)], dtype="str"))
+    snapshot.to_parquet(folder / "snapshot.parquet")
+    joblib.dump(segments.fit(snapshot.head(users // 10), 3, 8, seed=0), folder / "segments.joblib")
+
+
+def find_segments(folder: Path) -> None:
+    """Choose among segments, fit, judge and describe them."""
+    segments.fit(pd.read_parquet(folder / "snapshot.parquet"), 3, 8, seed=0)
+
+
+def assign_segments(folder: Path) -> None:
+    """Assign every user to a segment."""
+    segments.assign(joblib.load(folder / "segments.joblib"), pd.read_parquet(folder / "snapshot.parquet"))
 
 
 def _models(folder: Path) -> list[CalibratedClassifierCV]:
