@@ -127,10 +127,12 @@ def test_rates_are_drawn_to_the_average_the_more_the_fewer_sessions_they_are_of(
 
 
 def test_each_rate_is_shrunk_by_what_it_is_a_rate_of() -> None:
-    frame, _ = population()
+    frame, group = population()
     random = np.random.default_rng(5)
     frame["bounce_rate"] = random.binomial(frame["session_count"].astype(int) + 1, 0.3) / (frame["session_count"] + 1)
-    frame["cart_abandonment_rate"] = np.where(frame["cart_count"] > 0, random.integers(0, 2, len(frame)), np.nan)
+    frame["cart_abandonment_rate"] = np.where(
+        frame["cart_count"] > 0, random.random(len(frame)) < 0.1 + 0.8 * (group == 4), np.nan
+    )
     prepare = find(frame, 3, 3, seed=1).pipeline[:-2]
     columns = columns_of(prepare)
 
