@@ -86,7 +86,7 @@ class Blend(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         def fill(first: int) -> None:
             rows = frame.iloc[first : first + ROWS_AT_ONCE]
-            of_trees = score(columns.transform(rows[list(self.feature_names_in_)]))
+            of_trees = score(_matrix(columns, rows))
             of_line = self.line.decision_function(rows[list(self.line.feature_names_in_)])
             found[first : first + len(rows)] = self.share * of_trees + (1 - self.share) * of_line
 
@@ -196,6 +196,19 @@ def fit(
     model, calibration, calibration_losses = _calibrate(blends, validation, names, label, seed)
     blend = model.estimator.estimator
     return Learned(model, calibration, calibration_losses, trials, settings, constrained, blend.share)
+
+
+def _matrix(columns: ColumnTransformer, frame: pd.DataFrame) -> NDArray[np.float64]:
+    """Return what the fitted `columns` make of a frame, looking each of its different texts up only once."""
+    (_, _, numeric), (_, encoder, categories) = columns.transformers_[:2]
+    found = np.empty((len(frame), len(numeric) + len(categories)))
+    found[:, : len(numeric)] = frame[numeric].to_numpy()
+    for i, name in enumerate(categories, start=len(numeric)):
+        known = pd.Index(encoder.categories_[i - len(numeric)])
+        codes, texts = pd.factorize(frame[name])
+        places = known[known.notna()].get_indexer(pd.Index(texts)).astype(np.float64)
+        found[:, i] = np.append(np.where(places < 0, np.nan, places), np.nan)[codes]  # the last, of null, has code -1
+    return found
 
 
 def columns_of(frame: pd.DataFrame, label: str) -> tuple[list[str], list[str]]:

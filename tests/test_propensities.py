@@ -248,6 +248,22 @@ def test_a_blend_adds_up_log_odds_by_its_share(once: Learned) -> None:
     assert np.array_equal(Blend(trees, line, 0.5).predict(LATER), half > 0)
 
 
+@pytest.mark.parametrize("device", ["mobile", "television", None])
+def test_columns_are_made_ready_as_the_pipeline_does_it(once: Learned, device: str | None) -> None:
+    blend = blend_of(once)
+    asked = pd.concat([LATER, LATER.head(3).assign(device=pd.Series([device] * 3, dtype="str"), recency_days=np.inf)])
+
+    by_pipeline = blend.trees.predict(asked[list(blend.feature_names_in_)], raw_score=True)
+    of_trees = Blend(blend.trees, blend.line, 1.0).decision_function(asked)
+    assert of_trees.tobytes() == by_pipeline.tobytes()
+
+
+def test_a_model_without_categories_has_scores() -> None:
+    numeric = [frame.drop(columns="device") for frame in (TRAIN, VALIDATION, LATER)]
+
+    assert 0 < predict(learn(*numeric[:2]).model, numeric[2]).mean() < 1
+
+
 def test_where_a_line_says_it_all_trees_have_little_say() -> None:
     def straight(frame: pd.DataFrame) -> pd.DataFrame:
         odds = 2 * np.log1p(frame["recency_days"]) - 5
