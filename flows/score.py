@@ -14,7 +14,7 @@ from prefect import flow, task
 
 from features.engines import DuckDB
 from features.lake import Lake
-from features.table import Table
+from features.table import ContractError, Table
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import named
 from flows.instant import name_run, resolve_as_of
@@ -143,7 +143,11 @@ def _read_previous(lake: Lake, configuration: Configuration, as_of: datetime) ->
     """Return the segments of the latest scoring before `as_of`: user_id and PREVIOUS; none without one."""
     table = assignments_table(configuration.labels.named)
     latest = [instant for instant in lake.partitions(table) if instant < as_of][-1:]
-    return lake.read(table, only=latest).select("user_id", **{scoring.PREVIOUS: "segment_id"})
+    try:
+        previous = lake.read(table, only=latest)
+    except ContractError:  # of a version of Habitus with other columns: nobody stays for that, this once
+        previous = lake.read(table, only=[])
+    return previous.select("user_id", **{scoring.PREVIOUS: "segment_id"})
 
 
 def _find_all_serving(

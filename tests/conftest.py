@@ -2,6 +2,7 @@ import fcntl
 import gzip
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def instant(given: str | datetime) -> datetime:
 
 
 ECOM = Path(__file__).parent.parent / "examples" / "ecom"
-USERS = 250
+USERS = 400
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,15 @@ def habitus(*arguments: str) -> Any:
 
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Run the whole job once on a small shop, for all processes that test at the same time; leave it as it is."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # which the workers have in common
-    told, config = folder / "job.json", folder / "job" / "shop" / "habitus.toml"
-    with (folder / "job.lock").open("w") as lock:
+    """Run the whole job once on a small shop; each of the processes that test at the same time has a copy."""
+    folder = tmp_path_factory.mktemp("job")
+    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    told, first = shared / "job.json", shared / "first_job" / "shop"
+    with (shared / "job.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not told.exists():
-            small_shop(config.parent)
-            done = habitus("run", str(config), "--json")
+            done = habitus("run", str(small_shop(first)), "--json")
             assert done.exit_code == 0, done.stderr
             told.write_text(json.dumps({"result": json.loads(done.stdout), "progress": done.stderr}))
-    return Ran(load(config), **json.loads(told.read_text()))
+    shutil.copytree(first, folder / "shop", symlinks=True)
+    return Ran(load(folder / "shop" / "habitus.toml"), **json.loads(told.read_text()))

@@ -126,8 +126,11 @@ def test_a_probability_is_there_exactly_where_a_model_serves_and_the_user_is_eli
         table = lake.read(table_of(ran.configuration))
         recency = table.filter(table.as_of == AS_OF.to_pydatetime()).to_pandas().set_index("user_id")["recency_days"]
     serves = ran.result["trained"]["churn"]["serving"] is not None
+    known = serves and "churn" not in ran.result["scored"]["withheld"]
 
-    assert (assigned["churn_probability"].notna() == ((recency.reindex(assigned.index) <= 28) & serves)).all()
+    eligible = recency.reindex(assigned.index) <= 28
+    assert (assigned["churn_percentile"].notna() == (eligible & serves)).all()
+    assert (assigned["churn_probability"].notna() == (eligible & known)).all()
 
 
 def test_labels_to_learn_from_are_complete_before_the_validation_and_these_before_the_test(ran: Ran) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import ibis
 import pandas as pd
@@ -72,6 +74,19 @@ def test_scored_again_users_are_where_they_were(shop: Configuration, week_before
         version = lake.version(ASSIGNMENTS)
         assign_users.fn(str(shop.file), None)
         assert lake.version(ASSIGNMENTS) == version
+
+
+def test_assignments_with_the_columns_of_an_earlier_version_hold_nobody(shop: Configuration, tmp_path: Path) -> None:
+    shutil.copytree(shop.folder, tmp_path / "shop", symlinks=True)
+    configuration = load(tmp_path / "shop" / "habitus.toml")
+    earlier = {name: dtype for name, dtype in ASSIGNMENTS.schema.items() if name != "lifecycle_stage"}
+    before = assigned_at(shop, AS_OF).assign(as_of=pd.Timestamp(WEEK_BEFORE))
+    rows = to_arrow(before).drop_columns("lifecycle_stage")
+    with Lake(configuration.lake) as lake:
+        lake.write(replace(ASSIGNMENTS, schema=ibis.schema(earlier)), ibis.memtable(rows))
+
+    assign_users.fn(str(configuration.file), None)
+    assert (assigned_at(configuration, AS_OF)["segment_strength"] > 0).all()
 
 
 def test_a_given_name_is_used_at_scoring(shop: Configuration) -> None:
