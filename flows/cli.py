@@ -31,6 +31,9 @@ ONE_OFF_SETTINGS = {
     "PREFECT_FLOWS": '{"heartbeat_frequency": null}',  # ending a heartbeat takes a second for each stage
 }
 
+HELD = 3
+"""The exit status where the brake held a version."""
+
 app = typer.Typer(
     help="Behavioural segmentation: from raw events to segments and propensities that marketing tools act on.",
     no_args_is_help=True,
@@ -95,8 +98,18 @@ def score(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
 
 @app.command()
 def publish(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
-    """Publish the assignments as files."""
+    """Publish the assignments to all destinations; exit status 3 where the brake holds them."""
     _start("publish", config, as_of, as_json)
+
+
+@app.command()
+def release(
+    config: Config,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="What `publish` called it.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Publish a version that the brake held."""
+    _start("publish", config, None, as_json, label=label)
 
 
 @app.command()
@@ -236,7 +249,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options: bool) -> None:
+def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options: bool | str) -> None:
     """Call a stage's flow, show its progress on standard error and its result on standard output."""
     try:
         configuration = load(config)
@@ -248,14 +261,14 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
     with _progress():
         # Prefect, MLflow and scikit-learn take seconds to import, which a mistake in the configuration need not.
         flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
-        mistakes: tuple[type[Exception], ...] = importlib.import_module("flows.world").MISTAKES
+        world = importlib.import_module("flows.world")
         arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {}) | options
         complaint, status = "", 0
         try:
             result = flow(**arguments)
-        except mistakes as error:
+        except world.MISTAKES as error:
             complaint, status = f"{config}: {error}", 2
-        except OSError as error:  # a full disk, a folder without permission
+        except (*world.ELSEWHERE, OSError) as error:  # a full disk, a folder without permission
             complaint, status = str(error), 1
     if complaint:
         _complain(complaint)
@@ -265,6 +278,9 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         print(screen.to_json(result))
     elif stage == "run":
         screen.show(result, str(config), _program(), Console(highlight=False))
+    published = {"run": lambda: result.published, "publish": lambda: result}.get(stage)
+    if published is not None and published().held:
+        raise typer.Exit(HELD)
 
 
 @contextmanager
