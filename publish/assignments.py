@@ -1,6 +1,5 @@
 """ASSIGNMENTS: one row per user, the contract with marketing tools."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from features.table import TIME, Table
+from publish.holdout import hold_out
 
 SCHEMA_VERSION = "1.2"
 """Of ASSIGNMENTS. An added column raises the second number, anything else the first."""
@@ -108,13 +108,6 @@ def assign(
     table["holdout"] = hold_out(table["user_id"], holdout_share, salt)
     table["segments_version"] = segments_version
     return _conform(table, contract)
-
-
-def hold_out(user_ids: pd.Series, share: float, salt: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Choose a share of users to be left alone, by a salted hash: the same ones at each run and in each segment."""
-    limit = share * 2**64
-    hashed = (hashlib.sha256(f"{salt}\x1f{user_id}".encode()).digest()[:8] for user_id in user_ids)
-    return np.array([int.from_bytes(digest, "big") < limit for digest in hashed], dtype=np.bool_)
 
 
 def _conform(table: pd.DataFrame, contract: Table) -> pd.DataFrame:
