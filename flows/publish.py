@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ibis
 import ibis.expr.types as ir
-import pandas as pd
 from prefect import flow, task
+from publish.consents import consents, contacts
 
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
@@ -28,7 +27,6 @@ from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
-from publish.consents import consents, contacts
 from publish.destination import Delivery, Destination
 from publish.lock import publishing_lock
 from publish.release import Candidate, Outcome, Policy, deliver
@@ -105,7 +103,9 @@ def publish_version(config: str, as_of: datetime | None, label: str | None) -> P
         candidate = _candidate(lake, configuration, as_of)
         if label is not None and versions.label_of(as_of, candidate.content) != label:
             raise ConfigurationError(f"{label}: users were scored again since: run `habitus publish` first")
-        outcome = release(lake, candidate, _policy(lake, configuration), partial(would_be, lake, configuration, as_of), label)
+        outcome = release(
+            lake, candidate, _policy(lake, configuration), partial(would_be, lake, configuration, as_of), label
+        )
         assert outcome.version is not None
         known = contacts(lake.read(ATTRIBUTES))
         settings = configuration.all_destinations
@@ -155,10 +155,10 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
         "models": models,
         "configuration": _hash(configuration),
         "withheld": {label: _why_withheld(configuration, label, models[label]) for label in withheld},
-        "segments": {one["segment_id"]: one["segment_name"] for one in discovered.order_by("segment_id").to_pyarrow().to_pylist()},
-        "rules": {
-            rule.name: {"title": rule.title, "condition": rule.condition} for rule in configuration.rules.rules
+        "segments": {
+            one["segment_id"]: one["segment_name"] for one in discovered.order_by("segment_id").to_pyarrow().to_pylist()
         },
+        "rules": {rule.name: {"title": rule.title, "condition": rule.condition} for rule in configuration.rules.rules},
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
 

@@ -15,6 +15,7 @@ from publish.lock import LockedError
 class DeliveryError(Exception):
     """Say which destinations did not take the present version, and why."""
 
+
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
 ELSEWHERE = (DeliveryError, LockedError)

@@ -1,4 +1,4 @@
-"""AUDIENCES: which users each destination may know of, and in which segments. Everything that leaves goes through here."""
+"""AUDIENCES: which users each destination may know of, and in which segments. All that leaves goes through here."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -26,8 +26,8 @@ AUDIENCES = Table(
 )
 """What the present version is at each destination: a row for each of its users, all of them.
 
-`refused` says why a destination must not know of a user (consent, holdout), null where it may: then `segments` are those
-that it knows the user to be in, without those whose users it is `held_out` of, and whose audience is `held_back`.
+`refused` says why a destination must not know of a user (consent, holdout), null where it may: then `segments` are
+those that it knows the user to be in, without those that the user is `held_out` of, and whose audience is `held_back`.
 """
 MASKED = ("segment_id", "segment_name", "segment_strength", "runner_up_segment_id")
 NO_TEXTS = ibis.literal([], "array<string>")
@@ -119,9 +119,7 @@ def is_member(audiences: ir.Table) -> ir.BooleanColumn:
     return audiences.refused.isnull() & ((audiences.segments.length() > 0) | (audiences.held_out.length() == 0))
 
 
-def rows_for(
-    destination: str, released: ir.Table, audiences: ir.Table, settings: DestinationSettings
-) -> ir.Table:
+def rows_for(destination: str, released: ir.Table, audiences: ir.Table, settings: DestinationSettings) -> ir.Table:
     """Return the ASSIGNMENTS that a destination may have, as it may have them.
 
     Segments that the user is not in at this destination are left out, and nothing says who is held out. Where the
@@ -149,7 +147,7 @@ def members_of(destination: str, audiences: ir.Table) -> ir.Table:
 
 
 def count_refused(destination: str, audiences: ir.Table) -> dict[str, object]:
-    """Count by reason what a destination does not get: users, and users by segment for those that are held out or back."""
+    """Count what a destination does not get: users by reason, and by segment those that are held out or held back."""
     mine = audiences.filter(audiences.destination == destination)
     refused = mine.filter(mine.refused.notnull()).refused.value_counts(name="users").to_pyarrow().to_pylist()
     counts: dict[str, object] = {"users": {row["refused"]: row["users"] for row in sorted(refused, key=str)}}

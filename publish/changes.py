@@ -43,7 +43,7 @@ REASONS = {
     "audience_size": "the audience has become large enough, or too small, to be released",
     "selection": "the segment was added to, or taken from, those that the destination gets",
 }
-"""Why a user entered or left, in words. Of several, the last that applies of consent, holdout, selection, size, rest."""
+"""Why a user entered or left, in words."""
 NOT_BEHAVIOUR = ("consent", "erased", "holdout")
 """Reasons that a person decided, which no brake may hold."""
 
@@ -163,7 +163,5 @@ def _isin(segment_id: ir.StringValue, ids: Collection[str]) -> ir.BooleanValue:
 
 def replay(changes: ir.Table) -> ir.Table:
     """Return destination, user_id and segment_id of who is in an audience after these CHANGES, from the first on."""
-    last = changes.group_by(["destination", "user_id", "segment_id"]).agg(
-        change=changes.change.argmax(changes.version)
-    )
+    last = changes.group_by(["destination", "user_id", "segment_id"]).agg(change=changes.change.argmax(changes.version))
     return last.filter(last.change == ENTERED).drop("change")

@@ -53,32 +53,27 @@ def held_out_of(segments: pd.Series, destinations: Mapping[str, DestinationSetti
     return pd.Series(found, index=segments.index, dtype=object)
 
 
-def is_held_out(members: ir.Table, destinations: Mapping[str, DestinationSettings], salt: str) -> ir.BooleanValue:
-    """Tell for each row of user_id, segment_id and destination what `held_out_of` tells; never null."""
-    cases = [
-        (members.destination == name, _limit_in(members, settings))
-        for name, settings in destinations.items()
-        if settings.holdout_share
-    ]
-    if not cases:
-        return ibis.literal(False)
-    limit = ibis.cases(*cases, else_=None)
-    start = members.destination + SEPARATOR + members.segment_id + SEPARATOR
-    digest = (ibis.literal(salt + SEPARATOR) + start + members.user_id).hexdigest("sha256")
+def is_held_out(
+    user_id: ir.StringValue, segment_id: ir.StringValue, destination: str, settings: DestinationSettings, salt: str
+) -> ir.BooleanValue:
+    """Tell of users in segments what `held_out_of` tells of them at this destination; never null."""
+    limit = _limit_of(segment_id, settings)
+    start = ibis.literal(salt + SEPARATOR + destination + SEPARATOR) + segment_id + SEPARATOR
+    digest = (start + user_id).hexdigest("sha256")
     # Hexadecimal digits are in order as text; where there is no limit, nothing has to be hashed.
     return limit.isnull().ifelse(False, digest < limit).fill_null(False)
 
 
-def _limit_in(members: ir.Table, settings: DestinationSettings) -> ir.StringValue:
-    """Return below which hexadecimal digits a row's digest has to be for this destination; null: nobody is held out."""
+def _limit_of(segment_id: ir.StringValue, settings: DestinationSettings) -> ir.StringValue:
+    """Return below which hexadecimal digits the digest has to be for this destination; null: nobody is held out."""
     if isinstance(settings.holdout_share, dict):
-        ids = [segment_id for segment_id in settings.holdout_share if _share(settings, segment_id)]
-        of_segment = {segment_id: _limit(_share(settings, segment_id)).hex() for segment_id in ids}
-        return members.segment_id.substitute(of_segment, else_=ibis.null("string"))
+        ids = [one for one in settings.holdout_share if _share(settings, one)]
+        cases = [(segment_id == one, _limit(_share(settings, one)).hex()) for one in ids]
+        return ibis.cases(*cases, else_=None) if cases else ibis.null("string")
     limit = ibis.literal(_limit(settings.holdout_share).hex())
     if settings.segments is None:
         return limit
-    return members.segment_id.isin(settings.segments).ifelse(limit, ibis.null("string"))
+    return segment_id.isin(settings.segments).ifelse(limit, ibis.null("string"))
 
 
 def _share(settings: DestinationSettings, segment_id: str) -> float:

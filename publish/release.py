@@ -1,11 +1,11 @@
 """Release: a version is planned, held or made the present one, and then taken to each destination.
 
-All that a destination gets is made of the lake's state by `release_for`. So what a killed process left undone is done by
-the next publish, and a destination that was away gets the present version when it is back.
+All that a destination gets is made of the lake's state by `release_for`. So what a killed process left undone is done
+by the next publish, and a destination that was away gets the present version when it is back.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -140,11 +140,16 @@ def _causes(before: Version | None, now: Version, otherwise: Callable[[Version],
     names = {**_names(old), **_names(new)}
     redefined = set(discovered) if old["models"]["segments"] != new["models"]["segments"] else set()
     conditions = [{name: rule["condition"] for name, rule in one["rules"].items()} for one in (old, new)]
-    redefined |= {name for name in names if name not in discovered and conditions[0].get(name) != conditions[1].get(name)}
+    redefined |= {
+        name for name in names if name not in discovered and conditions[0].get(name) != conditions[1].get(name)
+    }
     deselected = {}
     for name, section in new["destinations"].items():
         if name in old["destinations"]:
-            was, is_now = (set(names if one is None else one) for one in (old["destinations"][name]["segments"], section["segments"]))
+            was, is_now = (
+                set(names if one is None else one)
+                for one in (old["destinations"][name]["segments"], section["segments"])
+            )
             deselected[name] = was ^ is_now
     return Causes(names, discovered, redefined, otherwise(before) if redefined else None, deselected)
 
@@ -194,7 +199,9 @@ def _abandoned(audiences: ir.Table, destinations: Settings) -> dict[str, int]:
     return {row["destination"]: row["members"] for row in counts if row["members"]}
 
 
-def release_for(lake: Lake, version: Version, destination: str, settings: DestinationSettings, contacts: ir.Table) -> Release:
+def release_for(
+    lake: Lake, version: Version, destination: str, settings: DestinationSettings, contacts: ir.Table
+) -> Release:
     """Return what one destination may have of the present version: all that any destination ever gets.
 
     `contacts` has user_id, email and phone of any users.
@@ -232,7 +239,7 @@ def deliver(
     settings: Settings,
     contacts: ir.Table,
 ) -> Iterable[Delivery]:
-    """Take the present version to each destination; one that fails leaves the others alone, and is a failed delivery."""
+    """Take the present version to each destination; one that fails leaves the others alone."""
     for name, destination in destinations.items():
         release = release_for(lake, version, name, settings[name], contacts)
         try:

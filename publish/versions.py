@@ -1,7 +1,7 @@
-"""VERSIONS: what was published; HELD: what was built and not released; RELEASED: the assignments of the present version.
+"""VERSIONS: what was published; HELD: what was not released; RELEASED: the assignments of the present version.
 
-All are in the lake with AUDIENCES and CHANGES, and one commit makes a version the present one: that of AUDIENCES, which
-names the version and the commit of RELEASED. What a killed process wrote before it is not read, and is written again.
+All are in the lake with AUDIENCES and CHANGES, and one commit makes a version the present one: that of AUDIENCES,
+which names the version and the commit of RELEASED. What a killed process wrote before it is not read.
 """
 
 import json

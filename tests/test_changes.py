@@ -174,8 +174,6 @@ def test_replaying_the_feed_gives_the_present_audiences(engine: DuckDB, states: 
         assert len(both) == len(changes)  # nobody enters and leaves, or enters and stays
         assert {c["reason"] for c in changes.to_pylist()} <= REASONS.keys()
         before = after
-    expected = {
-        (where, user, segment) for (where, user), row in states[-1].items() for segment in row["segments"]
-    }
+    expected = {(where, user, segment) for (where, user), row in states[-1].items() for segment in row["segments"]}
     replayed = replay(engine.create_table(ibis.util.gen_name("feed"), feed, temp=True)).to_pyarrow().to_pylist()
     assert {(row["destination"], row["user_id"], row["segment_id"]) for row in replayed} == expected
