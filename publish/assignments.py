@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ibis
+import ibis.expr.datatypes as dt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow as pa
 from features.table import TIME, Table
 from publish.holdout import hold_out
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 """Of ASSIGNMENTS. An added column raises the second number, anything else the first."""
 
 ASSIGNMENTS = Table(
@@ -33,6 +35,7 @@ ASSIGNMENTS = Table(
             "churn_reasons": "!array<string>",
             "conversion_reasons": "!array<string>",
             "holdout": "!boolean",
+            "held_out_of": "!array<string>",
             "segments_version": "int64",
             "churn_version": "int64",
             "conversion_version": "int64",
@@ -43,6 +46,27 @@ ASSIGNMENTS = Table(
 )
 PROPENSITIES = ("churn", "conversion")
 """The labels whose columns are there always."""
+DESCRIPTIONS = {
+    "user_id": "the user, as the source of events has it",
+    "as_of": "the instant that everything is said of, UTC",
+    "segment_id": "the discovered segment, which stays the same through retrainings; null where none serves",
+    "segment_name": "what people call the segment; it may change",
+    "segment_strength": "how typical the user is of the segment, 0 to 1; 0 of one who only stays in it",
+    "runner_up_segment_id": "the segment that comes next",
+    "rule_segments": "names of the rules that the user meets",
+    "lifecycle_stage": "where the user stands between the first visit and leaving",
+    "holdout": "whether the user is held out of everything that is published; such a user never leaves, so it is false",
+    "held_out_of": "destination/segment_id of where the user is held out; empty in what leaves",
+    "segments_version": "version of the model of segments; null where none serves",
+}
+"""What the columns mean that are there once; those of each label are in `LABEL_DESCRIPTIONS`."""
+LABEL_DESCRIPTIONS = {
+    "probability": "calibrated probability of {label}, 0 to 1; null where it does not apply or is withheld",
+    "percentile": "rank of {label} among all users whom it applies to, 0 (least likely) to 100",
+    "reasons": "what speaks most for this score of {label}, the strongest first",
+    "version": "version of the model of {label}; null where none serves",
+}
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def assignments_table(labels: Iterable[str]) -> Table:
@@ -53,6 +77,36 @@ def assignments_table(labels: Iterable[str]) -> Table:
             types = {"probability": "float64", "percentile": "float64", "reasons": "!array<string>", "version": "int64"}
             columns |= ibis.schema({f"{name}_{what}": dtype for what, dtype in types.items()})
     return replace(ASSIGNMENTS, schema=ibis.schema(columns))
+
+
+def row_schema(labels: Iterable[str] = PROPENSITIES) -> dict[str, Any]:
+    """Return the JSON Schema of a row for these labels. What it does not name, later versions may add."""
+    columns = assignments_table(labels).schema
+    return {
+        "$schema": DIALECT,
+        "$id": f"urn:habitus:assignments:{SCHEMA_VERSION}",
+        "title": f"Habitus assignment {SCHEMA_VERSION}",
+        "description": "What is known of a user at an instant; key: user_id and as_of.",
+        "type": "object",
+        "required": list(columns.names),
+        "properties": {name: _value_schema(name, dtype) for name, dtype in columns.items()},
+    }
+
+
+def _value_schema(name: str, dtype: dt.DataType) -> dict[str, Any]:
+    label, _, what = name.rpartition("_")
+    description = DESCRIPTIONS.get(name) or LABEL_DESCRIPTIONS[what].format(label=label)
+    if dtype.is_array():
+        return {"type": "array", "items": {"type": "string"}, "description": description}
+    kind = "integer" if dtype.is_integer() else "number" if dtype.is_floating() else "string"
+    found: dict[str, Any] = {"type": "boolean" if dtype.is_boolean() else kind}
+    if dtype.nullable:
+        found["type"] = [found["type"], "null"]
+    if dtype.is_timestamp():
+        found["format"] = "date-time"
+    if dtype.is_floating():
+        found |= {"minimum": 0, "maximum": 100 if what == "percentile" else 1}
+    return found | {"description": description}
 
 
 def labels_in(columns: Iterable[str]) -> list[str]:
@@ -83,12 +137,14 @@ def assign(
     holdout_share: float,
     salt: str,
     labels: Sequence[str] = PROPENSITIES,
+    held_out_of: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Bring together what is known of each user of a snapshot under ASSIGNMENTS for these labels, sorted by user.
 
     `segments` has a row per user as `models.segments.assign` gives it, `rule_segments` a list per user,
-    `lifecycle_stages` a text. Null: no model serves, or it does not apply to the user (who is not eligible); the
-    version is null only in the former case. A probability is null, too, where it is withheld.
+    `lifecycle_stages` a text, `held_out_of` a list of destination/segment_id (None: empty ones). Null: no model serves,
+    or it does not apply to the user (who is not eligible); the version is null only in the former case. A probability
+    is null, too, where it is withheld.
     """
     table = snapshot[["user_id", "as_of"]].sort_values("user_id", ignore_index=True)
     if segments is not None:
@@ -106,6 +162,8 @@ def assign(
         reasons = table.get(f"{name}_reasons", pd.Series(None, index=table.index, dtype=object))
         table[f"{name}_reasons"] = [given if isinstance(given, list) else [] for given in reasons]
     table["holdout"] = hold_out(table["user_id"], holdout_share, salt)
+    pairs = table["user_id"].map({} if held_out_of is None else held_out_of)
+    table["held_out_of"] = [given if isinstance(given, list) else [] for given in pairs]
     table["segments_version"] = segments_version
     return _conform(table, contract)
 

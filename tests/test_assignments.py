@@ -53,7 +53,7 @@ def values(frame: pd.DataFrame, user: str) -> dict[str, Any]:
 
 NOTHING = {
     **{"rule_segments": [], "lifecycle_stage": "active"},
-    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": []},
 }
 
 
@@ -190,6 +190,12 @@ def test_an_assignment_without_a_user_is_refused() -> None:
 def test_text_for_a_number_is_refused() -> None:
     with pytest.raises(pa.ArrowInvalid):
         to_arrow(assigned(snapshot("ada")).assign(churn_probability="high"))
+
+
+def test_a_user_is_held_out_of_some_segments_of_some_destinations() -> None:
+    found = assigned(snapshot("ada", "ben"), held_out_of=pd.Series({"ben": ["files/s1", "ads/at_risk"]}))
+    assert found["held_out_of"].tolist() == [[], ["files/s1", "ads/at_risk"]]
+    assert not found["holdout"].any()
 
 
 USERS = pd.Series([f"user-{i}" for i in range(200)])

@@ -1,0 +1,111 @@
+"""The manifest: what a version says of itself, beside its files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from publish.assignments import ASSIGNMENTS, DIALECT, SCHEMA_VERSION, labels_in
+
+MANIFEST_VERSION = "1.0"
+"""Of the manifest. An added key raises the second number, anything else the first."""
+_COUNT = {"type": "integer", "minimum": 0}
+_COUNTS = {"type": "object", "additionalProperties": _COUNT}
+_TEXT = {"type": "string"}
+_SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
+
+def manifest_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a manifest. What it does not name, later versions may add."""
+    required = {
+        "manifest_version": _TEXT | {"description": "version of this description of a manifest"},
+        "schema_version": _TEXT
+        | {"description": "version of the rows' contract; schema.json beside it is that contract"},
+        "name": _TEXT | {"description": "the source of events"},
+        "destination": _TEXT | {"description": "the destination, as the configuration calls it"},
+        "version": {"type": "integer", "minimum": 1, "description": "the version's number; numbers only rise"},
+        "as_of": _TEXT | {"format": "date-time", "description": "the instant that everything is said of, UTC"},
+        "users": _COUNT | {"description": "users in this version"},
+        "segments": {"type": "array", "items": _object(segment_id=_TEXT, segment_name=_TEXT, users=_COUNT)}
+        | {"description": "users by discovered segment"},
+        "rule_segments": _COUNTS | {"description": "users by rule"},
+        "lifecycle_stages": _COUNTS | {"description": "users by stage"},
+        "scored": _COUNTS | {"description": "users with a probability, by label"},
+        "withheld": {"type": "object", "additionalProperties": _TEXT}
+        | {"description": "by label, why there are ranks and no probabilities"},
+        "models": {"type": "object", "additionalProperties": {"type": ["integer", "null"]}}
+        | {"description": "versions of the models; null where none serves"},
+        "configuration": _TEXT | {"description": "hash of the configuration"},
+        "refused": {"type": "object"} | {"description": "how many users, or which audiences, are not in it, by why"},
+        "changes_since": _COUNT | {"description": "the version that changes lead from; 0: from nothing"},
+        "release": _SHA256 | {"description": "hash of what was delivered; an erasure does not change it"},
+        "files": {
+            "type": "array",
+            "items": _object(
+                path=_TEXT, rows={"type": ["integer", "null"], "minimum": 0}, bytes=_COUNT, sha256=_SHA256
+            ),
+        }
+        | {"description": "all other files of the version; rows is null of what has none"},
+    }
+    optional = {
+        "erased": _COUNT | {"description": "users who were erased from this version after it was released"},
+        "audiences": {"type": "array", "items": {"type": "object", "required": ["segment_id", "folder"]}}
+        | {"description": "the audiences of an advertising platform, and how many members each has"},
+    }
+    return {
+        "$schema": DIALECT,
+        "$id": f"urn:habitus:manifest:{MANIFEST_VERSION}",
+        "title": f"Habitus manifest {MANIFEST_VERSION}",
+        "description": "What a published version says of itself.",
+        "type": "object",
+        "required": list(required),
+        "properties": required | optional,
+    }
+
+
+def describe(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what a manifest says of ASSIGNMENTS: users in all, by segment, rule and stage, scores and models."""
+    labels = labels_in(rows.columns)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "users": len(rows),
+        "segments": [
+            {"segment_id": segment_id, "segment_name": segment_name, "users": len(members)}
+            for (segment_id, segment_name), members in rows.groupby(["segment_id", "segment_name"])
+        ],
+        "rule_segments": _counts(rows["rule_segments"].explode().dropna()),
+        "lifecycle_stages": _counts(rows["lifecycle_stage"]),
+        "scored": {label: int(rows[f"{label}_probability"].notna().sum()) for label in labels},
+        "models": {kind: _version(rows[f"{kind}_version"]) for kind in ("segments", *labels)},
+    }
+
+
+def without(manifest: Mapping[str, Any], erased: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a manifest whose counts are without some rows, which may be of an earlier contract."""
+    names = [*ASSIGNMENTS.schema.names, *(name for row in erased[:1] for name in row if name not in ASSIGNMENTS.schema)]
+    gone = describe(pd.DataFrame(list(erased), columns=names, dtype=object))
+    segments = {segment["segment_id"]: segment["users"] for segment in gone["segments"]}
+    left = dict(manifest) | {"users": manifest["users"] - gone["users"]}
+    left["erased"] = manifest.get("erased", 0) + gone["users"]
+    left["segments"] = [
+        segment | {"users": users}
+        for segment in manifest["segments"]
+        if (users := segment["users"] - segments.get(segment["segment_id"], 0))
+    ]
+    for key in ("rule_segments", "lifecycle_stages", "scored"):
+        if key in manifest:
+            counts = {name: count - gone[key].get(name, 0) for name, count in manifest[key].items()}
+            left[key] = {name: count for name, count in counts.items() if count or key == "scored"}
+    return left
+
+
+def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _counts(values: pd.Series) -> Mapping[str, int]:
+    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
+
+
+def _version(versions: pd.Series) -> int | None:
+    return None if versions.isna().all() else int(versions.dropna().iloc[0])
