@@ -29,12 +29,11 @@ from features.sessions import (
     continue_chains,
     lookback,
     sessionize,
-    stack,
     us,
     us_between,
     within,
 )
-from features.table import Table, forget_materialized, materialize
+from features.table import Table, forget_materialized, materialize, stack
 
 MATTERS = ("event_name", "page", "revenue", "source", "campaign", "device", "country")
 """The columns of EVENTS that sessions are made of, beside the id, the user and the time."""

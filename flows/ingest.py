@@ -19,7 +19,6 @@ from features.attributes import ATTRIBUTES, describe_users
 from features.events import EVENTS, REASONS, REJECTED, Reconciled, accept, reconcile, reject_duplicates
 from features.files import FILES, content_of, count_rows, fingerprint
 from features.lake import Lake
-from features.sessions import stack
 from features.sources import (
     SourceError,
     UnreadableError,
@@ -32,7 +31,7 @@ from features.sources import (
     read_users,
     row_text,
 )
-from features.table import TIME, ContractError, materialize
+from features.table import TIME, ContractError, materialize, stack
 from flows.configuration import Configuration, load
 from flows.instant import name_run, scheduled_start
 from flows.world import TOUCHES_THE_WORLD

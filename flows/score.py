@@ -176,6 +176,7 @@ def _find_all_serving(
         holdout_share=configuration.publish.holdout_share,
         salt=configuration.name,
         labels=tuple(labels),
+        destinations=configuration.all_destinations,
     )
     return serving, off | dict.fromkeys(configuration.rules.switched_off, "switched off")
 

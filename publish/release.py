@@ -14,13 +14,13 @@ import ibis.expr.types as ir
 import pandas as pd
 
 from features.lake import Lake
-from features.table import materialize
+from features.table import materialize, stack
 from publish import versions
-from publish.assignments import describe
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for
 from publish.brake import BrakeSettings, judge
 from publish.changes import ENTERED, NOT_BEHAVIOUR, Causes, compare
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
+from publish.manifest import describe
 from publish.versions import Held, Version
 
 Settings = Mapping[str, DestinationSettings]
@@ -31,9 +31,9 @@ Settings = Mapping[str, DestinationSettings]
 class Candidate:
     """Hold assignments that would be the next version.
 
-    `content` is a hash of them. The manifest has `source`, `labels`, `models` (the version of each, by kind),
-    `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones) and `rules` (by name: title and
-    condition).
+    `content` is a hash of them. The manifest has `source` (the configuration's name), `labels`, `models` (the version
+    of each, by kind), `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones) and `rules`
+    (title and condition by name).
     """
 
     assignments: ir.Table
@@ -122,7 +122,7 @@ def _plan(
     users = candidate.assignments.select("user_id")
     allowed = allow(candidate.assignments, policy.consents_of(users), policy.destinations, policy.salt)
     others = known.filter(known.destination.notin(list(policy.destinations)))
-    audiences = materialize(allowed.union(others))
+    audiences = materialize(stack(allowed, others))
     selected = {name: settings.segments for name, settings in policy.destinations.items()}
     manifest = {**candidate.manifest, "destinations": {name: {"segments": of} for name, of in selected.items()}}
     version = Version(before.version + 1 if before else 1, candidate.as_of, candidate.content, manifest)
@@ -163,7 +163,7 @@ def _is_new(lake: Lake, plan: _Plan) -> bool:
     """Tell whether a plan's AUDIENCES differ from the present ones."""
     known = lake.read(AUDIENCES)
     sides = [(known, plan.audiences), (plan.audiences, known)]
-    return any(_rows(one.difference(other)) for one, other in sides)
+    return any(_rows(one.difference(other.cast(one.schema()))) for one, other in sides)
 
 
 def _rows(table: ir.Table) -> int:
@@ -215,10 +215,15 @@ def release_for(
     members = members.mutate(segment_name=members.segment_name.fill_null(members.segment_id))
     changes = versions.read_changes(lake, version.version)
     mine = changes.filter(changes.destination == destination)
-    kept = ("source", "labels", "models", "configuration", "withheld")
-    manifest = {name: version.manifest[name] for name in kept}
-    manifest |= {"version": version.version, "as_of": version.as_of.isoformat(), "destination": destination}
-    manifest |= describe(rows.to_pandas()) | {"refused": count_refused(destination, audiences)}
+    manifest = {
+        "name": version.manifest["source"],
+        "destination": destination,
+        "version": version.version,
+        "as_of": version.as_of.isoformat(),
+        **describe(rows.to_pandas()),
+        **{name: version.manifest[name] for name in ("withheld", "models", "configuration")},
+        "refused": count_refused(destination, audiences),
+    }
     return Release(
         destination,
         version.manifest["source"],
@@ -244,5 +249,5 @@ def deliver(
         release = release_for(lake, version, name, settings[name], contacts)
         try:
             yield destination.deliver(release)
-        except DestinationError as error:
+        except (DestinationError, OSError) as error:
             yield Delivery(name, "failed", "", 0, str(error))

@@ -15,7 +15,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from features.lake import Lake
-from features.table import TIME, Table
+from features.table import TIME, Table, stack
 from publish.assignments import assignments_table
 from publish.audiences import AUDIENCES
 from publish.changes import CHANGES
@@ -92,11 +92,11 @@ def commit(lake: Lake, version: Version, assignments: ir.Table, audiences: ir.Ta
     never = earlier.filter(earlier.version >= version.version).select("as_of").distinct()
     instants = sorted({version.as_of, *never.as_of.to_pyarrow().to_pylist()})
     kept = lake.read(CHANGES, only=instants)
-    lake.write(CHANGES, kept.filter(kept.version < version.version).union(changes), only=instants)
+    lake.write(CHANGES, stack(kept.filter(kept.version < version.version), changes), only=instants)
     row = {"version": version.version, "as_of": version.as_of, "content": version.content}
     row["manifest"] = json.dumps(version.manifest, ensure_ascii=False, sort_keys=True)
     versions = lake.read(VERSIONS)
-    lake.write(VERSIONS, versions.filter(versions.version < version.version).union(_rows(VERSIONS, [row])))
+    lake.write(VERSIONS, stack(versions.filter(versions.version < version.version), _rows(VERSIONS, [row])))
     released = released_table(version.manifest["labels"])
     lake.write(released, assignments)
     lake.write(AUDIENCES, audiences, origin={"version": version.version, "released": lake.version(released)})
