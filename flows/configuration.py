@@ -21,6 +21,7 @@ from models.evaluation import CalibrationSettings
 from models.lifecycle import LifecycleSettings
 from models.rules import RuleSettings, RulesSettings
 from publish.assignments import ASSIGNMENTS
+from publish.brake import BrakeSettings
 
 
 class ConfigurationError(Exception):
@@ -77,10 +78,11 @@ class EngineSettings(Settings):
 
 
 class PublishSettings(Settings):
-    """Say where published versions go, relative to the configuration, and which share of users is held out."""
+    """Say where published versions go, relative to the configuration, who is held out, and what is not released."""
 
     folder: Path = Path("published")
     holdout_share: float = Field(default=0, ge=0, lt=1)
+    brake: BrakeSettings = BrakeSettings()
 
 
 class Configuration(Settings):
