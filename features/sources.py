@@ -49,6 +49,9 @@ DELIMITERS = (",", "\t", ";", "|")
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line that is read; a longer one is malformed."""
 BLOCK_BYTES = 1024 * 1024
+RESERVED = "habitus."
+"""What the names of attributes begin with that are no features: contacts, and what users say of consent."""
+EMAIL, PHONE, CONSENT = f"{RESERVED}email", f"{RESERVED}phone", f"{RESERVED}consent."
 
 
 class SourceError(Exception):

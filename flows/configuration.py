@@ -5,7 +5,7 @@ import os
 import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_origin
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
@@ -22,6 +22,7 @@ from models.lifecycle import LifecycleSettings
 from models.rules import RuleSettings, RulesSettings
 from publish.assignments import ASSIGNMENTS
 from publish.brake import BrakeSettings
+from publish.consents import Purposes
 
 
 class ConfigurationError(Exception):
@@ -103,6 +104,7 @@ class Configuration(Settings):
     engine: EngineSettings = EngineSettings()
     storage: StorageSettings = StorageSettings()
     publish: PublishSettings = PublishSettings()
+    purposes: Purposes = Field(default_factory=dict)
     _file: Path = PrivateAttr(default=Path("habitus.toml"))
 
     @model_validator(mode="after")
@@ -273,10 +275,13 @@ def _explain_label(location: list[str], given: Any, right: str) -> str:
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """List the keys that a section may have."""
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         if part not in model.model_fields:  # a section whose name is free
             return list((RuleSettings if model is RulesSettings else ChurnSettings).model_fields)
         annotation: Any = model.model_fields[part].annotation
+        if get_origin(annotation) is dict:  # sections whose names are free
+            next(parts, None)
         members = [annotation, *getattr(annotation, "__args__", ())]
         models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
         if not models:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.configuration import Configuration, ConfigurationError, load, parse_as_of
+from publish.consents import PurposeSettings
 
 SMALLEST = """
 name = "shop"
@@ -281,6 +282,41 @@ def test_a_rule_is_about_features_of_the_configured_windows_and_attributes(tmp_p
 )
 def test_a_wrong_rule_is_told_with_what_would_be_right(tmp_path: Path, more: str, said: str) -> None:
     assert mistake(tmp_path, SMALLEST + more) == said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('[purposes.ads]\ngrantd_by = ["on"]\n', "purposes.ads.grantd_by: no such key; did you mean granted_by?"),
+        ('[purposes.missing]\nattribut = "x"\n', "purposes.missing.attribut: no such key; did you mean attribute?"),
+        (
+            '[purposes]\nattribute = "newsletter"\n',
+            "purposes: 'attribute' is in no purpose's section: write it under [purposes.NAME]",
+        ),
+        (
+            '[purposes.Ads]\ngranted_by = ["on"]\n',
+            "purposes: 'Ads' is no name of a purpose: write small letters, digits and _, a letter first",
+        ),
+        ("[purposes]\nads = true\n", "purposes: 'ads' is in no purpose's section: write it under [purposes.NAME]"),
+        (
+            "[purposes.ads]\n",
+            'purposes.ads: give either attribute = "column of the users\' file" or granted_by = ["event"] and '
+            'withdrawn_by = ["event"]; neither is given',
+        ),
+        (
+            '[purposes.ads]\ngranted_by = ["on"]\nmissing = false\n',
+            "purposes.ads.missing: False is wrong: input should be 'no' or 'yes'",
+        ),
+    ],
+)
+def test_a_wrong_purpose_is_told_with_what_would_be_right(tmp_path: Path, more: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST + more) == said
+
+
+def test_purposes_are_read_by_name(tmp_path: Path) -> None:
+    text = '[purposes.news]\ngranted_by = ["news_on"]\nwithdrawn_by = ["news_off"]\nmissing = "yes"\n'
+    purposes = load_text(tmp_path, SMALLEST + text).purposes
+    assert purposes == {"news": PurposeSettings(granted_by=["news_on"], withdrawn_by=["news_off"], missing="yes")}
 
 
 @pytest.mark.parametrize("name", ["recency_days", "device", "plan", "churned", "segments", "holdout", "user_id"])
