@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from publish.assignments import ASSIGNMENTS, DIALECT, SCHEMA_VERSION, labels_in
+from publish.assignments import ASSIGNMENTS, DIALECT, describe
 
 MANIFEST_VERSION = "1.0"
 """Of the manifest. An added key raises the second number, anything else the first."""
@@ -21,7 +21,7 @@ def manifest_schema() -> dict[str, Any]:
         "manifest_version": _TEXT | {"description": "version of this description of a manifest"},
         "schema_version": _TEXT
         | {"description": "version of the rows' contract; schema.json beside it is that contract"},
-        "name": _TEXT | {"description": "the source of events"},
+        "source": _TEXT | {"description": "the name of the configuration"},
         "destination": _TEXT | {"description": "the destination, as the configuration calls it"},
         "version": {"type": "integer", "minimum": 1, "description": "the version's number; numbers only rise"},
         "as_of": _TEXT | {"format": "date-time", "description": "the instant that everything is said of, UTC"},
@@ -36,7 +36,8 @@ def manifest_schema() -> dict[str, Any]:
         "models": {"type": "object", "additionalProperties": {"type": ["integer", "null"]}}
         | {"description": "versions of the models; null where none serves"},
         "configuration": _TEXT | {"description": "hash of the configuration"},
-        "refused": {"type": "object"} | {"description": "how many users, or which audiences, are not in it, by why"},
+        "refused": _object(users=_COUNTS, held_out=_COUNTS, held_back=_COUNTS)
+        | {"description": "users who are not in it, by reason; those held out or held back, by segment"},
         "changes_since": _COUNT | {"description": "the version that changes lead from; 0: from nothing"},
         "release": _SHA256 | {"description": "hash of what was delivered; an erasure does not change it"},
         "files": {
@@ -63,23 +64,6 @@ def manifest_schema() -> dict[str, Any]:
     }
 
 
-def describe(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what a manifest says of ASSIGNMENTS: users in all, by segment, rule and stage, scores and models."""
-    labels = labels_in(rows.columns)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "users": len(rows),
-        "segments": [
-            {"segment_id": segment_id, "segment_name": segment_name, "users": len(members)}
-            for (segment_id, segment_name), members in rows.groupby(["segment_id", "segment_name"])
-        ],
-        "rule_segments": _counts(rows["rule_segments"].explode().dropna()),
-        "lifecycle_stages": _counts(rows["lifecycle_stage"]),
-        "scored": {label: int(rows[f"{label}_probability"].notna().sum()) for label in labels},
-        "models": {kind: _version(rows[f"{kind}_version"]) for kind in ("segments", *labels)},
-    }
-
-
 def without(manifest: Mapping[str, Any], erased: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a manifest whose counts are without some rows, which may be of an earlier contract."""
     names = [*ASSIGNMENTS.schema.names, *(name for row in erased[:1] for name in row if name not in ASSIGNMENTS.schema)]
@@ -101,11 +85,3 @@ def without(manifest: Mapping[str, Any], erased: Sequence[Mapping[str, Any]]) ->
 
 def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
-
-
-def _counts(values: pd.Series) -> Mapping[str, int]:
-    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
-
-
-def _version(versions: pd.Series) -> int | None:
-    return None if versions.isna().all() else int(versions.dropna().iloc[0])

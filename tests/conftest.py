@@ -1,16 +1,19 @@
 import fcntl
 import gzip
 import json
+import logging
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
@@ -113,3 +116,63 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
             told.write_text(json.dumps({"result": json.loads(done.stdout), "progress": done.stderr}))
     shutil.copytree(first, folder / "shop", symlinks=True)
     return Ran(load(folder / "shop" / "habitus.toml"), **json.loads(told.read_text()))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty bucket in a real S3 server, with what a destination's settings need."""
+
+    name: str
+    endpoint_url: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        keys = {"access_key": {"env": "ACCESS_KEY"}, "secret_key": {"env": "SECRET_KEY"}}
+        return {"folder": f"s3://{self.name}/out", "endpoint_url": self.endpoint_url, "region": REGION} | keys
+
+    @property
+    def files(self) -> Any:
+        return fsspec.filesystem("s3", **S3_OPTIONS, endpoint_url=self.endpoint_url)
+
+
+REGION = "eu-central-1"
+S3_KEYS = {"access_key": "AKIATEST", "secret_key": "s3cr3t-key"}
+S3_OPTIONS = {
+    "key": S3_KEYS["access_key"],
+    "secret": S3_KEYS["secret_key"],
+    "client_kwargs": {"region_name": REGION},
+    "use_listings_cache": False,
+}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@contextmanager
+def enforce_permissions() -> Iterator[None]:
+    """Have the S3 server refuse keys that it did not give out, as all are."""
+    from moto import settings
+    from moto.core.authorization import ActionAuthenticatorMixin
+
+    before = settings.INITIAL_NO_AUTH_ACTION_COUNT
+    settings.INITIAL_NO_AUTH_ACTION_COUNT, ActionAuthenticatorMixin.request_count = 0, 0
+    try:
+        yield
+    finally:
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = before
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> Bucket:
+    bucket = Bucket(f"bucket-{uuid.uuid4().hex}", s3_server)
+    bucket.files.mkdir(bucket.name)
+    return bucket

@@ -16,11 +16,12 @@ from publish.assignments import (
     DESCRIPTIONS,
     SCHEMA_VERSION,
     assignments_table,
+    describe,
     from_arrow,
     row_schema,
     to_arrow,
 )
-from publish.manifest import MANIFEST_VERSION, describe, manifest_schema, without
+from publish.manifest import MANIFEST_VERSION, manifest_schema, without
 
 HOUSE = Path(__file__).parents[1]
 CONTRACT = HOUSE / "publish" / "contract"
@@ -185,7 +186,7 @@ def test_nobody_is_described() -> None:
 
 
 def test_counts_without_the_erased_are_those_of_the_others() -> None:
-    manifest = describe(rows_of(*ROWS)) | {"name": "shop"}
+    manifest = describe(rows_of(*ROWS)) | {"source": "shop"}
     left = without(manifest, to_arrow(rows_of(ROWS[0], ROWS[3])).to_pylist())
-    assert left == describe(rows_of(*ROWS[1:3])) | {"name": "shop", "erased": 2}
+    assert left == describe(rows_of(*ROWS[1:3])) | {"source": "shop", "erased": 2}
     assert without(left, to_arrow(rows_of(ROWS[1])).to_pylist())["erased"] == 3

@@ -1,127 +1,251 @@
-"""Files: each published version is a folder with the assignments as Parquet and CSV and a manifest.
+"""Files: each version is a folder with assignments, the changes that led to them, their contract and a manifest."""
 
-A version appears by one rename and is never changed; `latest` is a link that is switched by another. A reader of
-`latest` sees one whole version, and versions of before stay.
-"""
-
-import hashlib
+import csv
 import json
-import os
-import uuid
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import pandas as pd
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import AfterValidator, Field
 
-from features.lake import staging_folder
-from publish.assignments import SCHEMA_VERSION, labels_in, to_arrow
+from features.table import Table, materialize
+from publish.assignments import assignments_table, labels_in, row_schema
+from publish.changes import CHANGES
+from publish.destination import Delivery, Release
+from publish.destinations.folders import Folder, FolderSettings, fingerprint, seal, write_manifest
+from publish.manifest import without
 
-LATEST = "latest"
 LIST_SEPARATOR = " | "
 """Between the items of a list in CSV, which has no lists."""
+ROWS_PER_GROUP = 122_880
+"""Of Parquet; what DuckDB, too, reads at once."""
+ASSIGNED, CHANGED, SCHEMA = "assignments", "changes", "schema.json"
+Format = Literal["parquet", "csv", "jsonl"]
 
 
-def publish(assignments: pd.DataFrame, name: str, folder: Path, withheld: Mapping[str, str] | None = None) -> Path:
-    """Write a version of ASSIGNMENTS, of one as_of, make it the latest and return its folder.
+def _distinct(formats: list[Format]) -> list[Format]:
+    return [*dict.fromkeys(formats)]
 
-    `withheld` says by label why there are ranks and no probabilities. Users held out are left out. The same
-    assignments give the same bytes and the same folder. Raises ValueError where there are no rows or several instants.
+
+class FilesSettings(FolderSettings):
+    """Publish files: assignments and changes in each of the formats."""
+
+    kind: Literal["files"] = "files"
+    formats: Annotated[list[Format], Field(min_length=1), AfterValidator(_distinct)] = Field(default=["parquet", "csv"])
+
+    def connect(self, name: str, credentials: Mapping[str, str], folder: Path, lake: Path) -> "Files":
+        """Return the destination."""
+        return Files(name, self.formats, self.open(credentials, folder, lake))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Keep versions of files in a folder."""
+
+    name: str
+    formats: Sequence[Format]
+    folder: Folder
+
+    def deliver(self, release: Release) -> Delivery:
+        """Write a version's files and make it the latest; nothing where it is already.
+
+        Changes are those since the version that the folder holds.
+        """
+        latest = self.folder.latest()
+        held = self.folder.manifest(latest) if latest else {}
+        paths = {file["path"] for file in held.get("files", [])}
+        is_same = held.get("release") == fingerprint(release)
+        if latest and is_same and {f"{ASSIGNED}.{form}" for form in self.formats} <= paths:
+            return Delivery(self.name, "unchanged", f"{self.folder.where}/{latest}", held["users"])
+        since = held.get("version", 0)
+        if since >= release.version:  # other formats of the same version, or a lake that began anew
+            since = held["changes_since"] if since == release.version else 0
+        table = assignments_table(labels_in(release.rows.columns))
+        with self.folder.staging() as staging, _kept(table, release.rows) as rows:
+            changes_since = release.changes(since)
+            with _kept(CHANGES, changes_since) as changes:
+                counts = {}
+                for contract, stem, expr in ((table, ASSIGNED, rows), (CHANGES, CHANGED, changes)):
+                    for form in self.formats:
+                        counts[f"{stem}.{form}"] = write(expr, contract, form, staging / f"{stem}.{form}")
+            _write_json(staging / SCHEMA, row_schema(labels_in(release.rows.columns)))
+            version = seal(staging, release, {"changes_since": since}, counts)
+            self.folder.add(staging, version)
+        self.folder.point(version)
+        return Delivery(
+            self.name, "released", f"{self.folder.where}/{version}", counts[f"{ASSIGNED}.{self.formats[0]}"]
+        )
+
+    def forget(self, memberships: Mapping[str, Sequence[str]]) -> int:
+        """Write each version that has these users anew without them, and remove the one with them."""
+        latest = self.folder.latest()
+        rewritten = 0
+        for version in self.folder.versions():
+            with self.folder.staging() as staging:
+                fresh = self._without(version, memberships.keys(), staging)
+                if fresh is None:
+                    continue
+                self.folder.add(staging / ASSIGNED, fresh)
+            if version == latest:
+                self.folder.point(fresh)
+            self.folder.remove(version)
+            rewritten += 1
+        return rewritten
+
+    def _without(self, version: str, users: Collection[str], staging: Path) -> str | None:
+        """Stage a version without some users and return its name; None where it has none of them."""
+        manifest = self.folder.manifest(version)
+        fresh = staging / ASSIGNED
+        fresh.mkdir()
+        counts: dict[str, int] = {}
+        erased: list[dict[str, Any]] = []
+        is_changed = False
+        for path in [file["path"] for file in manifest["files"]]:
+            file = self.folder.fetch(version, path, staging)
+            if path == SCHEMA:
+                (fresh / path).write_bytes(file.read_bytes())
+                continue
+            gone, counts[path] = REWRITE[Path(path).suffix](file, fresh / path, users)
+            is_changed |= bool(gone)
+            if Path(path).stem == ASSIGNED:
+                erased = gone
+        return write_manifest(fresh, without(manifest, erased), counts) if is_changed else None
+
+
+def write(rows: ir.Table, contract: Table, form: Format, file: Path) -> int:
+    """Write rows of a contract, in the order of their key, to a file; the same rows give the same bytes. Count them.
+
+    CSV has an empty field for null and "" for an empty text, and is UTF-8 with newlines; nothing in a text is changed.
     """
-    instants = assignments["as_of"].unique()
-    if len(instants) != 1:
-        raise ValueError(f"a version has one as_of, these assignments have {len(instants)}")
-    as_of: datetime = instants[0].to_pydatetime().astimezone(UTC)
-    released = assignments[~assignments["holdout"]].sort_values("user_id", ignore_index=True)
-    with staging_folder(folder) as staging:
-        _write_parquet(released, staging / "assignments.parquet")
-        _write_csv(released, staging / "assignments.csv")
-        manifest = describe_version(assignments, name, as_of, withheld or {})
-        manifest["files"] = [_describe_file(file, len(released)) for file in sorted(staging.iterdir())]
-        content = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
-        (staging / "manifest.json").write_bytes(content)
-        version = folder / f"{as_of:%Y-%m-%dT%H%M%SZ}-{hashlib.sha256(content).hexdigest()[:12]}"
-        if not version.exists():
-            _sync(staging)
-            staging.rename(version)
-    _switch(folder / LATEST, version)
-    _sync(folder)
-    return version
+    rows = rows.order_by(*_order(contract))
+    if form == "parquet":
+        return _write_parquet(rows, contract, file)
+    text = rows.mutate(
+        **{name: _instant(rows[name]) for name in contract.schema if contract.schema[name].is_timestamp()}
+    )
+    if form == "csv":
+        text = text.mutate(
+            **{name: text[name].join(LIST_SEPARATOR) for name in contract.schema if contract.schema[name].is_array()},
+            **{
+                name: text[name].ifelse("True", "False")  # as Python, and so pandas, writes it
+                for name in contract.schema
+                if contract.schema[name].is_boolean()
+            },
+        )
+    copy(text.select(*contract.schema.names), file, "FORMAT csv, HEADER" if form == "csv" else "FORMAT json")
+    return int(rows.count().to_pyarrow().as_py())
 
 
-def describe_version(
-    assignments: pd.DataFrame, name: str, as_of: datetime, withheld: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return what a manifest says of the rows: counts by segment, rule and stage, models, what and who was left out."""
-    released = assignments[~assignments["holdout"]]
-    labels = labels_in(assignments.columns)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": name,
-        "as_of": as_of.isoformat(),
-        "users": len(released),
-        "held_out": int(assignments["holdout"].sum()),
-        "segments": [
-            {"segment_id": segment_id, "segment_name": segment_name, "users": len(members)}
-            for (segment_id, segment_name), members in released.groupby(["segment_id", "segment_name"])
-        ],
-        "rule_segments": _counts(released["rule_segments"].explode().dropna()),
-        "lifecycle_stages": _counts(released["lifecycle_stage"]),
-        "scored": {label: int(released[f"{label}_probability"].notna().sum()) for label in labels},
-        "withheld": dict(withheld),
-        "models": {kind: _version(released[f"{kind}_version"]) for kind in ("segments", *labels)},
-    }
+def copy(rows: ir.Table, file: Path, how: str) -> None:
+    """Have DuckDB write a query to a file, in its order; `how` are COPY's options."""
+    engine = rows.get_backend()
+    escaped = str(file).replace("'", "''")
+    engine.raw_sql(f"COPY ({engine.compile(rows)}) TO '{escaped}' ({how})")
 
 
-def _counts(values: pd.Series) -> Mapping[str, int]:
-    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
+def _order(contract: Table) -> list[str]:
+    return [*dict.fromkeys([*contract.key, *contract.schema.names[:1]])]
 
 
-def _version(versions: pd.Series) -> int | None:
-    return None if versions.isna().all() else int(versions.dropna().iloc[0])
+def _instant(at: ir.TimestampValue) -> ir.StringValue:
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ").replace(".000000Z", "Z")
 
 
-def _write_parquet(rows: pd.DataFrame, file: Path) -> None:
-    pq.write_table(to_arrow(rows), file, compression="zstd")
+def _write_parquet(rows: ir.Table, contract: Table, file: Path) -> int:
+    """Write groups of rows, each in memory by itself; they are always cut at the same rows."""
+    schema = contract.schema.to_pyarrow()
+    count, waiting = 0, schema.empty_table()
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for batch in rows.to_pyarrow_batches(chunk_size=ROWS_PER_GROUP):
+            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(schema)])
+            while waiting.num_rows >= ROWS_PER_GROUP:
+                writer.write_table(waiting.slice(0, ROWS_PER_GROUP).combine_chunks())
+                waiting, count = waiting.slice(ROWS_PER_GROUP), count + ROWS_PER_GROUP
+        writer.write_table(waiting.combine_chunks())
+    return int(count + waiting.num_rows)
 
 
-def _write_csv(rows: pd.DataFrame, file: Path) -> None:
-    text = rows.copy()
-    for column in ("rule_segments", *(f"{label}_reasons" for label in labels_in(rows.columns))):
-        text[column] = [LIST_SEPARATOR.join(items) for items in text[column]]
-    text["as_of"] = text["as_of"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-    file.write_bytes(text.to_csv(index=False, lineterminator="\r\n").encode())
-
-
-def _describe_file(file: Path, row_count: int) -> dict[str, Any]:
-    content = file.read_bytes()
-    return {
-        "path": file.name,
-        "rows": row_count,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-
-
-def _switch(link: Path, version: Path) -> None:
-    """Point a link to a version by one rename."""
-    fresh = link.with_name(f".{link.name}-{uuid.uuid4().hex}")
-    fresh.symlink_to(version.name)
+@contextmanager
+def _kept(contract: Table, rows: ir.Table) -> Iterator[ir.Table]:
+    """Run a query once, into a table that is gone at the end."""
+    kept = materialize(contract.check(rows))
     try:
-        fresh.replace(link)
+        yield kept
     finally:
-        fresh.unlink(missing_ok=True)
+        kept.get_backend().drop_table(kept.op().name)
 
 
-def _sync(folder: Path) -> None:
-    """Have the folder and its files reach the disk before anything is renamed over them."""
-    for path in [*folder.glob("*"), folder]:
-        if path.is_symlink() or (path.is_dir() and path != folder):
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+# Without some users: each format is copied as it is, row by row where it is text, so that nothing else changes.
+
+
+def _rewrite_parquet(old: Path, new: Path, users: Collection[str]) -> tuple[list[dict[str, Any]], int]:
+    source = pq.ParquetFile(old)
+    gone: list[dict[str, Any]] = []
+    count = 0
+    with pq.ParquetWriter(new, source.schema_arrow, compression="zstd") as writer:
+        for group in range(source.num_row_groups):
+            rows = source.read_row_group(group)
+            is_gone = pc.is_in(rows["user_id"], value_set=pa.array(sorted(users), pa.string()))
+            gone += rows.filter(is_gone).to_pylist()
+            left = rows.filter(pc.invert(is_gone))
+            writer.write_table(left)
+            count += left.num_rows
+    return gone, count
+
+
+def _rewrite_csv(old: Path, new: Path, users: Collection[str]) -> tuple[list[dict[str, Any]], int]:
+    engine = ibis.duckdb.connect()
+    try:
+        with old.open(newline="") as text:
+            names = next(csv.reader(text))
+        rows = engine.read_csv(
+            str(old),
+            header=True,
+            columns=dict.fromkeys(names, "VARCHAR"),
+            auto_detect=False,
+            delim=",",
+            quote='"',
+            escape='"',
+            nullstr="",
+            allow_quoted_nulls=False,
+        )
+        is_gone = rows.user_id.isin(sorted(users))
+        gone = rows.filter(is_gone).to_pyarrow().to_pylist()
+        copy(rows.filter(~is_gone), new, "FORMAT csv, HEADER")
+        count = int((~is_gone).sum().to_pyarrow().as_py() or 0)
+    finally:
+        engine.disconnect()
+    lists = {"rule_segments"}
+    return [
+        row | {name: row[name].split(LIST_SEPARATOR) if row[name] else [] for name in lists & row.keys()}
+        for row in gone
+    ], count
+
+
+def _rewrite_jsonl(old: Path, new: Path, users: Collection[str]) -> tuple[list[dict[str, Any]], int]:
+    gone: list[dict[str, Any]] = []
+    count = 0
+    with old.open("rb") as lines, new.open("wb") as left:
+        for line in lines:
+            row = json.loads(line)
+            if row["user_id"] in users:
+                gone.append(row)
+            else:
+                left.write(line)
+                count += 1
+    return gone, count
+
+
+REWRITE = {".parquet": _rewrite_parquet, ".csv": _rewrite_csv, ".jsonl": _rewrite_jsonl}
+"""How a file is written without some users, by its ending; the rows that are gone, and how many are left."""
