@@ -22,7 +22,13 @@ from models.lifecycle import LifecycleSettings
 from models.rules import RuleSettings, RulesSettings
 from publish.assignments import ASSIGNMENTS
 from publish.brake import BrakeSettings
-from publish.consents import Purposes
+from publish.consents import Purposes, check_purposes
+from publish.destination import NAME
+from publish.destinations import AnySettings
+from publish.destinations.files import FilesSettings, Format
+
+LOCAL = "published"
+"""The destination that is there always: the folder of [publish]."""
 
 
 class ConfigurationError(Exception):
@@ -79,9 +85,14 @@ class EngineSettings(Settings):
 
 
 class PublishSettings(Settings):
-    """Say where published versions go, relative to the configuration, who is held out, and what is not released."""
+    """Say where versions are kept as files, and in which formats, for which purposes; who is held out; what is held.
 
-    folder: Path = Path("published")
+    That folder, relative to the configuration, is a destination as well, and always there: it is called published.
+    """
+
+    folder: str = "published"
+    formats: list[Format] = Field(default=["parquet", "csv"], min_length=1)
+    purposes: list[str] | None = None
     holdout_share: float = Field(default=0, ge=0, lt=1)
     brake: BrakeSettings = BrakeSettings()
 
@@ -105,6 +116,7 @@ class Configuration(Settings):
     storage: StorageSettings = StorageSettings()
     publish: PublishSettings = PublishSettings()
     purposes: Purposes = Field(default_factory=dict)
+    destinations: dict[str, AnySettings] = Field(default_factory=dict)
     _file: Path = PrivateAttr(default=Path("habitus.toml"))
 
     @model_validator(mode="after")
@@ -129,6 +141,23 @@ class Configuration(Settings):
         texts: dict[str, Kind] = dict.fromkeys((*FAVOURITES, *self.attributes), "text")
         numbers: dict[str, Kind] = dict.fromkeys(feature_names(self.features.windows_days), "number")
         self.rules.check(texts | numbers)
+        return self
+
+    @model_validator(mode="after")
+    def _destinations_have_purposes(self) -> Self:
+        for name in self.destinations:
+            if not NAME.fullmatch(name) or name == LOCAL:
+                raise ValueError(
+                    f"destinations: {name!r} is no name of one: write small letters, digits and _, a letter first; "
+                    f"{LOCAL} is the folder of [publish]"
+                )
+        check_purposes(self.destinations, self.purposes)
+        if self.publish.purposes is None and self.purposes:
+            raise ValueError(
+                f"publish.purposes: is missing; list those of {', '.join(self.purposes)} that users have to agree to "
+                "before they are in the published files, or write purposes = [] if it needs none"
+            )
+        check_purposes({LOCAL: self._local}, self.purposes)
         return self
 
     @property
@@ -171,6 +200,16 @@ class Configuration(Settings):
     def published(self) -> Path:
         """Return the folder of published versions."""
         return (self.folder / self.publish.folder).resolve()
+
+    @property
+    def all_destinations(self) -> dict[str, AnySettings]:
+        """Return the settings of all destinations by name, the folder of published versions first."""
+        return {LOCAL: self._local, **self.destinations}
+
+    @property
+    def _local(self) -> FilesSettings:
+        publish = self.publish
+        return FilesSettings(folder=publish.folder, formats=publish.formats, purposes=publish.purposes)
 
     def open_lake(self) -> Lake:
         """Open the lake with the engine that HABITUS_ENGINE names; close it, or use it in `with`.

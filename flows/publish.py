@@ -12,14 +12,13 @@ from typing import Any
 
 import ibis.expr.types as ir
 from prefect import flow, task
-from publish.consents import consents, contacts
 
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.lake import Lake
 from features.table import ContractError
 from flows.causes import would_be
-from flows.configuration import Configuration, ConfigurationError, load
+from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import resolve
 from flows.instant import name_run, resolve_as_of
 from flows.train import model_name
@@ -27,15 +26,15 @@ from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
-from publish.destination import Delivery, Destination
+from publish.consents import consents, contacts
+from publish.destination import Delivery, Destination, DestinationError
+from publish.destinations import connect
 from publish.lock import publishing_lock
 from publish.release import Candidate, Outcome, Policy, deliver
 from publish.release import publish as release
 
 logger = logging.getLogger("habitus")
 
-LOCAL = "published"
-"""The destination that is there always: the folder of [publish]."""
 WAIT_S = 60
 """For how long a publish waits for another."""
 
@@ -92,7 +91,7 @@ def _in_words(delivery: Delivery) -> str:
 def publish_version(config: str, as_of: datetime | None, label: str | None) -> Published:
     """Make a version of assignments the present one, or hold it; take the present one to all destinations."""
     configuration = load(config)
-    destinations = connect(configuration)
+    destinations = connect_all(configuration)
     with (
         Lake(configuration.lake, configuration.engine.memory_limit_bytes) as lake,
         publishing_lock(configuration.lake, WAIT_S),
@@ -113,12 +112,18 @@ def publish_version(config: str, as_of: datetime | None, label: str | None) -> P
     return _sum_up(configuration, outcome, deliveries)
 
 
-def connect(configuration: Configuration) -> dict[str, Destination]:
-    """Return all destinations, the local folder first."""
-    return {
-        name: settings.connect(name, resolve(name, settings), configuration.folder, configuration.lake)
-        for name, settings in configuration.all_destinations.items()
-    }
+def connect_all(configuration: Configuration) -> dict[str, Destination]:
+    """Return all destinations, the local folder first.
+
+    Raises ConfigurationError for a credential that is missing, or cannot be one.
+    """
+    try:
+        return {
+            name: connect(name, settings, resolve(name, settings), configuration.folder, configuration.lake)
+            for name, settings in configuration.all_destinations.items()
+        }
+    except DestinationError as error:
+        raise ConfigurationError(f"destinations.{error}") from error
 
 
 def _instant_of(lake: Lake, label: str) -> datetime:
@@ -191,7 +196,7 @@ def _sum_up(configuration: Configuration, outcome: Outcome, deliveries: list[Del
         outcome.version.as_of,
         configuration.published / "latest",
         local.count,
-        outcome.changes.to_dict("records"),
+        [{str(name): value for name, value in row.items()} for row in outcome.changes.to_dict("records")],
         held.label if held else None,
         held.findings if held else [],
         command,

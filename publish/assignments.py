@@ -198,28 +198,3 @@ def from_arrow(table: pa.Table) -> pd.DataFrame:
         if dtype.is_array():
             frame[name] = [list(items) for items in frame[name]]
     return frame
-
-
-def describe(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what a manifest says of ASSIGNMENTS: users in all, by segment, rule and stage, scores and models."""
-    labels = labels_in(rows.columns)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "users": len(rows),
-        "segments": [
-            {"segment_id": segment_id, "segment_name": segment_name, "users": len(members)}
-            for (segment_id, segment_name), members in rows.groupby(["segment_id", "segment_name"])
-        ],
-        "rule_segments": _counts(rows["rule_segments"].explode().dropna()),
-        "lifecycle_stages": _counts(rows["lifecycle_stage"]),
-        "scored": {label: int(rows[f"{label}_probability"].notna().sum()) for label in labels},
-        "models": {kind: _version(rows[f"{kind}_version"]) for kind in ("segments", *labels)},
-    }
-
-
-def _counts(values: pd.Series) -> Mapping[str, int]:
-    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
-
-
-def _version(versions: pd.Series) -> int | None:
-    return None if versions.isna().all() else int(versions.dropna().iloc[0])

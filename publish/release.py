@@ -156,7 +156,7 @@ def _causes(before: Version | None, now: Version, otherwise: Callable[[Version],
 
 def _names(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of all segments of a version, discovered and named."""
-    return manifest["segments"] | {name: rule["title"] for name, rule in manifest["rules"].items()}
+    return {**manifest["segments"], **{name: rule["title"] for name, rule in manifest["rules"].items()}}
 
 
 def _is_new(lake: Lake, plan: _Plan) -> bool:
@@ -220,7 +220,7 @@ def release_for(
         "destination": destination,
         "version": version.version,
         "as_of": version.as_of.isoformat(),
-        **describe(rows.to_pandas()),
+        **describe(rows.to_pyarrow()),
         **{name: version.manifest[name] for name in ("withheld", "models", "configuration")},
         "refused": count_refused(destination, audiences),
     }

@@ -177,6 +177,8 @@ def bucket(s3_server: str) -> Bucket:
     bucket = Bucket(f"bucket-{uuid.uuid4().hex}", s3_server)
     bucket.files.mkdir(bucket.name)
     return bucket
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Run a PostgreSQL server of this process' own, and return the address of its superuser."""

@@ -1,1 +1,36 @@
 """Where published assignments go, one module each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from publish.destination import Destination
+from publish.destinations.files import FilesSettings
+from publish.destinations.segment_calls import SegmentSettings
+from publish.destinations.sql import SqlSettings
+from publish.destinations.webhook import WebhookSettings
+from publish.outbox import Outbox
+
+AnySettings = Annotated[
+    FilesSettings | SqlSettings | WebhookSettings | SegmentSettings,
+    Field(discriminator="kind"),
+]
+"""[destinations.NAME] of the configuration: `kind` says which."""
+OUTBOX = "outbox.db"
+
+
+def connect(name: str, settings: AnySettings, credentials: Mapping[str, str], folder: Path, lake: Path) -> Destination:
+    """Return a destination; nothing is read or sent yet.
+
+    `credentials` are by field of the settings, relative paths relative to `folder`, and what waits to be sent is beside
+    the lake's tables. Raises DestinationError for a credential that cannot be one.
+    """
+    match settings:
+        case FilesSettings():
+            return settings.connect(name, credentials, folder, lake)
+        case SqlSettings():
+            return settings.connect(name, credentials, folder)
+        case WebhookSettings() | SegmentSettings():
+            return settings.connect(name, credentials, folder, Outbox(lake / OUTBOX))
