@@ -14,7 +14,7 @@ from features.labels import COLUMNS, LABEL_KIND, ChurnSettings, LabelSettings
 from features.lake import Lake
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
-from features.sources import Settings, Source, TimeZone, Users
+from features.sources import RESERVED, Settings, Source, TimeZone, Users
 from models.clusters import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
@@ -125,6 +125,17 @@ class Configuration(Settings):
         for name in self.attributes:
             if name.lower() in taken:
                 raise ValueError(f"users.attributes: {name!r} is the name of a feature; rename the column")
+            if name.lower().startswith(RESERVED):
+                raise ValueError(f"users.attributes: names with {RESERVED!r} are reserved; rename the column {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _users_are_described(self) -> Self:
+        if self.users is None:
+            for key in self.consent_columns.values():
+                raise ValueError(f"{key}: there is no users' file to read it from; add [users]")
+        elif not self.users.columns(self.consent_columns):
+            raise ValueError("users: says nothing of users; give attributes, email or phone, or remove [users]")
         return self
 
     @model_validator(mode="after")
@@ -174,6 +185,12 @@ class Configuration(Settings):
     def attributes(self) -> list[str]:
         """List the attributes of users."""
         return self.users.attributes if self.users else []
+
+    @property
+    def consent_columns(self) -> dict[str, str]:
+        """Return the columns of the users' file that purposes name, with the key that does."""
+        named = {f"purposes.{name}.attribute": purpose.attribute for name, purpose in self.purposes.items()}
+        return {column: key for key, column in named.items() if column is not None}
 
     @property
     def snapshot_definitions(self) -> dict[str, Any]:

@@ -331,14 +331,19 @@ def _count_by_reason(rejected: ir.Table) -> dict[str, int]:
 def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None:
     """Read the users' attributes; stop at rows that cannot be read: unlike for events, there is no table for them."""
     if configuration.users is None:
-        return None
-    users = read_users(lake.engine, configuration.users, configuration.folder)
+        # What was read before, contacts among it, is not to stay.
+        return lake.read(ATTRIBUTES).limit(0) if lake.has(ATTRIBUTES) else None
+    consents = configuration.consent_columns
+    users = read_users(lake.engine, configuration.users, configuration.folder, consents)
     malformed = users.filter(users.malformed)
     count = _count(malformed)
     if count:
-        row = row_text(malformed).min().to_pyarrow().as_py()
-        raise SourceError(f"users.files: {count} rows cannot be read, such as {row!r}; mend or remove them")
-    return describe_users(users, configuration.attributes)
+        if configuration.users.email or configuration.users.phone:  # which are not for logs
+            example = f"one of {malformed.source_file.min().to_pyarrow().as_py()}"
+        else:
+            example = repr(row_text(malformed).min().to_pyarrow().as_py())
+        raise SourceError(f"users.files: {count} rows cannot be read, such as {example}; mend or remove them")
+    return describe_users(users, list(configuration.users.columns(consents)))
 
 
 def _explain_nothing(configuration: Configuration, raw: ir.Table, by_reason: dict[str, int]) -> str:

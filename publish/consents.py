@@ -17,19 +17,21 @@ CONSENTS = Table(
     schema=ibis.schema({"user_id": "!string", "purpose": "!string", "granted": "!boolean"}),
     key=("user_id", "purpose"),
 )
+YES = ("yes", "true", "1")
 Text = Annotated[str, Field(min_length=1)]
 
 
 class PurposeSettings(Settings):
     """Say where users say whether they agree to a purpose: in a column of the users' file, or by events.
 
-    Of an `attribute`, the values `granted` are a yes, trimmed and in upper or lower case, and all others a no. Of
+    Of an `attribute`, the values `granted` (YES unless given) are a yes, trimmed and in upper or lower case, and all
+    others a no. Of
     events, by their names after mapping, the latest counts: one of those that it is `granted_by` or `withdrawn_by`. A
     user who has said nothing counts as `missing`.
     """
 
     attribute: Text | None = None
-    granted: list[Text] = Field(default=["yes", "true", "1"], min_length=1)
+    granted: list[Text] | None = Field(default=None, min_length=1)
     granted_by: list[Text] = Field(default=[])
     withdrawn_by: list[Text] = Field(default=[])
     missing: Literal["no", "yes"] = "no"
@@ -43,7 +45,7 @@ class PurposeSettings(Settings):
                 f'give either attribute = "column of the users\' file" or granted_by = ["event"] and '
                 f'withdrawn_by = ["event"]; {both}'
             )
-        if has_events and "granted" in self.model_fields_set:
+        if has_events and self.granted is not None:
             raise ValueError("granted is of an attribute; events are told apart by granted_by and withdrawn_by")
         if has_events and not self.granted_by and self.missing == "no":
             raise ValueError('nobody could ever agree: give granted_by, or missing = "yes"')
@@ -114,7 +116,7 @@ def check_purposes(destinations: Mapping[str, DestinationSettings], purposes: Co
 def _said(events: ir.Table, attributes: ir.Table, settings: PurposeSettings) -> ir.Table:
     """Return user_id and granted of the users who said yes or no."""
     if settings.attribute is not None:
-        granted = [text.strip().lower() for text in settings.granted]
+        granted = [text.strip().lower() for text in settings.granted or YES]
         said = attributes.filter(attributes.attribute == CONSENT + settings.attribute)
         return said.select("user_id", granted=said["value"].strip().lower().isin(granted))
     said = events.filter(events.event_name.isin([*settings.granted_by, *settings.withdrawn_by]))

@@ -313,6 +313,35 @@ def test_a_wrong_purpose_is_told_with_what_would_be_right(tmp_path: Path, more: 
     assert mistake(tmp_path, SMALLEST + more) == said
 
 
+USERS = '[users]\nfiles = "users.csv"\nuser_id = "id"\n'
+NEWS = '[purposes.news]\nattribute = "newsletter"\n'
+
+
+def test_contacts_and_consents_are_no_attributes(tmp_path: Path) -> None:
+    shop = load_text(tmp_path, f'{SMALLEST}{USERS}email = "mail"\n{NEWS}')
+    assert shop.attributes == []
+    assert Configuration.model_validate(shop.model_dump()).model_dump() == shop.model_dump()  # as a preview does
+    assert shop.consent_columns == {"newsletter": "purposes.news.attribute"}
+
+
+@pytest.mark.parametrize("feature", ["email", "mail", "newsletter", "habitus.email", "habitus.consent.newsletter"])
+def test_no_rule_can_be_about_a_contact_or_a_consent(tmp_path: Path, feature: str) -> None:
+    rule = f"[rules.reached]\ncondition = \"{feature} = 'yes'\"\n"
+    assert mistake(tmp_path, f'{SMALLEST}{USERS}email = "mail"\n{NEWS}{rule}').startswith("rules.reached.condition: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (NEWS, "purposes.news.attribute: there is no users' file to read it from; add [users]"),
+        (USERS, "users: says nothing of users; give attributes, email or phone, or remove [users]"),
+        (f'{USERS}emial = "mail"\n', "users.emial: no such key; did you mean email?"),
+    ],
+)
+def test_a_users_file_is_there_for_something(tmp_path: Path, more: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST + more) == said
+
+
 def test_purposes_are_read_by_name(tmp_path: Path) -> None:
     text = '[purposes.news]\ngranted_by = ["news_on"]\nwithdrawn_by = ["news_off"]\nmissing = "yes"\n'
     purposes = load_text(tmp_path, SMALLEST + text).purposes
@@ -411,13 +440,17 @@ def test_what_is_no_time_zone_is_told_with_some_that_are(tmp_path: Path, zone: s
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
-        ("[]", "users.attributes: [] is wrong: list should have at least 1 item after validation, not 0"),
+        ("[]", "users: says nothing of users; give attributes, email or phone, or remove [users]"),
         ('["plan", "device"]', "users.attributes: 'device' is the name of a feature; rename the column"),
         ('["recency_days"]', "users.attributes: 'recency_days' is the name of a feature; rename the column"),
         ('["session_count_28d"]', "users.attributes: 'session_count_28d' is the name of a feature; rename the column"),
         ('["user_id"]', "users.attributes: 'user_id' is the name of a feature; rename the column"),
         ('["plan", "plan"]', "users.attributes: 'plan' is there twice"),
         ('["plan", "Plan"]', "users.attributes: 'Plan' is there twice"),
+        (
+            '["Habitus.email"]',
+            "users.attributes: names with 'habitus.' are reserved; rename the column 'Habitus.email'",
+        ),
     ],
 )
 def test_attributes_are_some_each_once_and_no_features(tmp_path: Path, attributes: str, said: str) -> None:

@@ -209,6 +209,11 @@ def test_a_purpose_that_is_not_clear_is_refused(given: dict[str, Any], said: str
         PurposeSettings.model_validate(given)
 
 
+@pytest.mark.parametrize("purpose", [ADS, NEWS, PurposeSettings(withdrawn_by=["ads_off"], missing="yes")])
+def test_settings_can_be_written_and_read_again(purpose: PurposeSettings) -> None:
+    assert PurposeSettings.model_validate(purpose.model_dump()) == purpose
+
+
 def destinations(**purposes: list[str] | None) -> dict[str, DestinationSettings]:
     return {name: DestinationSettings(purposes=listed) for name, listed in purposes.items()}
 
