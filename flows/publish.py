@@ -13,7 +13,7 @@ from typing import Any
 import ibis.expr.types as ir
 from prefect import flow, task
 
-from features.attributes import ATTRIBUTES
+from features.attributes import ATTRIBUTES, contacts
 from features.events import EVENTS
 from features.lake import Lake
 from features.table import ContractError
@@ -26,7 +26,7 @@ from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
-from publish.consents import consents, contacts
+from publish.consents import consents
 from publish.destination import Delivery, Destination, DestinationError
 from publish.destinations import connect
 from publish.lock import publishing_lock

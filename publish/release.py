@@ -216,7 +216,7 @@ def release_for(
     changes = versions.read_changes(lake, version.version)
     mine = changes.filter(changes.destination == destination)
     manifest = {
-        "name": version.manifest["source"],
+        "source": version.manifest["source"],
         "destination": destination,
         "version": version.version,
         "as_of": version.as_of.isoformat(),
