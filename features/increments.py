@@ -99,6 +99,17 @@ def is_current(lake: Lake, gap: timedelta) -> bool:
     return lake.has(SESSIONS) and _days_to_revise(lake, gap) == []
 
 
+def follow_erasure(lake: Lake) -> None:
+    """Let SESSIONS say that they are those of EVENTS without users who were erased, if they were those of them before.
+
+    EVENTS' last commit says which version it was made from; sessions of one user are none of another's.
+    """
+    made_of = lake.origin(SESSIONS)
+    erased_from = lake.origin(EVENTS).get("erased_from")
+    if "events_version" in made_of and lake.changed(EVENTS, made_of["events_version"], erased_from) == []:
+        lake.note(SESSIONS, {**made_of, "events_version": lake.version(EVENTS)})
+
+
 def revise(changed: ir.Table, read_events: Read, read_sessions: Read, gap: timedelta) -> Revision:
     """Make those sessions again that changed events touch.
 

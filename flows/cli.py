@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,6 +164,41 @@ def preview(
         print(importlib.import_module("flows.screen").to_json(found))
     else:
         flow.show(found, Console(highlight=False))
+
+
+@app.command()
+def forget(
+    users: Annotated[
+        list[str] | None, typer.Argument(metavar="USER...", help="The ids of users.", show_default=False)
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", metavar="FILE", help="Ids, one on each line.", show_default=False)
+    ] = None,
+    config: Annotated[Path, typer.Option("--config", help="The configuration.")] = Path("habitus.toml"),
+    as_json: Json = False,
+) -> None:
+    """Erase users from all tables, versions and destinations; without any, finish what was begun.
+
+    Exit status 1 where a destination has not removed them yet.
+    """
+    _quieten()
+    stage = importlib.import_module("flows.forget")
+    world = importlib.import_module("flows.world")
+    try:
+        configuration = load(config)
+        named = [*(users or ()), *(stage.read_ids(from_file) if from_file else ())]
+        with _progress():
+            if named:
+                stage.begin(configuration, named, datetime.now(UTC))
+            forgotten = stage.forget(config=str(config.resolve()))
+    except (*world.MISTAKES, *stage.BUSY, OSError) as error:
+        _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
+        raise typer.Exit(2 if isinstance(error, world.MISTAKES) else 1) from None
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(forgotten))
+    else:
+        stage.show(forgotten, _program(), Console(highlight=False))
+    raise typer.Exit(0 if forgotten.is_complete else 1)
 
 
 class _Segments(typer.core.TyperGroup):
