@@ -18,8 +18,7 @@ import pyarrow as pa
 
 from features.events import EVENTS, REJECTED
 from features.lake import Lake
-from features.sessions import stack
-from features.table import TIME, ContractError, Table, materialize
+from features.table import TIME, ContractError, Table, materialize, stack
 
 ERASURES = Table(
     name="erasures",

@@ -24,7 +24,7 @@ from publish.assignments import ASSIGNMENTS
 from publish.brake import BrakeSettings
 from publish.consents import Purposes, check_purposes
 from publish.destination import NAME
-from publish.destinations import AnySettings
+from publish.destinations import KINDS, AnySettings
 from publish.destinations.files import FilesSettings, Format
 
 LOCAL = "published"
@@ -294,14 +294,19 @@ def explain(error: ValidationError) -> str:
     first = min(details, key=lambda detail: rank.get(detail["type"], 2))
     # Of a union pydantic reports every member; what is in the file is the key up to there.
     location = [str(part) for part in first["loc"] if str(part).islower() and "[" not in str(part) and part != "str"]
+    section: type[BaseModel] = Configuration
+    if location[:1] == ["destinations"] and len(location) > 2:
+        section = KINDS[location.pop(2)]  # its kind, which pydantic takes for a part of the place
     key = ".".join(location)
     match first["type"]:
         case "extra_forbidden":
-            return _explain_unknown(location)
+            return _explain_unknown(location, section)
         case error_type if error_type == LABEL_KIND:
             return _explain_label(location, first["input"], first["msg"])
         case "model_type" if location[0] == "rules" and len(location) == 2:
-            return _explain_unknown(location)
+            return _explain_unknown(location, section)
+        case "union_tag_not_found" | "union_tag_invalid" | "model_attributes_type":
+            return _explain_kind(key, first["input"])
         case "missing":
             return f"{key}: is missing"
         case "value_error":
@@ -310,8 +315,20 @@ def explain(error: ValidationError) -> str:
             return f"{key}: {first['input']!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _explain_unknown(location: list[str]) -> str:
-    known = _keys_at(Configuration, location[:-1])
+def _explain_kind(key: str, given: Any) -> str:
+    """Say what is wrong with the section of a destination that does not say of which kind it is."""
+    if not isinstance(given, dict):
+        return f"{key}: {given!r} is in no destination's section: write it under [destinations.NAME]"
+    kind, near = given.get("kind"), ""
+    if kind is not None:
+        matches = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.5)
+        near = f" (did you mean {matches[0]}?)" if matches else ""
+    return f"{key}.kind: {'is missing' if kind is None else f'{kind!r} is none'}{near}; there are {', '.join(KINDS)}"
+
+
+def _explain_unknown(location: list[str], section: type[BaseModel]) -> str:
+    """Say what is there instead of a key: of the configuration, or of a destination's section."""
+    known = _keys_at(Configuration, location[:-1]) if section is Configuration else _keys_at(section, location[2:-1])
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
     right = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"{'.'.join(location)}: no such key; {right}"
@@ -321,7 +338,7 @@ def _explain_label(location: list[str], given: Any, right: str) -> str:
     """Say what is wrong with a section that would be a label, or with a key of [labels] that is none."""
     key = ".".join(location)
     if not isinstance(given, dict):
-        return _explain_unknown(location)
+        return _explain_unknown(location, Configuration)
     if "kind" in given:
         return f"{key}.kind: {given['kind']!r} is wrong: {right}"
     near = difflib.get_close_matches(location[-1], COLUMNS, n=1, cutoff=0.5)

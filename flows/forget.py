@@ -21,6 +21,7 @@ from features.erasures import ERASURES, ensure_salt, find_salt, hash_id
 from features.lake import Lake, LakeInUseError
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import name_run
+from flows.publish import connect_all
 from flows.schedule import next_training
 from flows.train import LAST_SNAPSHOT, model_name
 from models.registry import Registry
@@ -67,7 +68,7 @@ def begin(configuration: Configuration, users: Sequence[str], now: datetime) -> 
         if found.unknown:
             raise ConfigurationError(_explain_unknown(lake, found.unknown))
         salt = ensure_salt(lake, _make_salt)
-        destinations = connect(configuration)
+        destinations = connect_all(configuration)
         receipt = erasure.begin_receipt(
             f"{now:%Y-%m-%dT%H%M%SZ}-{secrets.token_hex(4)}",
             now,
@@ -102,7 +103,7 @@ def finish(config: str) -> Forgotten:
     """Do what unfinished erasures have still to do."""
     configuration = load(config)
     with publishing_lock(configuration.lake, WAIT_S), open_lake(configuration) as lake:
-        return finish_all(lake, connect(configuration), datetime.now(UTC))
+        return finish_all(lake, connect_all(configuration), datetime.now(UTC))
 
 
 def finish_all(lake: Lake, destinations: Mapping[str, Destination], now: datetime) -> Forgotten:
@@ -137,11 +138,6 @@ def open_lake(configuration: Configuration) -> Lake:
     return Lake(configuration.lake, configuration.engine.memory_limit_bytes)
 
 
-def connect(configuration: Configuration) -> Mapping[str, Destination]:
-    """Return the configured destinations, by name."""
-    return {}
-
-
 def _make_salt() -> str:
     return secrets.token_hex(32)
 
@@ -160,7 +156,7 @@ def _explain_unknown(lake: Lake, unknown: Sequence[str]) -> str:
 
 
 def _trained_on(configuration: Configuration, found: Found) -> list[TrainedModel]:
-    """List the versions of models with a snapshot that users were in: all of whose last snapshot was after they came."""
+    """List the versions of models with a snapshot that users were in: those whose last one was after they came."""
     if found.first_at is None or not (configuration.mlruns / "mlflow.db").is_file():
         return []
     registry = Registry(configuration.mlruns)

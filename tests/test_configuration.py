@@ -318,7 +318,7 @@ NEWS = '[purposes.news]\nattribute = "newsletter"\n'
 
 
 def test_contacts_and_consents_are_no_attributes(tmp_path: Path) -> None:
-    shop = load_text(tmp_path, f'{SMALLEST}{USERS}email = "mail"\n{NEWS}')
+    shop = load_text(tmp_path, f'{SMALLEST}{USERS}email = "mail"\n{NEWS}[publish]\npurposes = ["news"]\n')
     assert shop.attributes == []
     assert Configuration.model_validate(shop.model_dump()).model_dump() == shop.model_dump()  # as a preview does
     assert shop.consent_columns == {"newsletter": "purposes.news.attribute"}
@@ -344,6 +344,7 @@ def test_a_users_file_is_there_for_something(tmp_path: Path, more: str, said: st
 
 def test_purposes_are_read_by_name(tmp_path: Path) -> None:
     text = '[purposes.news]\ngranted_by = ["news_on"]\nwithdrawn_by = ["news_off"]\nmissing = "yes"\n'
+    text += "[publish]\npurposes = []\n"
     purposes = load_text(tmp_path, SMALLEST + text).purposes
     assert purposes == {"news": PurposeSettings(granted_by=["news_on"], withdrawn_by=["news_off"], missing="yes")}
 
@@ -498,3 +499,53 @@ def test_what_is_no_instant_is_told_with_some_that_are(text: str) -> None:
         parse_as_of(text, "UTC")
     right = "2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
     assert str(caught.value) == f"--as-of {text!r} is no instant: write {right}"
+
+
+# --- destinations ---
+
+WEBHOOK = """
+[destinations.crm]
+kind = "webhook"
+url = "https://crm.example/habitus"
+secret = { env = "CRM_SECRET" }
+"""
+
+
+def test_the_folder_of_published_versions_is_a_destination(tmp_path: Path) -> None:
+    destinations = load_text(tmp_path, SMALLEST).all_destinations
+    assert list(destinations) == ["published"]
+    assert (destinations["published"].kind, destinations["published"].purposes) == ("files", None)
+
+
+def test_each_section_is_a_destination_of_its_kind(tmp_path: Path) -> None:
+    crm = load_text(tmp_path, SMALLEST + WEBHOOK).all_destinations["crm"]
+    assert crm.kind == "webhook"
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        (WEBHOOK.replace('"webhook"', '"webhok"'), "destinations.crm.kind: 'webhok' is none (did you mean webhook?)"),
+        (WEBHOOK.replace('kind = "webhook"\n', ""), "destinations.crm.kind: is missing; there are files, sql, webhook"),
+        (WEBHOOK.replace("url =", "ulr ="), "destinations.crm.ulr: no such key; did you mean url?"),
+        (WEBHOOK.replace("env =", "enviro ="), "destinations.crm.secret.enviro: no such key; did you mean env?"),
+        (WEBHOOK.replace('{ env = "CRM_SECRET" }', '"hunter2"'), "destinations.crm.secret"),
+        (WEBHOOK.replace('{ env = "CRM_SECRET" }', "{}"), 'give { env = "VARIABLE" } or { block = "prefect-block" }'),
+        (WEBHOOK + "holdout_share = 1.5\n", "destinations.crm.holdout_share"),
+        (WEBHOOK + 'purposes = ["ads"]\n', "destinations.crm.purposes: there is no [purposes.ads]; there are none"),
+        (WEBHOOK.replace("destinations.crm", "destinations.published"), "published is the folder of [publish]"),
+        (WEBHOOK.replace("destinations.crm", "destinations.CRM"), "'CRM' is no name of one"),
+        ("[destinations]\ncrm = 1\n", "destinations.crm: 1 is in no destination's section"),
+        (
+            '[purposes.ads]\ngranted_by = ["on"]\n[publish]\npurposes = []\n' + WEBHOOK,
+            "destinations.crm.purposes: is missing; list those of ads that its users have to agree to",
+        ),
+        ('[purposes.ads]\ngranted_by = ["on"]\n', "publish.purposes: is missing"),
+    ],
+)
+def test_a_mistake_in_a_destination_is_one_line_that_says_what_would_be_right(
+    tmp_path: Path, section: str, complaint: str
+) -> None:
+    said = mistake(tmp_path, SMALLEST + section)
+    assert complaint in said
+    assert "hunter2" not in said

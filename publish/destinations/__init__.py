@@ -2,22 +2,32 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
-from publish.destination import Destination
+from publish.destination import Destination, DestinationSettings
+from publish.destinations.ad_audiences import GoogleCustomerMatchSettings, MetaCustomAudienceSettings
 from publish.destinations.files import FilesSettings
 from publish.destinations.segment_calls import SegmentSettings
 from publish.destinations.sql import SqlSettings
 from publish.destinations.webhook import WebhookSettings
 from publish.outbox import Outbox
 
-AnySettings = Annotated[
-    FilesSettings | SqlSettings | WebhookSettings | SegmentSettings,
-    Field(discriminator="kind"),
-]
+Settings = (
+    FilesSettings
+    | SqlSettings
+    | WebhookSettings
+    | SegmentSettings
+    | GoogleCustomerMatchSettings
+    | MetaCustomAudienceSettings
+)
+AnySettings = Annotated[Settings, Field(discriminator="kind")]
 """[destinations.NAME] of the configuration: `kind` says which."""
+KINDS: dict[str, type[DestinationSettings]] = {
+    get_args(settings.model_fields["kind"].annotation)[0]: settings for settings in get_args(Settings)
+}
+"""The settings by kind."""
 OUTBOX = "outbox.db"
 
 
@@ -28,7 +38,7 @@ def connect(name: str, settings: AnySettings, credentials: Mapping[str, str], fo
     the lake's tables. Raises DestinationError for a credential that cannot be one.
     """
     match settings:
-        case FilesSettings():
+        case FilesSettings() | GoogleCustomerMatchSettings() | MetaCustomAudienceSettings():
             return settings.connect(name, credentials, folder, lake)
         case SqlSettings():
             return settings.connect(name, credentials, folder)
