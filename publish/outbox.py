@@ -8,7 +8,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -215,6 +215,19 @@ class Outbox:
                     )
                 touched += body != before
             return touched + self._insert(destination, then(mark))
+
+    def keep_only(self, destinations: Collection[str]) -> int:
+        """Remove what was not sent to other destinations than these; return how many messages that were.
+
+        They may be about users who were erased since. A destination that comes back is queued from the first version.
+        """
+        others = f"destination NOT IN ({', '.join('?' for _ in destinations)})"
+        with self._transaction():
+            self._database.execute(f"DELETE FROM marks WHERE {others}", tuple(destinations))
+            done = self._database.execute(
+                f"DELETE FROM messages WHERE state != 'sent' AND {others}", tuple(destinations)
+            )
+            return done.rowcount
 
     def next_pending(self, destination: str) -> Message | None:
         """Return the message that is to be sent next: the oldest."""

@@ -129,6 +129,15 @@ def test_a_changed_message_has_another_id_the_same_place_and_no_answer(outbox: O
     assert (entries[0].id, entries[0].answer) == (message_id("hook", 1, 1, b"ann"), None)
 
 
+def test_destinations_that_are_no_more_leave_nothing_unsent(outbox: Outbox, path: Path) -> None:
+    queue(outbox, 1, b"to hook")
+    queue(outbox, 1, b"to other", destination="other")
+    assert outbox.keep_only(["hook"]) == 1
+    assert (outbox.mark("hook"), outbox.mark("other")) == (mark(1), None)
+    assert b"to other" not in path.read_bytes()
+    assert outbox.keep_only([]) == 1
+
+
 @pytest.mark.parametrize("content", [b"no database, whatever the name says" * 99, None])
 def test_what_is_no_outbox_is_told_in_one_line(path: Path, content: bytes | None) -> None:
     path.parent.mkdir()

@@ -24,9 +24,9 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
         yield outbox
 
 
-def segment(outbox: Outbox, endpoint: str, key: str = KEY) -> SegmentCalls:
+def segment(outbox: Outbox, endpoint: str, key: str = KEY, timeout_s: float = 5) -> SegmentCalls:
     chosen = SegmentSettings.model_validate(
-        {"kind": "segment", "endpoint": endpoint, "write_key": {"env": "KEY"}, "timeout_s": 0.2}
+        {"kind": "segment", "endpoint": endpoint, "write_key": {"env": "KEY"}, "timeout_s": timeout_s}
     )
     world = World(pause=lambda seconds: None, chance=lambda: 1.0)
     return chosen.connect("tool", {"write_key": key}, Path(), outbox, world)
@@ -100,7 +100,8 @@ def test_users_without_changes_are_not_identified_again(engine: DuckDB, outbox: 
 def test_what_is_repeated_has_the_same_message_ids(engine: DuckDB, outbox: Outbox, trouble: Any) -> None:
     state = {("ann", "a"), ("bob", "a")}
     with SegmentReceiver(KEY, [trouble]) as receiver:
-        assert segment(outbox, receiver.url).deliver(releases(engine, [state], "tool")[0]).state == "released"
+        tool = segment(outbox, receiver.url, timeout_s=0.2 if trouble == "hang" else 5)
+        assert tool.deliver(releases(engine, [state], "tool")[0]).state == "released"
     assert len(receiver.calls) == 4
     assert receiver.members == state
 

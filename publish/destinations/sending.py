@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ ANSWER_BYTES_MAX = 64 * 1024
 """How much of an answer is read."""
 REASON_CHARACTERS = 200
 """How much of an answer is kept."""
+PORT_MAX = 65_535
 ROWS_AT_ONCE = 10_000
+JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 class SendingSettings(DestinationSettings):
@@ -83,7 +86,7 @@ class Sender:
 
     def deliver(self, release: Release, drafts: Callable[[int], Iterable[Draft]]) -> Delivery:
         """Queue what `drafts(since)` makes of the versions that were not queued, then send all that is pending."""
-        mark = Mark(self.destination, release.version, release.as_of.astimezone(UTC).isoformat(), release.source)
+        mark = Mark(self.destination, release.version, iso(release.as_of), release.source)
         self.outbox.queue(mark, drafts)
         sent_count, note = self._send_pending()
         counts = self.outbox.count(self.destination)
@@ -108,8 +111,8 @@ class Sender:
         message = self.outbox.next_pending(self.destination)
         if message is None:
             return 0, ""
-        # Not httpx.Client, which logs addresses, keeps cookies and reads the environment.
-        with httpx.HTTPTransport(trust_env=False) as transport:
+        # Not httpx.Client, which logs addresses and keeps cookies.
+        with httpx.HTTPTransport() as transport:
             while message:
                 failure = self._send(transport, message)
                 if failure is None:
@@ -157,7 +160,7 @@ class Sender:
             response = transport.handle_request(request)
         except httpx.TimeoutException:
             return Failure(f"no answer within {self.settings.timeout_s:g} s")
-        except httpx.TransportError as error:
+        except (httpx.TransportError, UnicodeError) as error:  # the latter of a host that no name server could know
             return Failure(self._hidden(_in_one_line(f"no connection ({error})"), headers))
         answer = self._read(response, began_s)
         if response.is_success:
@@ -186,10 +189,9 @@ class Sender:
 
     def _hidden(self, text: str, headers: Mapping[str, str]) -> str:
         """Return a text without secrets, the address after its host, and what proves who sends."""
-        url = httpx.URL(self.url)
-        proofs = [part for value in headers.values() for part in value.replace(",", " ").split()]
-        path = url.raw_path.decode()
-        for secret in sorted({self.url, path, *self.secrets, *proofs} - {"", "/"}, key=len, reverse=True):
+        address = re.split(r"[/?&=]", httpx.URL(self.url).raw_path.decode())
+        proofs = [part for value in headers.values() for part in re.split("[ ,]", value)]
+        for secret in sorted({*address, *proofs, *self.secrets}, key=len, reverse=True):
             if len(secret) > 3:
                 text = text.replace(secret, "***")
         return text
@@ -238,7 +240,7 @@ def find_host(destination: str, url: str) -> str:
     except httpx.InvalidURL:
         parsed = httpx.URL()
     safe = parsed.scheme == "https" or (parsed.scheme == "http" and _is_this_machine(parsed.host))
-    if not parsed.host or not safe or parsed.userinfo:
+    if not parsed.host or not safe or parsed.userinfo or (parsed.port or 0) > PORT_MAX:
         raise DestinationError(
             f"{destination}: the url has to be https://, a host and no password (http:// only on this machine)"
         )
@@ -253,7 +255,7 @@ def rows_in(table: ir.Table) -> Iterator[dict[str, Any]]:
 
 def to_json(content: Any) -> bytes:
     """Return the bytes of a body."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return JSON.encode(content).encode()
 
 
 def _read_retry_after(given: str | None, now_s: float) -> float | None:
@@ -283,7 +285,8 @@ def _in_one_line(text: str) -> str:
 
 def _told(count: Count) -> str:
     messages = "message" if count.message_count == 1 else "messages"
-    return f"{count.message_count:,} {messages} with {count.change_count:,} changes"
+    changes = "change" if count.change_count == 1 else "changes"
+    return f"{count.message_count:,} {messages} with {count.change_count:,} {changes}"
 
 
 def iso(instant: datetime) -> str:
