@@ -41,15 +41,15 @@ def held_out_of(segments: pd.Series, destinations: Mapping[str, DestinationSetti
             if (share := _share(settings, segment_id))
         ]
 
-    found = [
-        sorted(
+    found = []
+    for user_id, listed in zip(segments.index.tolist(), segments.tolist(), strict=True):
+        labels = [
             label
             for segment_id in listed or ()
             for label, prefix, limit in draws(segment_id)
             if _digest(prefix + user_id) < limit
-        )
-        for user_id, listed in zip(segments.index, segments, strict=True)
-    ]
+        ]
+        found.append(sorted(labels) if len(labels) > 1 else labels)
     return pd.Series(found, index=segments.index, dtype=object)
 
 

@@ -1,9 +1,14 @@
+import re
+import tomllib
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import pandas as pd
 import pyarrow as pa
 import pytest
 from conftest import events_of
@@ -15,8 +20,11 @@ from pydantic import ValidationError
 from features import engines
 from features.attributes import ATTRIBUTES
 from features.sources import CONSENT
-from publish.consents import CONSENTS, PurposeSettings, check_purposes, consents, unanswered
+from flows.configuration import Configuration
+from publish.brake import BrakeSettings
+from publish.consents import CONSENTS, YES, PurposeSettings, check_purposes, consents, unanswered
 from publish.destination import DestinationSettings
+from publish.holdout import held_out_of
 
 Event = tuple[str, str, str]
 ADS = PurposeSettings(granted_by=["ads_on"], withdrawn_by=["ads_off"])
@@ -244,3 +252,59 @@ def test_a_purpose_that_there_is_not_is_told(asked: str, there: list[str], hint:
     with pytest.raises(ValueError, match=r"^destinations\.crm\.purposes: there is no \[purposes\.") as raised:
         check_purposes(destinations(crm=[asked]), there)
     assert str(raised.value).endswith(hint)
+
+
+# --- the guide ---
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "destinations" / "consent.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+def test_the_guides_configuration_is_valid() -> None:
+    shop, sent = (tomllib.loads(text) for text in blocks("toml"))
+    columns = {"user_id": "user", "occurred_at": "time", "event_name": "event"}
+    configuration = Configuration.model_validate(
+        {"name": "shop", "events": {"files": "e.csv", "columns": columns}} | shop
+    )
+    assert configuration.publish.brake == BrakeSettings()
+    assert configuration.purposes["newsletter"].granted == list(YES)
+    given = {
+        name: {key: value for key, value in one.items() if key != "kind"} for name, one in sent["destinations"].items()
+    }
+    check_purposes({name: DestinationSettings(**settings) for name, settings in given.items()}, configuration.purposes)
+
+
+def test_lift_is_measured_as_the_guide_does(engine: DuckDB) -> None:
+    as_of = datetime(2024, 6, 30, 5, tzinfo=UTC)
+    users = [f"user-{i}" for i in range(400)]
+    crm = {"crm": DestinationSettings(holdout_share={"S01": 0.25})}
+    held_out_of_segments = held_out_of(pd.Series([["S01"]] * len(users), index=users), crm, "shop")
+    held = {user for user in users if held_out_of_segments[user]}
+    members = {
+        "user_id": [*users, "other", "control"],
+        "as_of": [as_of] * 402,
+        "segment_id": ["S01"] * 400 + ["S02", "S01"],
+        "rule_segments": pa.array([[]] * 402, pa.list_(pa.string())),
+        "held_out_of": [*held_out_of_segments, [], []],
+        "holdout": [False] * 401 + [True],
+    }
+    engine.create_table("assignments", pa.table(members), temp=True)
+    treated = [user for user in users if user not in held]
+    buyers = [*treated[: len(treated) // 2], *sorted(held)[: len(held) // 4], "other", "control"]
+    rows = [{"user_id": user, "event_name": "purchase", "occurred_at": as_of} for user in buyers * 2]
+    rows += [{"user_id": user, "event_name": "page_view", "occurred_at": as_of} for user in users]
+    rows += [{"user_id": user, "event_name": "purchase", "occurred_at": as_of - timedelta(seconds=1)} for user in users]
+    rows += [{"user_id": user, "event_name": "purchase", "occurred_at": as_of + timedelta(28)} for user in users]
+    engine.create_table("events", events_of(engine, rows), temp=True)
+
+    [sql] = blocks("sql")
+    [found] = engine.con.sql(sql).to_arrow_table().to_pylist()
+    treated_share, held_share = (len(treated) // 2) / len(treated), (len(held) // 4) / len(held)
+    assert (found["users"], found["held_out_users"]) == (len(treated), len(held))
+    assert found["lift"] == pytest.approx(treated_share - held_share)
+    assert found["low"] < 0.25 < found["high"]
+    variance = treated_share * (1 - treated_share) / len(treated) + held_share * (1 - held_share) / len(held)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * variance**0.5)

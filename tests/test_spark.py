@@ -27,12 +27,16 @@ from features.labels import ChurnSettings, LabelSettings, label, labels_table
 from features.lake import Lake
 from features.sessions import SESSIONS, sessionize, sessions_at
 from features.snapshots import snapshots_table, take_snapshot
+from features.sources import CONSENT
 from features.table import ContractError, Table, materialize
 from flows.configuration import load
 from flows.score import assign_users
 from models import propensities, rules, segments
 from publish import scoring
 from publish.assignments import ASSIGNMENTS
+from publish.consents import CONSENTS, PurposeSettings, consents
+from publish.destination import DestinationSettings
+from publish.holdout import is_held_out
 
 spark = pytest.importorskip("features.spark", reason="Spark is optional", exc_type=ImportError)
 pytestmark = pytest.mark.slow
@@ -218,6 +222,37 @@ def test_frames_to_learn_from_are_those_of_duckdb(spark_made: Made, duckdb_made:
     found, expected = (made.snapshot.order_by("user_id").to_pandas() for made in (spark_made, duckdb_made))
 
     pd.testing.assert_frame_equal(found, expected)
+
+
+# --- the same audiences ---
+
+
+def allowed(made: Made) -> tuple[list[Row], list[Row]]:
+    """Return who of the history consents to what, and who is held out of what where."""
+    answers = [{"user_id": f"ü{user}", "attribute": f"{CONSENT}mail", "value": " Yes"} for user in range(0, 60, 3)]
+    table = pa.Table.from_pylist(answers, ATTRIBUTES.schema.to_pyarrow())
+    attributes = made.engine.create_table("answers", table, temp=True)
+    purposes = {
+        "ads": PurposeSettings(granted_by=["login", "search"], withdrawn_by=["refund"]),
+        "objected": PurposeSettings(withdrawn_by=["refund"], missing="yes"),
+        "mail": PurposeSettings(attribute="mail"),
+    }
+    agreed = consents(made.events, attributes, purposes, made.sessions)
+    members = agreed.select("user_id", segment_id=agreed.purpose, destination=ibis.literal("crm"))
+    destinations = {"crm": DestinationSettings(holdout_share={"ads": 0.5, "mail": 0.1})}
+    held = members.mutate(held_out=is_held_out(members, destinations, "shop"))
+    key = ("user_id", "segment_id", "destination")
+    rows = sorted(held.to_pyarrow().to_pylist(), key=lambda row: [row[name] for name in key])
+    return rows_of(agreed, CONSENTS), rows
+
+
+def test_who_consents_and_who_is_held_out_is_as_on_duckdb(spark_made: Made, duckdb_made: Made) -> None:
+    agreed, held = allowed(duckdb_made)
+
+    assert allowed(spark_made) == (agreed, held)
+    assert len(agreed) == 180
+    assert all(any(row["granted"] is answer for row in agreed) for answer in (True, False))
+    assert any(row["held_out"] for row in held)
 
 
 # --- the same lake ---
