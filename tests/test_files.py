@@ -623,9 +623,10 @@ def test_a_bucket_that_is_not_there_is_told(made: Make, tmp_path: Path, bucket: 
     assert names(tmp_path) == set()
 
 
-def test_an_address_that_nobody_knows_is_told(tmp_path: Path) -> None:
+def test_an_address_that_nobody_knows_is_told(made: Make, tmp_path: Path) -> None:
+    files = FilesSettings(folder="foo://bar").connect("files", {}, tmp_path, tmp_path)
     with pytest.raises(DestinationError, match=r"^foo://bar: .*foo"):
-        FilesSettings(folder="foo://bar").connect("files", {}, tmp_path, tmp_path)
+        files.deliver(made({}))
 
 
 # --- killed ---
