@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 from apart import FailedError, Taken, call_apart
 from contestants import increment as day
+from contestants import publishing as publishings
 from contestants import scoring as scores
 from contestants import snapshots as weekly
 from digest import digest
@@ -270,6 +271,40 @@ def segments(
             "measure": "segments",
             "users": users,
             "features": scores.SEGMENTED,
+            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+        },
+    )
+
+
+@app.command()
+def publishing(
+    users: Annotated[int, typer.Option(help="How many users there are.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 3,
+) -> None:
+    """Deliver a version to PostgreSQL, beside COPY of the same rows by hand, and check that they are the same."""
+    runs: dict[str, list[Taken]] = {"deliver": [], "copy_by_hand": []}
+    KEPT.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="publishing-", dir=KEPT) as folder,
+        publishings.prepared(Path(folder), users),
+    ):
+        for number in range(1, rounds + 1):
+            for name in runs:
+                taken = call_apart(f"contestants.publishing:{name}", folder)
+                runs[name].append(taken)
+                print(
+                    f"  {number}/{rounds} {name:16} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True
+                )
+                if name == "deliver":
+                    publishings.make_tables_by_hand(Path(folder))
+            if differing := publishings.differing_rows(Path(folder)):
+                raise SystemExit(f"{differing} rows are not the same as by hand")
+    _store(
+        f"publishing-{users}",
+        {
+            "measure": "publishing",
+            "users": users,
+            "columns": len(publishings.COLUMNS["assignments_history"]),
             "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
         },
     )

@@ -205,6 +205,32 @@ def segments_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def publishing_section(results: list[Result]) -> str:
+    """Return what delivering a version to PostgreSQL costs beside COPY by hand."""
+    lines = [
+        "## Publishing to PostgreSQL\n",
+        "The first version: a row of assignments and a change for each user, in one transaction. By hand: psql's",
+        "`\\copy` of CSV files with the same rows, made before, into empty tables with the same columns and keys, in",
+        "one transaction, too. The rows in the tables are compared. `benchmarks/bench.py publishing`.\n",
+        "| users | columns | Habitus | by hand | of the time by hand | peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        delivered, copied = (result["runs"][name] for name in ("deliver", "copy_by_hand"))
+        seconds = [_median(taken, "seconds") for taken in (delivered, copied)]
+        lines.append(
+            f"| {result['users']:,} | {result['columns']} | {_spread(delivered)} | {_spread(copied)} "
+            f"| {seconds[0] / seconds[1]:.2f}× | {_median(delivered, 'peak_bytes') / 1e9:.1f} GB |"
+        )
+    [*_, latest] = results
+    rounds = len(latest["runs"]["deliver"])
+    lines.append(
+        f"\nMedian of {rounds} rounds in turn (in brackets the shortest and the longest), {latest['date']}; the server "
+        f"runs on the same machine. {_machine(latest['machine'])}"
+    )
+    return "\n".join([*lines, ""])
+
+
 def predictions_section(results: list[Result]) -> str:
     """Return how good churn is predicted on the real examples."""
     [result] = results
@@ -240,6 +266,7 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "segments": segments_section,
     "training": training_section,
     "scoring": scoring_section,
+    "publishing": publishing_section,
 }
 """What is told of each measure, in this order."""
 
@@ -253,9 +280,8 @@ def _sessions_of(result: Result) -> str:
     habitus = _median(runs["habitus"], "seconds")
     for name in sorted(runs, key=lambda name: _median(runs[name], "seconds")):
         seconds = _median(runs[name], "seconds")
-        every = [run["seconds"] for run in runs[name]]
         lines.append(
-            f"| {TITLES[name]} | {seconds:.1f} s ({min(every):.1f}–{max(every):.1f}) | {seconds / habitus:.2f}× "
+            f"| {TITLES[name]} | {_spread(runs[name])} | {seconds / habitus:.2f}× "
             f"| {result['events'] / seconds / 1e6:.2f} M | {_median(runs[name], 'cpu_seconds'):.1f} s "
             f"| {_median(runs[name], 'peak_bytes') / 1e9:.1f} GB |"
         )
@@ -272,6 +298,11 @@ def _machine(machine: dict[str, str]) -> str:
     named = {name: value for name, value in machine.items() if name not in ("cores", "processor", "memory", "system")}
     versions = ", ".join(f"{name} {value}" for name, value in named.items())
     return f"{machine['cores']} cores ({machine['processor']}), {machine['memory']}, {machine['system']}; {versions}."
+
+
+def _spread(runs: list[dict[str, float]]) -> str:
+    every = [run["seconds"] for run in runs]
+    return f"{median(every):.1f} s ({min(every):.1f}–{max(every):.1f})"
 
 
 def _median(runs: list[dict[str, float]], what: str) -> float:

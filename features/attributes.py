@@ -1,9 +1,13 @@
-"""ATTRIBUTES: what is known about a user that is no event, such as an age band or a plan."""
+"""ATTRIBUTES: what is known about a user that is no event, such as an age band or a plan.
+
+Beside those that are features, it holds contacts and what users say of consent, under names that are reserved.
+"""
 
 import ibis
 import ibis.expr.types as ir
 
 from features.events import as_text
+from features.sources import CONSENT, EMAIL, PHONE, RESERVED
 from features.table import Table
 
 ATTRIBUTES = Table(
@@ -28,5 +32,15 @@ def describe_users(users: ir.Table, attributes: list[str]) -> ir.Table:
     long = long.filter(long.value.notnull()).distinct()
     twice = long.group_by(["user_id", "attribute"]).agg(values=long.count()).filter(lambda t: t["values"] > 1)
     for row in twice.order_by("user_id", "attribute").limit(1).to_pyarrow().to_pylist():
-        raise DuplicateUserError(f"user {row['user_id']!r} has {row['values']} values of {row['attribute']}; give one")
+        name = row["attribute"].removeprefix(CONSENT).removeprefix(RESERVED)
+        raise DuplicateUserError(f"user {row['user_id']!r} has {row['values']} values of {name}; give one")
     return ATTRIBUTES.check(long)
+
+
+def contacts(attributes: ir.Table) -> ir.Table:
+    """Return user_id, email and phone as they were given of the users who gave one; null where they did not."""
+    given = attributes.filter(attributes.attribute.isin([EMAIL, PHONE]))
+    return given.group_by("user_id").agg(
+        email=given["value"].max(where=given.attribute == EMAIL),
+        phone=given["value"].max(where=given.attribute == PHONE),
+    )

@@ -1,5 +1,6 @@
 """EVENTS: what users did. Rows of any source are accepted under this contract, or rejected with a reason."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -62,6 +63,7 @@ REASONS = {
     "time_in_the_future": "a time in the future",
     "no_event_name": "no event name",
     "unparseable_number": "a quantity or revenue that is not a number",
+    "erased": "an event of a user who was erased since",
     "duplicate_id": "an event id that was there already",
 }
 """Why a row is rejected, in the order in which reasons are looked for: a row has one reason, the first."""
@@ -117,17 +119,25 @@ class Reconciled:
     displaced: ir.Table
 
 
-def accept(raw: ir.Table, source: Source, time_zone: str, now: datetime) -> tuple[ir.Table, ir.Table]:
+def accept(
+    raw: ir.Table,
+    source: Source,
+    time_zone: str,
+    now: datetime,
+    erased_among: Callable[[ir.Table], ir.Table] | None = None,
+) -> tuple[ir.Table, ir.Table]:
     """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as `raw`.
 
     `raw` is as `sources.read_events` gives it. Times without zone are in the source's zone, or else in `time_zone`.
     Blank text is null. Of rows with one event id the first to be ingested is accepted. A source without ids gets them
     from the rows' content: equal rows within a file are separate events, equal rows in two files are one event.
     A source that does not say when it learned of an event learned of it at once: ingested_at = occurred_at.
-    A rejected row is text as the source has it; of a duplicate, the event that it would have been, as JSON.
+    `erased_among` gives user_id and erased_at of those of some users who were erased: what they did before is rejected.
+    A rejected row is text as the source has it; of a duplicate, the event that it would have been, as JSON; of a user
+    who was erased, null.
     Raises SourceError where the time's type needs a unit.
     """
-    judged = _judge(raw, source, source.time_zone or time_zone, now)
+    judged = _judge(raw, source, source.time_zone or time_zone, now, erased_among)
     good, bad = judged.filter(judged.reason.isnull()), judged.filter(judged.reason.notnull())
     bad = bad.mutate(copy=ibis.row_number().over(group_by=[bad.source_file, bad.reason, bad.row]))
     shared = materialize(good.group_by("event_id").agg(rows=good.count()).filter(lambda ids: ids["rows"] > 1))
@@ -144,7 +154,13 @@ def accept(raw: ir.Table, source: Source, time_zone: str, now: datetime) -> tupl
     return events, _reject(bad).union(reject_duplicates(late))
 
 
-def _judge(raw: ir.Table, source: Source, zone: str, now: datetime) -> ir.Table:
+def _judge(
+    raw: ir.Table,
+    source: Source,
+    zone: str,
+    now: datetime,
+    erased_among: Callable[[ir.Table], ir.Table] | None,
+) -> ir.Table:
     """Return rows as EVENTS, beside `is_made` of an id, the reason to reject a row by itself, and then its text."""
     given_id = as_text(raw.event_id) if "event_id" in raw.columns else ibis.null("string")
     rows = raw.mutate(
@@ -163,7 +179,13 @@ def _judge(raw: ir.Table, source: Source, zone: str, now: datetime) -> ir.Table:
         ingested_at=rows.ingested_at.fill_null(rows.occurred_at),
         event_name=rows.event_name.substitute(source.names) if source.names else rows.event_name,
     )
+    erased_at = ibis.null(TIME)
+    if erased_among is not None:
+        erased = erased_among(rows.select("user_id").distinct())
+        rows = rows.left_join(erased, "user_id").drop("user_id_right")
+        erased_at = rows.erased_at
     rows = rows.mutate(
+        is_of_erased=erased_at.notnull(),
         reason=ibis.cases(
             (rows.malformed, "malformed_row"),
             (rows.user_id.isnull(), "no_user"),
@@ -172,9 +194,10 @@ def _judge(raw: ir.Table, source: Source, zone: str, now: datetime) -> ir.Table:
             (rows.occurred_at > ibis.literal(now, TIME), "time_in_the_future"),
             (rows.event_name.isnull(), "no_event_name"),
             (rows.has_bad_number, "unparseable_number"),
-        )
+            (rows.occurred_at < erased_at, "erased"),
+        ),
     )
-    text = ibis.ifelse(rows.reason.notnull(), row_text(rows), ibis.null("string"))
+    text = ibis.ifelse(rows.reason.notnull() & ~rows.is_of_erased, row_text(rows), ibis.null("string"))
     unmapped = {name: ibis.null(EVENTS.schema[name]) for name in (*TEXTS, *NUMBERS) if name not in raw.columns}
     mapped = [name for name in EVENTS.schema.names if name not in unmapped]
     return materialize(rows.select(*mapped, "is_made", "reason", row=text)).mutate(**unmapped)

@@ -9,8 +9,8 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from features.events import epoch_us
-from features.sessions import SESSIONS, sessionize, stack, us
-from features.table import TIME, materialize
+from features.sessions import SESSIONS, sessionize, us
+from features.table import TIME, materialize, stack
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

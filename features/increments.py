@@ -29,12 +29,11 @@ from features.sessions import (
     continue_chains,
     lookback,
     sessionize,
-    stack,
     us,
     us_between,
     within,
 )
-from features.table import Table, forget_materialized, materialize
+from features.table import Table, forget_materialized, materialize, stack
 
 MATTERS = ("event_name", "page", "revenue", "source", "campaign", "device", "country")
 """The columns of EVENTS that sessions are made of, beside the id, the user and the time."""
@@ -98,6 +97,17 @@ def update_sessions(lake: Lake, gap: timedelta, on_progress: Progress = lambda d
 def is_current(lake: Lake, gap: timedelta) -> bool:
     """Tell whether the SESSIONS of a lake are those of its EVENTS and this gap."""
     return lake.has(SESSIONS) and _days_to_revise(lake, gap) == []
+
+
+def follow_erasure(lake: Lake) -> None:
+    """Let SESSIONS say that they are those of EVENTS without users who were erased, if they were those of them before.
+
+    EVENTS' last commit says which version it was made from; sessions of one user are none of another's.
+    """
+    made_of = lake.origin(SESSIONS)
+    erased_from = lake.origin(EVENTS).get("erased_from")
+    if "events_version" in made_of and lake.changed(EVENTS, made_of["events_version"], erased_from) == []:
+        lake.note(SESSIONS, {**made_of, "events_version": lake.version(EVENTS)})
 
 
 def revise(changed: ir.Table, read_events: Read, read_sessions: Read, gap: timedelta) -> Revision:

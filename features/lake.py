@@ -6,12 +6,15 @@ that writing the same rows again commits nothing.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +38,12 @@ DAY_OF = "day of "
 INSTANT_IN_PATH = "%Y-%m-%dT%H%M%S.%fZ"
 STAGING = ".staging-"
 ORIGIN = "habitus_origin"
+MOST_ROWS_AT_ONCE = 2_000_000
+POLL_S = 0.2
+
+
+class LakeInUseError(Exception):
+    """Say that others work on a lake that has to be had alone."""
 
 
 @contextlib.contextmanager
@@ -79,6 +88,10 @@ class Lake:
         self.folder = folder
         self._is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        # On the folder itself, so that reading leaves no file. Some network disks lock no folders.
+        self._handle: int | None = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
         spill_folder = folder / f"{STAGING}{os.getpid()}-spilled"
         self.engine: Any = engine or engines.connect(self.memory_limit_bytes, spill_folder)
 
@@ -93,9 +106,70 @@ class Lake:
     def close(self) -> None:
         """Close the engine; expressions made with it no longer run."""
         self.engine.disconnect()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
         if self._is_new:
             with contextlib.suppress(OSError):  # something was written
                 self.folder.rmdir()
+
+    @contextlib.contextmanager
+    def alone(
+        self,
+        wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Iterator[None]:
+        """Have the lake alone: wait for those who have it open for at most so long; who opens it meanwhile waits.
+
+        Raises LakeInUseError where they do not close it by then. Open no second one in this process meanwhile.
+        """
+        assert self._handle is not None
+        until = clock() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if clock() >= until:
+                    fcntl.flock(self._handle, fcntl.LOCK_SH)
+                    raise LakeInUseError(
+                        f"{self.folder} is in use by another process, and was after {wait_s:g} s still: wait for its "
+                        "stage to end, or close the notebook, then run the same command again"
+                    ) from None
+                sleep(POLL_S)
+            except OSError:  # a disk that locks no folders
+                break
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._handle, fcntl.LOCK_SH)
+
+    def tables(self) -> list[str]:
+        """List the names of the tables that were ever written."""
+        return sorted(path.parent.name for path in self.folder.glob("*/_delta_log"))
+
+    def stored(self, table: Table, version: int | None = None) -> Table:
+        """Return a table's contract with the columns it has, be they those of another configuration or version."""
+        schema = ibis.Schema.from_pyarrow(
+            pa.schema(DeltaTable(str(self.folder / table.name), version=version).schema().to_arrow())
+        )
+        is_by_day = _partition_column(table) == DAY
+        columns = {name: dtype for name, dtype in schema.items() if not (is_by_day and name == DAY)}
+        return replace(table, schema=ibis.schema(columns))
+
+    def find_contract(self, name: str) -> Table:
+        """Return what the lake itself knows of a table: its columns and its partition; its key may be all columns.
+
+        Raises ContractError where its rows are in partitions by day: of which column, the lake does not know.
+        """
+        partition = DeltaTable(str(self.folder / name)).metadata().partition_columns
+        if DAY in partition:
+            raise ContractError(f"{name}: is a table that this version of Habitus does not know; upgrade Habitus")
+        table = self.stored(Table(name, ibis.schema({}), (), *partition))
+        ordered = [column for column, dtype in table.schema.items() if not dtype.is_nested()]
+        return replace(table, key=tuple(ordered))
 
     def has(self, table: Table) -> bool:
         """Tell whether a table was ever written."""
@@ -145,15 +219,18 @@ class Lake:
         """Return how many rows a table holds, without reading them."""
         return sum(self._row_counts(table).values())
 
-    def changed(self, table: Table, since: int) -> list[datetime] | None:
-        """List the partitions that are not as they were at an earlier version; None where that version is gone."""
+    def changed(self, table: Table, since: int, until: int | None = None) -> list[datetime] | None:
+        """List the partitions that are not as they were at an earlier version; None where that version is gone.
+
+        They are those of the latest version, or of the one given by `until`.
+        """
         try:
             before = _paths_by_partition([*self._row_counts(table, since)])
         except (DeltaError, TableNotFoundError):
             return None
         if any(not (self.folder / table.name / path).exists() for paths in before.values() for path in paths):
             return None
-        after = _paths_by_partition([*self._row_counts(table)])
+        after = _paths_by_partition([*self._row_counts(table, until)])
         parts = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
         return sorted(_instant_of(table, part) for part in parts)
 
@@ -199,6 +276,70 @@ class Lake:
             if before is not None:
                 adds += self._stage(table, before, staging)
             return self._commit(table, adds, None, origin, staging)
+
+    def note(self, table: Table, origin: Mapping[str, Any]) -> None:
+        """Say what the rows of a table, which stay, were made of."""
+        if origin != self.origin(table):
+            current = DeltaTable(str(self.folder / table.name))
+            current.create_write_transaction(
+                [], mode="append", schema=current.schema(), commit_properties=_properties(origin)
+            )
+
+    def remove(
+        self, table: Table, values: ir.Table, column: str = "user_id", origin: Mapping[str, Any] | None = None
+    ) -> int:
+        """Remove the rows that have one of some values in a column, in one commit; return how many.
+
+        Only the partitions that hold such rows are written, not all at once, with the columns that they have, whatever
+        the contract says. `origin` is as for `write`, and stays as it was where it is not given. Without such rows
+        nothing is committed.
+        """
+        if not self.has(table):
+            return 0
+        stored = self.stored(table)
+        found = self.read(stored).semi_join(values, column)
+        by_partition = _count_by_partition(stored, found)
+        if not by_partition:
+            return 0
+        origin = self.origin(table) if origin is None else origin
+        with staging_folder(self.folder) as staging:
+            adds: list[AddAction] = []
+            scopes = [None] if table.partition is None else self._in_scopes(table, by_partition)
+            for scope in scopes:
+                rows = self.read(stored, only=scope).anti_join(values, column)
+                with self._kept(stored, rows) as kept:
+                    adds += self._stage(stored, kept, staging)
+            self._commit(stored, adds, None if table.partition is None else by_partition, origin, staging)
+        return sum(by_partition.values())
+
+    def purge(self, table: Table) -> int:
+        """Delete the files that the present version does not name, so that nothing of before is left; return how many.
+
+        Earlier versions can no longer be read. Have the lake alone: what others are about to commit has no name yet.
+        Delta's own vacuum would do it with two commits more, and so hide the origin of the last.
+        """
+        named = {self.folder / table.name / path for path in self._row_counts(table)}
+        unnamed = [file for file in self._data_files(table) if file not in named]
+        for file in unnamed:
+            file.unlink()
+        return len(unnamed)
+
+    def _data_files(self, table: Table) -> list[Path]:
+        folder = self.folder / table.name
+        return [file for file in folder.rglob("*.parquet") if "_delta_log" not in file.relative_to(folder).parts]
+
+    def _in_scopes(self, table: Table, instants: Iterable[datetime]) -> list[list[datetime]]:
+        """Put partitions together, in order, as long as they are few rows."""
+        row_counts = self.partitions(table)
+        scopes: list[list[datetime]] = []
+        rows = 0
+        for instant in sorted(instants):
+            if not scopes or rows + row_counts[instant] > MOST_ROWS_AT_ONCE:
+                scopes.append([])
+                rows = 0
+            scopes[-1].append(instant)
+            rows += row_counts[instant]
+        return scopes
 
     def content(self, table: Table, only: Collection[datetime] | None = None) -> str:
         """Return a hash of what a table, or its partitions `only`, hold: equal rows, equal hash."""
@@ -255,7 +396,7 @@ class Lake:
         schema = _delta_schema(table)
         column = _partition_column(table)
         partition_by = [column] if column else []
-        properties = CommitProperties(custom_metadata={ORIGIN: json.dumps(origin, sort_keys=True)}) if origin else None
+        properties = _properties(origin) if origin else None
         current = DeltaTable(str(folder)) if self.has(table) else None
         if current is None or current.schema() != schema:
             _move(adds, staging, folder)
@@ -273,8 +414,8 @@ class Lake:
         scope = before.keys() | after.keys() if only is None else {_folder_of(table, instant) for instant in only}
         changed = {part for part in scope if before.get(part) != after.get(part)}
         if not changed:
-            if origin and origin != self.origin(table):  # the same rows, of something else
-                current.create_write_transaction([], mode="append", schema=schema, commit_properties=properties)
+            if origin:
+                self.note(table, origin)
             return False
         fresh = [add for add in adds if Path(add.path).parent.name in changed]
         _move(fresh, staging, folder)
@@ -292,6 +433,20 @@ class Lake:
 
 # A partition's folder is "day=2024-01-31" or "as_of=2024-01-31T063000.000000Z": what DuckDB and file systems take as
 # it is. Delta's log holds the value as the protocol writes it.
+
+
+def _properties(origin: Mapping[str, Any]) -> CommitProperties:
+    return CommitProperties(custom_metadata={ORIGIN: json.dumps(origin, sort_keys=True)})
+
+
+def _count_by_partition(table: Table, rows: ir.Table) -> dict[datetime, int]:
+    """Count rows by the partition that they belong to; under one instant where a table has none."""
+    at = ibis.literal(engines.EPOCH, TIME)
+    if table.partition:
+        at = rows[_partitioned_by(table)]
+        at = at.truncate("D").cast(TIME) if _partition_column(table) == DAY else at
+    counts = rows.group_by(at=at).agg(rows=rows.count()).to_pyarrow().to_pylist()
+    return {row["at"]: row["rows"] for row in counts}
 
 
 def _partition_column(table: Table) -> str | None:

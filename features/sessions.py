@@ -19,7 +19,7 @@ from features.events import (
     epoch_us,
 )
 from features.sources import Settings
-from features.table import TIME, Table, materialize
+from features.table import TIME, Table, materialize, stack
 
 SESSIONS = Table(
     name="sessions",
@@ -278,11 +278,6 @@ def _measure(intervals: ir.Table) -> ir.Table:
         device=first.device,
         country=first.country,
     )
-
-
-def stack(upper: ir.Table, lower: ir.Table) -> ir.Table:
-    """Return the rows of both tables, which may differ in nullability: Ibis alone minds it."""
-    return upper.union(lower.select(*upper.columns).cast(upper.schema()))
 
 
 def us(duration: timedelta) -> int:

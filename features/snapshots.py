@@ -16,9 +16,9 @@ from pydantic import AfterValidator, Field
 
 from features.events import PURCHASE, SUPPORT_VIEW, epoch_us, utc_to_local
 from features.history import count_before, instants_table, sessions_as_known
-from features.sessions import micros, stack
+from features.sessions import micros
 from features.sources import Settings
-from features.table import TIME, Table, materialize
+from features.table import TIME, Table, materialize, stack
 
 
 class Feature(Protocol):

@@ -49,6 +49,9 @@ DELIMITERS = (",", "\t", ";", "|")
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line that is read; a longer one is malformed."""
 BLOCK_BYTES = 1024 * 1024
+RESERVED = "habitus."
+"""What the names of attributes begin with that are no features: contacts, and what users say of consent."""
+EMAIL, PHONE, CONSENT = f"{RESERVED}email", f"{RESERVED}phone", f"{RESERVED}consent."
 
 
 class SourceError(Exception):
@@ -143,12 +146,27 @@ class Source(Settings):
 
 
 class Users(Settings):
-    """Say where the attributes of users are."""
+    """Say where attributes of users are, and in which columns their `email` and `phone`, which are no features."""
 
     files: Files
     format: Format | None = None
     user_id: str
-    attributes: Names
+    attributes: Annotated[list[str], AfterValidator(_check_distinct)] = Field(default=[])
+    email: str | None = None
+    phone: str | None = None
+
+    def columns(self, consents: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        """Return by attribute the key of the configuration that names its column, and the column.
+
+        `consents` has such a key for each column that says what users consent to. What is no feature has a reserved
+        name, so that it may be an attribute as well.
+        """
+        columns = {name: ("users.attributes", name) for name in self.attributes}
+        if self.email is not None:
+            columns[EMAIL] = "users.email", self.email
+        if self.phone is not None:
+            columns[PHONE] = "users.phone", self.phone
+        return columns | {CONSENT + column: (key, column) for column, key in consents.items()}
 
 
 def find_files(files: str | list[str], folder: Path, known: Collection[str] = ()) -> list[Path]:
@@ -240,12 +258,12 @@ def row_text(rows: ir.Table) -> ir.StringValue:
     return ibis.coalesce(rows.line, rows.row.cast("json").cast("string"))
 
 
-def read_users(engine: DuckDB, users: Users, folder: Path) -> ir.Table:
-    """Read the attributes of users: user_id and a column for each attribute, and otherwise as `read_events` does."""
+def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str, str]) -> ir.Table:
+    """Read the attributes of users: user_id and those of `Users.columns`, and otherwise as `read_events` does."""
     rows = _read(engine.con, find_files(users.files, folder), users.format)
     _refuse_nothing(rows)
     selected = {"user_id": _column(engine, rows, "users.user_id", users.user_id)}
-    selected |= {name: _column(engine, rows, "users.attributes", name) for name in users.attributes}
+    selected |= {name: _column(engine, rows, *named) for name, named in users.columns(consents).items()}
     return _project(engine, rows, selected, folder)
 
 

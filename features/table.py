@@ -51,6 +51,11 @@ class Table:
         return tuple(name for name, dtype in self.schema.items() if not dtype.nullable)
 
 
+def stack(upper: ir.Table, lower: ir.Table) -> ir.Table:
+    """Return the rows of both tables, which may differ in nullability: Ibis alone minds it."""
+    return upper.union(lower.select(*upper.columns).cast(upper.schema()))
+
+
 def materialize(expr: ir.Table) -> ir.Table:
     """Run a query once, where its result is used more than once; the result lives as long as the engine.
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 from ibis.backends import BaseBackend
 
 from features.events import ADD_TO_CART, EVENTS, NUMBERS, PAGE_VIEW, PURCHASE, REFUND, SEARCH, SUPPORT_VIEW, TEXTS
-from features.sessions import sessionize, stack
-from features.table import MATERIALIZED, TIME, ContractError, materialize
+from features.sessions import sessionize
+from features.table import MATERIALIZED, TIME, ContractError, materialize, stack
 
 Take = Callable[[ir.Table, ir.Table, datetime], ir.Table]
 """Make of EVENTS, their SESSIONS and as_of a row for each user: `user_id`, and a column for each feature."""

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,9 @@ ONE_OFF_SETTINGS = {
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_FLOWS": '{"heartbeat_frequency": null}',  # ending a heartbeat takes a second for each stage
 }
+
+HELD = 3
+"""The exit status where the brake held a version."""
 
 app = typer.Typer(
     help="Behavioural segmentation: from raw events to segments and propensities that marketing tools act on.",
@@ -95,8 +99,18 @@ def score(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
 
 @app.command()
 def publish(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
-    """Publish the assignments as files."""
+    """Publish the assignments to all destinations; exit status 3 where the brake holds them."""
     _start("publish", config, as_of, as_json)
+
+
+@app.command()
+def release(
+    config: Config,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="What `publish` called it.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Publish a version that the brake held."""
+    _start("publish", config, None, as_json, label=label)
 
 
 @app.command()
@@ -150,6 +164,41 @@ def preview(
         print(importlib.import_module("flows.screen").to_json(found))
     else:
         flow.show(found, Console(highlight=False))
+
+
+@app.command()
+def forget(
+    users: Annotated[
+        list[str] | None, typer.Argument(metavar="USER...", help="The ids of users.", show_default=False)
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", metavar="FILE", help="Ids, one on each line.", show_default=False)
+    ] = None,
+    config: Annotated[Path, typer.Option("--config", help="The configuration.")] = Path("habitus.toml"),
+    as_json: Json = False,
+) -> None:
+    """Erase users from all tables, versions and destinations; without any, finish what was begun.
+
+    Exit status 1 where a destination has not removed them yet.
+    """
+    _quieten()
+    stage = importlib.import_module("flows.forget")
+    world = importlib.import_module("flows.world")
+    try:
+        configuration = load(config)
+        named = [*(users or ()), *(stage.read_ids(from_file) if from_file else ())]
+        with _progress():
+            if named:
+                stage.begin(configuration, named, datetime.now(UTC))
+            forgotten = stage.forget(config=str(config.resolve()))
+    except (*world.MISTAKES, *stage.BUSY, OSError) as error:
+        _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
+        raise typer.Exit(2 if isinstance(error, world.MISTAKES) else 1) from None
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(forgotten))
+    else:
+        stage.show(forgotten, _program(), Console(highlight=False))
+    raise typer.Exit(0 if forgotten.is_complete else 1)
 
 
 class _Segments(typer.core.TyperGroup):
@@ -236,7 +285,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options: bool) -> None:
+def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options: bool | str) -> None:
     """Call a stage's flow, show its progress on standard error and its result on standard output."""
     try:
         configuration = load(config)
@@ -248,14 +297,14 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
     with _progress():
         # Prefect, MLflow and scikit-learn take seconds to import, which a mistake in the configuration need not.
         flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
-        mistakes: tuple[type[Exception], ...] = importlib.import_module("flows.world").MISTAKES
+        world = importlib.import_module("flows.world")
         arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {}) | options
         complaint, status = "", 0
         try:
             result = flow(**arguments)
-        except mistakes as error:
+        except world.MISTAKES as error:
             complaint, status = f"{config}: {error}", 2
-        except OSError as error:  # a full disk, a folder without permission
+        except (*world.ELSEWHERE, OSError) as error:  # a full disk, a folder without permission
             complaint, status = str(error), 1
     if complaint:
         _complain(complaint)
@@ -265,6 +314,9 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         print(screen.to_json(result))
     elif stage == "run":
         screen.show(result, str(config), _program(), Console(highlight=False))
+    published = {"run": lambda: result.published, "publish": lambda: result}.get(stage)
+    if published is not None and published().held:
+        raise typer.Exit(HELD)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import os
 import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_origin
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
@@ -14,13 +14,21 @@ from features.labels import COLUMNS, LABEL_KIND, ChurnSettings, LabelSettings
 from features.lake import Lake
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
-from features.sources import Settings, Source, TimeZone, Users
+from features.sources import RESERVED, Settings, Source, TimeZone, Users
 from models.clusters import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
 from models.lifecycle import LifecycleSettings
 from models.rules import RuleSettings, RulesSettings
 from publish.assignments import ASSIGNMENTS
+from publish.brake import BrakeSettings
+from publish.consents import Purposes, check_purposes
+from publish.destination import NAME
+from publish.destinations import KINDS, AnySettings
+from publish.destinations.files import FilesSettings, Format
+
+LOCAL = "published"
+"""The destination that is there always: the folder of [publish]."""
 
 
 class ConfigurationError(Exception):
@@ -77,10 +85,16 @@ class EngineSettings(Settings):
 
 
 class PublishSettings(Settings):
-    """Say where published versions go, relative to the configuration, and which share of users is held out."""
+    """Say where versions are kept as files, and in which formats, for which purposes; who is held out; what is held.
 
-    folder: Path = Path("published")
+    That folder, relative to the configuration, is a destination as well, and always there: it is called published.
+    """
+
+    folder: str = "published"
+    formats: list[Format] = Field(default=["parquet", "csv"], min_length=1)
+    purposes: list[str] | None = None
     holdout_share: float = Field(default=0, ge=0, lt=1)
+    brake: BrakeSettings = BrakeSettings()
 
 
 class Configuration(Settings):
@@ -101,6 +115,8 @@ class Configuration(Settings):
     engine: EngineSettings = EngineSettings()
     storage: StorageSettings = StorageSettings()
     publish: PublishSettings = PublishSettings()
+    purposes: Purposes = Field(default_factory=dict)
+    destinations: dict[str, AnySettings] = Field(default_factory=dict)
     _file: Path = PrivateAttr(default=Path("habitus.toml"))
 
     @model_validator(mode="after")
@@ -109,6 +125,17 @@ class Configuration(Settings):
         for name in self.attributes:
             if name.lower() in taken:
                 raise ValueError(f"users.attributes: {name!r} is the name of a feature; rename the column")
+            if name.lower().startswith(RESERVED):
+                raise ValueError(f"users.attributes: names with {RESERVED!r} are reserved; rename the column {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _users_are_described(self) -> Self:
+        if self.users is None:
+            for key in self.consent_columns.values():
+                raise ValueError(f"{key}: there is no users' file to read it from; add [users]")
+        elif not self.users.columns(self.consent_columns):
+            raise ValueError("users: says nothing of users; give attributes, email or phone, or remove [users]")
         return self
 
     @model_validator(mode="after")
@@ -127,6 +154,23 @@ class Configuration(Settings):
         self.rules.check(texts | numbers)
         return self
 
+    @model_validator(mode="after")
+    def _destinations_have_purposes(self) -> Self:
+        for name in self.destinations:
+            if not NAME.fullmatch(name) or name == LOCAL:
+                raise ValueError(
+                    f"destinations: {name!r} is no name of one: write small letters, digits and _, a letter first; "
+                    f"{LOCAL} is the folder of [publish]"
+                )
+        check_purposes(self.destinations, self.purposes)
+        if self.publish.purposes is None and self.purposes:
+            raise ValueError(
+                f"publish.purposes: is missing; list those of {', '.join(self.purposes)} that users have to agree to "
+                "before they are in the published files, or write purposes = [] if it needs none"
+            )
+        check_purposes({LOCAL: self._local}, self.purposes)
+        return self
+
     @property
     def file(self) -> Path:
         """Return the file that was loaded."""
@@ -141,6 +185,12 @@ class Configuration(Settings):
     def attributes(self) -> list[str]:
         """List the attributes of users."""
         return self.users.attributes if self.users else []
+
+    @property
+    def consent_columns(self) -> dict[str, str]:
+        """Return the columns of the users' file that purposes name, with the key that does."""
+        named = {f"purposes.{name}.attribute": purpose.attribute for name, purpose in self.purposes.items()}
+        return {column: key for key, column in named.items() if column is not None}
 
     @property
     def snapshot_definitions(self) -> dict[str, Any]:
@@ -167,6 +217,16 @@ class Configuration(Settings):
     def published(self) -> Path:
         """Return the folder of published versions."""
         return (self.folder / self.publish.folder).resolve()
+
+    @property
+    def all_destinations(self) -> dict[str, AnySettings]:
+        """Return the settings of all destinations by name, the folder of published versions first."""
+        return {LOCAL: self._local, **self.destinations}
+
+    @property
+    def _local(self) -> FilesSettings:
+        publish = self.publish
+        return FilesSettings(folder=publish.folder, formats=publish.formats, purposes=publish.purposes)
 
     def open_lake(self) -> Lake:
         """Open the lake with the engine that HABITUS_ENGINE names; close it, or use it in `with`.
@@ -234,14 +294,19 @@ def explain(error: ValidationError) -> str:
     first = min(details, key=lambda detail: rank.get(detail["type"], 2))
     # Of a union pydantic reports every member; what is in the file is the key up to there.
     location = [str(part) for part in first["loc"] if str(part).islower() and "[" not in str(part) and part != "str"]
+    section: type[BaseModel] = Configuration
+    if location[:1] == ["destinations"] and len(location) > 2:
+        section = KINDS[location.pop(2)]  # its kind, which pydantic takes for a part of the place
     key = ".".join(location)
     match first["type"]:
         case "extra_forbidden":
-            return _explain_unknown(location)
+            return _explain_unknown(location, section)
         case error_type if error_type == LABEL_KIND:
             return _explain_label(location, first["input"], first["msg"])
         case "model_type" if location[0] == "rules" and len(location) == 2:
-            return _explain_unknown(location)
+            return _explain_unknown(location, section)
+        case "union_tag_not_found" | "union_tag_invalid" | "model_attributes_type":
+            return _explain_kind(key, first["input"])
         case "missing":
             return f"{key}: is missing"
         case "value_error":
@@ -250,8 +315,20 @@ def explain(error: ValidationError) -> str:
             return f"{key}: {first['input']!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _explain_unknown(location: list[str]) -> str:
-    known = _keys_at(Configuration, location[:-1])
+def _explain_kind(key: str, given: Any) -> str:
+    """Say what is wrong with the section of a destination that does not say of which kind it is."""
+    if not isinstance(given, dict):
+        return f"{key}: {given!r} is in no destination's section: write it under [destinations.NAME]"
+    kind, near = given.get("kind"), ""
+    if kind is not None:
+        matches = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.5)
+        near = f" (did you mean {matches[0]}?)" if matches else ""
+    return f"{key}.kind: {'is missing' if kind is None else f'{kind!r} is none'}{near}; there are {', '.join(KINDS)}"
+
+
+def _explain_unknown(location: list[str], section: type[BaseModel]) -> str:
+    """Say what is there instead of a key: of the configuration, or of a destination's section."""
+    known = _keys_at(Configuration, location[:-1]) if section is Configuration else _keys_at(section, location[2:-1])
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
     right = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"{'.'.join(location)}: no such key; {right}"
@@ -261,7 +338,7 @@ def _explain_label(location: list[str], given: Any, right: str) -> str:
     """Say what is wrong with a section that would be a label, or with a key of [labels] that is none."""
     key = ".".join(location)
     if not isinstance(given, dict):
-        return _explain_unknown(location)
+        return _explain_unknown(location, Configuration)
     if "kind" in given:
         return f"{key}.kind: {given['kind']!r} is wrong: {right}"
     near = difflib.get_close_matches(location[-1], COLUMNS, n=1, cutoff=0.5)
@@ -271,10 +348,13 @@ def _explain_label(location: list[str], given: Any, right: str) -> str:
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """List the keys that a section may have."""
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         if part not in model.model_fields:  # a section whose name is free
             return list((RuleSettings if model is RulesSettings else ChurnSettings).model_fields)
         annotation: Any = model.model_fields[part].annotation
+        if get_origin(annotation) is dict:  # sections whose names are free
+            next(parts, None)
         members = [annotation, *getattr(annotation, "__args__", ())]
         models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
         if not models:

@@ -16,10 +16,10 @@ import pyarrow as pa
 from prefect import flow, task
 
 from features.attributes import ATTRIBUTES, describe_users
+from features.erasures import Erased, find_erased
 from features.events import EVENTS, REASONS, REJECTED, Reconciled, accept, reconcile, reject_duplicates
 from features.files import FILES, content_of, count_rows, fingerprint
 from features.lake import Lake
-from features.sessions import stack
 from features.sources import (
     SourceError,
     UnreadableError,
@@ -32,7 +32,7 @@ from features.sources import (
     read_users,
     row_text,
 )
-from features.table import TIME, ContractError, materialize
+from features.table import TIME, ContractError, materialize, stack
 from flows.configuration import Configuration, load
 from flows.instant import name_run, scheduled_start
 from flows.world import TOUCHES_THE_WORLD
@@ -116,7 +116,8 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         known_contents = set() if anew else {file["content"] for file in known}
         # Of files with the same content, the first.
         new = {content: path for path, content in reversed(contents.items()) if content not in known_contents}
-        judged = _judge(lake, configuration, new, now, [] if anew else known)
+        erased = find_erased(lake)
+        judged = _judge(lake, configuration, new, now, [] if anew else known, erased)
         forget_files(lake.engine)
         attributes = _describe_users(lake, configuration)
         batch, changed = Batch(), False
@@ -125,6 +126,8 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         elif judged:
             batch, changed = _add(lake, configuration, judged, known)
         if attributes is not None:
+            if erased is not None:
+                attributes = _without_erased(lake, attributes, erased)
             changed |= lake.write(ATTRIBUTES, attributes)
         rejected = _count_by_reason(lake.read(REJECTED))
         accepted = lake.row_count(EVENTS)
@@ -164,7 +167,12 @@ def _sources(lake: Lake) -> list[str]:
 
 
 def _judge(
-    lake: Lake, configuration: Configuration, files: dict[str, Path], now: datetime, known: list[File]
+    lake: Lake,
+    configuration: Configuration,
+    files: dict[str, Path],
+    now: datetime,
+    known: list[File],
+    erased: Erased | None,
 ) -> _Judged | None:
     """Judge the rows of files, given by their content, without those that cannot be read; None without any."""
     if not files and not known:
@@ -176,7 +184,8 @@ def _judge(
     paths = sorted(files.values())
     try:
         raw = read_files(lake.engine, source, folder, paths, columns)
-        events, rejected = accept(raw.rows, source, configuration.time_zone, now)
+        among = None if erased is None else erased.among
+        events, rejected = accept(raw.rows, source, configuration.time_zone, now, among)
     except duckdb.ConversionException as error:
         raise SourceError(f"events.columns: {first_line(error)}") from error
     except (UnreadableError, duckdb.Error) as error:
@@ -189,10 +198,13 @@ def _judge(
         for why in unreadable.values():
             logger.warning("  skipped %s", why)
         readable = {content: path for content, path in files.items() if path not in unreadable}
-        return _judge(lake, configuration, readable, now, known)
+        return _judge(lake, configuration, readable, now, known, erased)
     if not known and not _count(events):
         raise SourceError(_explain_nothing(configuration, raw.rows, _count_by_reason(rejected)))
-    return _Judged(files, events, materialize(rejected), raw.columns)
+    rejected = materialize(rejected)
+    if erased is not None:
+        rejected = materialize(erased.withhold(rejected))
+    return _Judged(files, events, rejected, raw.columns)
 
 
 def _replace(lake: Lake, configuration: Configuration, judged: _Judged, known: list[File]) -> tuple[Batch, bool]:
@@ -332,14 +344,25 @@ def _count_by_reason(rejected: ir.Table) -> dict[str, int]:
 def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None:
     """Read the users' attributes; stop at rows that cannot be read: unlike for events, there is no table for them."""
     if configuration.users is None:
-        return None
-    users = read_users(lake.engine, configuration.users, configuration.folder)
+        # What was read before, contacts among it, is not to stay.
+        return lake.read(ATTRIBUTES).limit(0) if lake.has(ATTRIBUTES) else None
+    consents = configuration.consent_columns
+    users = read_users(lake.engine, configuration.users, configuration.folder, consents)
     malformed = users.filter(users.malformed)
     count = _count(malformed)
     if count:
-        row = row_text(malformed).min().to_pyarrow().as_py()
-        raise SourceError(f"users.files: {count} rows cannot be read, such as {row!r}; mend or remove them")
-    return describe_users(users, configuration.attributes)
+        if configuration.users.email or configuration.users.phone:  # which are not for logs
+            example = f"one of {malformed.source_file.min().to_pyarrow().as_py()}"
+        else:
+            example = repr(row_text(malformed).min().to_pyarrow().as_py())
+        raise SourceError(f"users.files: {count} rows cannot be read, such as {example}; mend or remove them")
+    return describe_users(users, list(configuration.users.columns(consents)))
+
+
+def _without_erased(lake: Lake, attributes: ir.Table, erased: Erased) -> ir.Table:
+    """Leave out users who were erased, unless they have come back: then they have events."""
+    gone = erased.among(attributes.select("user_id").distinct())
+    return attributes.anti_join(gone.anti_join(lake.read(EVENTS), "user_id"), "user_id")
 
 
 def _explain_nothing(configuration: Configuration, raw: ir.Table, by_reason: dict[str, int]) -> str:

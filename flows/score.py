@@ -117,14 +117,14 @@ def assign_users(config: str, as_of: datetime | None) -> Scored:
         as_of = resolve_as_of(as_of, configuration, lake)
         if isinstance(lake.engine, DuckDB):
             snapshot = read_snapshots(lake, configuration, [as_of])
-            before = _read_previous(lake, configuration, as_of).to_pandas().set_index("user_id")
+            before = read_previous(lake, configuration, as_of).to_pandas().set_index("user_id")
             snapshot[scoring.PREVIOUS] = snapshot["user_id"].map(before[scoring.PREVIOUS])
             serving, off = _find_all_serving(configuration, as_of, snapshot)
             assigned = ibis.memtable(scoring.score(snapshot, serving))
         else:  # which may hold more users than this process can: parts are scored where they are
             users = _read_snapshot(lake, configuration, as_of)
             serving, off = _find_all_serving(configuration, as_of, users)
-            users = users.left_join(_read_previous(lake, configuration, as_of), "user_id").drop("user_id_right")
+            users = users.left_join(read_previous(lake, configuration, as_of), "user_id").drop("user_id_right")
             parts = lake.engine.map_frames(users, partial(scoring.score_part, serving=serving), table.schema)
             assigned = scoring.rank(parts)
         lake.write(table, assigned, only=[as_of])
@@ -139,7 +139,7 @@ def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) ->
     return lake.read(table, only=[as_of])
 
 
-def _read_previous(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:
+def read_previous(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:
     """Return the segments of the latest scoring before `as_of`: user_id and PREVIOUS; none without one."""
     table = assignments_table(configuration.labels.named)
     latest = [instant for instant in lake.partitions(table) if instant < as_of][-1:]
@@ -176,6 +176,7 @@ def _find_all_serving(
         holdout_share=configuration.publish.holdout_share,
         salt=configuration.name,
         labels=tuple(labels),
+        destinations=configuration.all_destinations,
     )
     return serving, off | dict.fromkeys(configuration.rules.switched_off, "switched off")
 

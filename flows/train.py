@@ -31,6 +31,8 @@ logger = logging.getLogger("habitus")
 MINIMUM_ROWS = 50
 MINIMUM_OF_EACH_CLASS = 10
 PURPOSES: tuple[Purpose, ...] = ("train", "validation", "test")
+LAST_SNAPSHOT = "last_snapshot"
+"""The tag of a version that names the last instant of the snapshots it was made from: who came later is in none."""
 LEARNT_WITH = ("habitus", "lightgbm", "optuna", "scikit-learn", "numpy", "pandas")
 
 
@@ -118,7 +120,8 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             run.log_dict(known.to_dict(), "lineage.json")
             run.log_dict(metadata, "segments.json")
             run.log_text(segment_card.to_html(model, configuration.name, as_of), "segments.html")
-            tags = version_tags(as_of, promoted=model.doubt is None) | {NEXT_NUMBER: str(model.next_number)}
+            tags = version_tags(as_of, promoted=model.doubt is None)
+            tags |= {LAST_SNAPSHOT: as_of.isoformat(), NEXT_NUMBER: str(model.next_number)}
             run.log_model(model.pipeline, name, fingerprint, snapshot, metadata, tags=tags)
         number = run.version
     return _conclude(registry, name, "segments", number, as_of, snapshot)
@@ -232,7 +235,7 @@ def _train(
             "test_as_of": test["as_of"].iloc[0].isoformat(),
         }
         run.log_dict({**told, **metadata}, "decision.json")
-        tags = version_tags(as_of, promoted=contest.decision.promoted)
+        tags = version_tags(as_of, promoted=contest.decision.promoted) | {LAST_SNAPSHOT: metadata["test_as_of"]}
         run.log_model(contest.learned.model, name, fingerprint, train, metadata, tags=tags)
     return run.version
 

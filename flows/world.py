@@ -9,10 +9,18 @@ from features.attributes import DuplicateUserError
 from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import ConfigurationError
+from publish.lock import LockedError
+
+
+class DeliveryError(Exception):
+    """Say which destinations did not take the present version, and why."""
+
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
-LASTING = (*MISTAKES, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+ELSEWHERE = (DeliveryError, LockedError)
+"""What is to be put right elsewhere, and tried again with the same command: shown in one line."""
+LASTING = (*MISTAKES, *ELSEWHERE, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 async def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -24,6 +24,7 @@ from models.conditions import (
     resolve,
     thresholds,
 )
+from models.descriptions import SHARE_MAX, SHARE_MIN, USERS_MIN
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ class RulesSettings(Settings):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, RuleSettings] = Field(init=False)
 
-    users_min: int = Field(default=10, ge=0)
-    share_min: float = Field(default=0.005, ge=0, le=1)
-    share_max: float = Field(default=0.6, ge=0, le=1)
+    users_min: int = Field(default=USERS_MIN, ge=0)
+    share_min: float = Field(default=SHARE_MIN, ge=0, le=1)
+    share_max: float = Field(default=SHARE_MAX, ge=0, le=1)
 
     @model_validator(mode="after")
     def _rules_have_names_and_conditions(self) -> "RulesSettings":

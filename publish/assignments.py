@@ -1,6 +1,5 @@
 """ASSIGNMENTS: one row per user, the contract with marketing tools."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from features.table import TIME, Table
+from publish.holdout import hold_out
 
 SCHEMA_VERSION = "1.3"
 """Of ASSIGNMENTS. An added column raises the second number, anything else the first."""
@@ -168,13 +168,6 @@ def assign(
     return _conform(table, contract)
 
 
-def hold_out(user_ids: pd.Series, share: float, salt: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Choose a share of users to be left alone, by a salted hash: the same ones at each run and in each segment."""
-    limit = share * 2**64
-    hashed = (hashlib.sha256(f"{salt}\x1f{user_id}".encode()).digest()[:8] for user_id in user_ids)
-    return np.array([int.from_bytes(digest, "big") < limit for digest in hashed], dtype=np.bool_)
-
-
 def _conform(table: pd.DataFrame, contract: Table) -> pd.DataFrame:
     """Return all columns of a contract with its types; one that is not there is null."""
     columns = {}
@@ -205,28 +198,3 @@ def from_arrow(table: pa.Table) -> pd.DataFrame:
         if dtype.is_array():
             frame[name] = [list(items) for items in frame[name]]
     return frame
-
-
-def describe(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what a manifest says of ASSIGNMENTS: users in all, by segment, rule and stage, scores and models."""
-    labels = labels_in(rows.columns)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "users": len(rows),
-        "segments": [
-            {"segment_id": segment_id, "segment_name": segment_name, "users": len(members)}
-            for (segment_id, segment_name), members in rows.groupby(["segment_id", "segment_name"])
-        ],
-        "rule_segments": _counts(rows["rule_segments"].explode().dropna()),
-        "lifecycle_stages": _counts(rows["lifecycle_stage"]),
-        "scored": {label: int(rows[f"{label}_probability"].notna().sum()) for label in labels},
-        "models": {kind: _version(rows[f"{kind}_version"]) for kind in ("segments", *labels)},
-    }
-
-
-def _counts(values: pd.Series) -> Mapping[str, int]:
-    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
-
-
-def _version(versions: pd.Series) -> int | None:
-    return None if versions.isna().all() else int(versions.dropna().iloc[0])

@@ -20,16 +20,26 @@ class DestinationError(Exception):
     """Say in one line why a destination did not take a version, without any credential."""
 
 
+GIVE = 'give { env = "VARIABLE" } or { block = "prefect-block" }'
+
+
 class Credential(Settings):
     """Say where a password, key or address with one is: in an environment variable, or in a Prefect block."""
 
     env: str | None = None
     block: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_text(cls, given: object) -> object:
+        if not isinstance(given, dict | Credential):
+            raise ValueError(f"a credential does not belong into a file; {GIVE}")
+        return given
+
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.env is None) == (self.block is None):
-            raise ValueError('give { env = "VARIABLE" } or { block = "prefect-block" }')
+            raise ValueError(GIVE)
         return self
 
 

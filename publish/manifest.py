@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from publish.assignments import ASSIGNMENTS, DIALECT, describe
+from publish.assignments import ASSIGNMENTS, DIALECT, SCHEMA_VERSION, assignments_table, labels_in
 
 MANIFEST_VERSION = "1.0"
 """Of the manifest. An added key raises the second number, anything else the first."""
@@ -64,10 +65,33 @@ def manifest_schema() -> dict[str, Any]:
     }
 
 
+def describe(rows: pa.Table) -> dict[str, Any]:
+    """Return what a manifest says of ASSIGNMENTS: users in all, by segment, rule and stage, scores and models."""
+    labels = labels_in(rows.column_names)
+    segments = (
+        rows.filter(pc.is_valid(rows["segment_id"]))
+        .group_by(["segment_id", "segment_name"])
+        .aggregate([([], "count_all")])
+    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "users": len(rows),
+        "segments": [
+            {"segment_id": row["segment_id"], "segment_name": row["segment_name"], "users": row["count_all"]}
+            for row in segments.sort_by([("segment_id", "ascending"), ("segment_name", "ascending")]).to_pylist()
+        ],
+        "rule_segments": _counts(pc.list_flatten(rows["rule_segments"])),
+        "lifecycle_stages": _counts(rows["lifecycle_stage"]),
+        "scored": {label: len(rows) - rows[f"{label}_probability"].null_count for label in labels},
+        "models": {kind: pc.max(rows[f"{kind}_version"]).as_py() for kind in ("segments", *labels)},
+    }
+
+
 def without(manifest: Mapping[str, Any], erased: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a manifest whose counts are without some rows, which may be of an earlier contract."""
-    names = [*ASSIGNMENTS.schema.names, *(name for row in erased[:1] for name in row if name not in ASSIGNMENTS.schema)]
-    gone = describe(pd.DataFrame(list(erased), columns=names, dtype=object))
+    contract = assignments_table(labels_in(erased[0])) if erased else ASSIGNMENTS
+    fields = [pa.field(name, dtype.to_pyarrow()) for name, dtype in contract.schema.items()]
+    gone = describe(pa.Table.from_pylist(list(erased), pa.schema(fields)))
     segments = {segment["segment_id"]: segment["users"] for segment in gone["segments"]}
     left = dict(manifest) | {"users": manifest["users"] - gone["users"]}
     left["erased"] = manifest.get("erased", 0) + gone["users"]
@@ -85,3 +109,8 @@ def without(manifest: Mapping[str, Any], erased: Sequence[Mapping[str, Any]]) ->
 
 def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    found = {str(pair["values"].as_py()): pair["counts"].as_py() for pair in pc.value_counts(values)}
+    return dict(sorted(found.items()))

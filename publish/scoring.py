@@ -16,6 +16,8 @@ from models.reasons import NoTreesError, reasons
 from models.rules import ReadyRule
 from models.segments import SegmentModel
 from publish.assignments import PROPENSITIES, Scores, assign, labels_in, to_arrow
+from publish.destination import DestinationSettings
+from publish.holdout import held_out_of
 
 PREVIOUS = "previous_segment_id"
 """The column of a snapshot that says which segment a user had at the scoring before; it need not be there."""
@@ -39,7 +41,7 @@ class Serving:
     """Hold what serves at an instant, rules made ready for all users, the labels that have columns, who is held out.
 
     With `dwell_margin`, users stay in the segment that the snapshot's column PREVIOUS says unless another is nearer by
-    that share.
+    that share. `destinations` say which share of a segment's users is held out of them.
     """
 
     segments: SegmentModel | None = None
@@ -51,6 +53,7 @@ class Serving:
     holdout_share: float = 0
     salt: str = ""
     labels: Sequence[str] = PROPENSITIES
+    destinations: Mapping[str, DestinationSettings] = field(default_factory=dict)
 
 
 def score(snapshot: pd.DataFrame, serving: Serving) -> pa.Table:
@@ -73,18 +76,31 @@ def rank(parts: ir.Table) -> ir.Table:
 
 def _assign(snapshot: pd.DataFrame, serving: Serving, in_part: bool) -> pa.Table:
     model, previous = serving.segments, snapshot.get(PREVIOUS)
+    discovered = None if model is None else segments.assign(model, snapshot, previous, serving.dwell_margin)
+    named = rules.match(snapshot, serving.rules)
     assigned = assign(
         snapshot,
-        None if model is None else segments.assign(model, snapshot, previous, serving.dwell_margin),
+        discovered,
         serving.segments_version,
-        rules.match(snapshot, serving.rules),
+        named,
         lifecycle.assign(snapshot, serving.lifecycle),
         {name: _score(snapshot, propensity, in_part) for name, propensity in serving.propensities.items()},
         serving.holdout_share,
         serving.salt,
         serving.labels,
+        _held_out_of(discovered, named, serving),
     )
     return to_arrow(assigned)
+
+
+def _held_out_of(discovered: pd.DataFrame | None, named: pd.Series, serving: Serving) -> pd.Series | None:
+    """List by user the segments that they are held out of, and where; None where nobody is."""
+    if not any(destination.holdout_share for destination in serving.destinations.values()):
+        return None
+    if discovered is not None:
+        own = discovered.set_index("user_id")["segment_id"].reindex(named.index)
+        named = pd.Series([[one, *others] for one, others in zip(own, named, strict=True)], index=named.index)
+    return held_out_of(named, serving.destinations, serving.salt)
 
 
 def _percentile(parts: ir.Table, name: str) -> ir.FloatingColumn:

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 from ibis.backends.duckdb import Backend as DuckDB
 
-from features.attributes import ATTRIBUTES, DuplicateUserError, describe_users
+from features.attributes import ATTRIBUTES, DuplicateUserError, contacts, describe_users
+from features.sources import CONSENT, EMAIL, PHONE
 
 
 def describe(engine: DuckDB, users: Sequence[Mapping[str, Any]]) -> set[tuple[str, str, str]]:
@@ -78,3 +79,43 @@ def test_attributes_of_any_type_become_text(engine: DuckDB) -> None:
         ("ada", "seats", "3"),
         ("ada", "trial", "true"),
     }
+
+
+@pytest.mark.parametrize(("name", "said"), [(EMAIL, "email"), (f"{CONSENT}newsletter", "newsletter")])
+def test_a_contact_or_consent_that_is_given_twice_differently_is_named_without_it(
+    engine: DuckDB, name: str, said: str
+) -> None:
+    users = [{"user_id": "ada", name: "a@example.org"}, {"user_id": "ada", name: "b@example.org"}]
+    with pytest.raises(DuplicateUserError, match=rf"^user 'ada' has 2 values of {said}; give one$"):
+        describe(engine, users)
+
+
+# --- contacts ---
+
+
+def contacts_of(engine: DuckDB, rows: Sequence[tuple[str, str, str]]) -> list[tuple[str | None, ...]]:
+    columns = [dict(zip(ATTRIBUTES.schema.names, row, strict=True)) for row in rows]
+    table = engine.create_table("attributes", pa.Table.from_pylist(columns, ATTRIBUTES.schema.to_pyarrow()), temp=True)
+    found = contacts(table).order_by("user_id").to_pyarrow()
+    assert found.column_names == ["user_id", "email", "phone"]
+    return [tuple(row.values()) for row in found.to_pylist()]
+
+
+def test_contacts_are_null_where_they_were_not_given(engine: DuckDB) -> None:
+    rows = [
+        *[("ada", EMAIL, "Ada@Example.org"), ("ada", PHONE, "+44 20 7946 0000")],
+        *[("ben", EMAIL, "ben@example.org"), ("cat", PHONE, "0049 30 1234"), ("dan", "plan", "pro")],
+    ]
+    assert contacts_of(engine, rows) == [
+        ("ada", "Ada@Example.org", "+44 20 7946 0000"),
+        ("ben", "ben@example.org", None),
+        ("cat", None, "0049 30 1234"),
+    ]
+
+
+def test_an_attribute_that_is_called_email_is_no_contact(engine: DuckDB) -> None:
+    assert contacts_of(engine, [("ada", "email", "weekly"), ("ada", "phone", "android")]) == []
+
+
+def test_nobody_has_contacts_where_nothing_is_known(engine: DuckDB) -> None:
+    assert contacts_of(engine, []) == []

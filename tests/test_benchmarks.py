@@ -185,6 +185,7 @@ def test_habitus_leaves_the_events_that_it_is_measured_with_as_they_were(events:
         ("memory --events 2000 --days 3 --rounds 1", "| 2,000 | 1 GB |"),
         ("snapshots --events 2000 --days 90 --rounds 1", "| sessions | one | 12 weekly |"),
         ("scoring --users 2000 --rounds 1", "| 2,000 | 62 |"),
+        ("publishing --users 2000 --rounds 1", "| 2,000 | 19 |"),
         pytest.param("segments --users 2000", "| 2,000 | 30 |", marks=pytest.mark.slow),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.configuration import Configuration, ConfigurationError, load, parse_as_of
+from publish.consents import PurposeSettings
 
 SMALLEST = """
 name = "shop"
@@ -154,6 +155,7 @@ def test_an_unknown_key_is_told_with_the_nearest_one(tmp_path: Path, right: str,
         ("[labels.churn]\nhorizon = 28\n", "labels.churn.horizon: no such key; did you mean horizon_days?"),
         ("[labels]\ndelay = 2\n", "labels.delay: no such key; did you mean delay_days?"),
         ("[users]\nuser = 1\n", "users.user: no such key; did you mean user_id?"),
+        ("[publish.brake]\naudience = 1\n", "publish.brake.audience: no such key; did you mean audience_min?"),
         ('page = { sq = "url" }\n', "events.columns.page.sq: no such key; did you mean sql?"),
     ],
 )
@@ -282,6 +284,71 @@ def test_a_wrong_rule_is_told_with_what_would_be_right(tmp_path: Path, more: str
     assert mistake(tmp_path, SMALLEST + more) == said
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('[purposes.ads]\ngrantd_by = ["on"]\n', "purposes.ads.grantd_by: no such key; did you mean granted_by?"),
+        ('[purposes.missing]\nattribut = "x"\n', "purposes.missing.attribut: no such key; did you mean attribute?"),
+        (
+            '[purposes]\nattribute = "newsletter"\n',
+            "purposes: 'attribute' is in no purpose's section: write it under [purposes.NAME]",
+        ),
+        (
+            '[purposes.Ads]\ngranted_by = ["on"]\n',
+            "purposes: 'Ads' is no name of a purpose: write small letters, digits and _, a letter first",
+        ),
+        ("[purposes]\nads = true\n", "purposes: 'ads' is in no purpose's section: write it under [purposes.NAME]"),
+        (
+            "[purposes.ads]\n",
+            'purposes.ads: give either attribute = "column of the users\' file" or granted_by = ["event"] and '
+            'withdrawn_by = ["event"]; neither is given',
+        ),
+        (
+            '[purposes.ads]\ngranted_by = ["on"]\nmissing = false\n',
+            "purposes.ads.missing: False is wrong: input should be 'no' or 'yes'",
+        ),
+    ],
+)
+def test_a_wrong_purpose_is_told_with_what_would_be_right(tmp_path: Path, more: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST + more) == said
+
+
+USERS = '[users]\nfiles = "users.csv"\nuser_id = "id"\n'
+NEWS = '[purposes.news]\nattribute = "newsletter"\n'
+
+
+def test_contacts_and_consents_are_no_attributes(tmp_path: Path) -> None:
+    shop = load_text(tmp_path, f'{SMALLEST}{USERS}email = "mail"\n{NEWS}[publish]\npurposes = ["news"]\n')
+    assert shop.attributes == []
+    assert Configuration.model_validate(shop.model_dump()).model_dump() == shop.model_dump()  # as a preview does
+    assert shop.consent_columns == {"newsletter": "purposes.news.attribute"}
+
+
+@pytest.mark.parametrize("feature", ["email", "mail", "newsletter", "habitus.email", "habitus.consent.newsletter"])
+def test_no_rule_can_be_about_a_contact_or_a_consent(tmp_path: Path, feature: str) -> None:
+    rule = f"[rules.reached]\ncondition = \"{feature} = 'yes'\"\n"
+    assert mistake(tmp_path, f'{SMALLEST}{USERS}email = "mail"\n{NEWS}{rule}').startswith("rules.reached.condition: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (NEWS, "purposes.news.attribute: there is no users' file to read it from; add [users]"),
+        (USERS, "users: says nothing of users; give attributes, email or phone, or remove [users]"),
+        (f'{USERS}emial = "mail"\n', "users.emial: no such key; did you mean email?"),
+    ],
+)
+def test_a_users_file_is_there_for_something(tmp_path: Path, more: str, said: str) -> None:
+    assert mistake(tmp_path, SMALLEST + more) == said
+
+
+def test_purposes_are_read_by_name(tmp_path: Path) -> None:
+    text = '[purposes.news]\ngranted_by = ["news_on"]\nwithdrawn_by = ["news_off"]\nmissing = "yes"\n'
+    text += "[publish]\npurposes = []\n"
+    purposes = load_text(tmp_path, SMALLEST + text).purposes
+    assert purposes == {"news": PurposeSettings(granted_by=["news_on"], withdrawn_by=["news_off"], missing="yes")}
+
+
 @pytest.mark.parametrize("name", ["recency_days", "device", "plan", "churned", "segments", "holdout", "user_id"])
 def test_a_label_is_not_named_like_another_column(tmp_path: Path, name: str) -> None:
     users = '[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = ["Plan"]\n'
@@ -330,6 +397,7 @@ NOT_EMPTY = "list should have at least 1 item after validation, not 0"
         ("segments", "k_max", "51", "input should be less than or equal to 50"),
         ("publish", "holdout_share", "1", "input should be less than 1"),
         ("publish", "holdout_share", "-0.1", "input should be greater than or equal to 0"),
+        ("publish.brake", "users_loss_max", "20", "input should be less than or equal to 1"),
         ("events.names", "view", "1", "input should be a valid string"),
         ("events.columns", "event_id", "[1]", "input should be a valid string"),
     ],
@@ -373,13 +441,17 @@ def test_what_is_no_time_zone_is_told_with_some_that_are(tmp_path: Path, zone: s
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
-        ("[]", "users.attributes: [] is wrong: list should have at least 1 item after validation, not 0"),
+        ("[]", "users: says nothing of users; give attributes, email or phone, or remove [users]"),
         ('["plan", "device"]', "users.attributes: 'device' is the name of a feature; rename the column"),
         ('["recency_days"]', "users.attributes: 'recency_days' is the name of a feature; rename the column"),
         ('["session_count_28d"]', "users.attributes: 'session_count_28d' is the name of a feature; rename the column"),
         ('["user_id"]', "users.attributes: 'user_id' is the name of a feature; rename the column"),
         ('["plan", "plan"]', "users.attributes: 'plan' is there twice"),
         ('["plan", "Plan"]', "users.attributes: 'Plan' is there twice"),
+        (
+            '["Habitus.email"]',
+            "users.attributes: names with 'habitus.' are reserved; rename the column 'Habitus.email'",
+        ),
     ],
 )
 def test_attributes_are_some_each_once_and_no_features(tmp_path: Path, attributes: str, said: str) -> None:
@@ -427,3 +499,53 @@ def test_what_is_no_instant_is_told_with_some_that_are(text: str) -> None:
         parse_as_of(text, "UTC")
     right = "2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
     assert str(caught.value) == f"--as-of {text!r} is no instant: write {right}"
+
+
+# --- destinations ---
+
+WEBHOOK = """
+[destinations.crm]
+kind = "webhook"
+url = "https://crm.example/habitus"
+secret = { env = "CRM_SECRET" }
+"""
+
+
+def test_the_folder_of_published_versions_is_a_destination(tmp_path: Path) -> None:
+    destinations = load_text(tmp_path, SMALLEST).all_destinations
+    assert list(destinations) == ["published"]
+    assert (destinations["published"].kind, destinations["published"].purposes) == ("files", None)
+
+
+def test_each_section_is_a_destination_of_its_kind(tmp_path: Path) -> None:
+    crm = load_text(tmp_path, SMALLEST + WEBHOOK).all_destinations["crm"]
+    assert crm.kind == "webhook"
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        (WEBHOOK.replace('"webhook"', '"webhok"'), "destinations.crm.kind: 'webhok' is none (did you mean webhook?)"),
+        (WEBHOOK.replace('kind = "webhook"\n', ""), "destinations.crm.kind: is missing; there are files, sql, webhook"),
+        (WEBHOOK.replace("url =", "ulr ="), "destinations.crm.ulr: no such key; did you mean url?"),
+        (WEBHOOK.replace("env =", "enviro ="), "destinations.crm.secret.enviro: no such key; did you mean env?"),
+        (WEBHOOK.replace('{ env = "CRM_SECRET" }', '"hunter2"'), "destinations.crm.secret"),
+        (WEBHOOK.replace('{ env = "CRM_SECRET" }', "{}"), 'give { env = "VARIABLE" } or { block = "prefect-block" }'),
+        (WEBHOOK + "holdout_share = 1.5\n", "destinations.crm.holdout_share"),
+        (WEBHOOK + 'purposes = ["ads"]\n', "destinations.crm.purposes: there is no [purposes.ads]; there are none"),
+        (WEBHOOK.replace("destinations.crm", "destinations.published"), "published is the folder of [publish]"),
+        (WEBHOOK.replace("destinations.crm", "destinations.CRM"), "'CRM' is no name of one"),
+        ("[destinations]\ncrm = 1\n", "destinations.crm: 1 is in no destination's section"),
+        (
+            '[purposes.ads]\ngranted_by = ["on"]\n[publish]\npurposes = []\n' + WEBHOOK,
+            "destinations.crm.purposes: is missing; list those of ads that its users have to agree to",
+        ),
+        ('[purposes.ads]\ngranted_by = ["on"]\n', "publish.purposes: is missing"),
+    ],
+)
+def test_a_mistake_in_a_destination_is_one_line_that_says_what_would_be_right(
+    tmp_path: Path, section: str, complaint: str
+) -> None:
+    said = mistake(tmp_path, SMALLEST + section)
+    assert complaint in said
+    assert "hunter2" not in said

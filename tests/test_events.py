@@ -204,7 +204,7 @@ def test_of_several_reasons_a_row_has_the_first(engine: DuckDB) -> None:
     piled: list[Row] = []
     for mistake in mistakes:
         piled.append((piled[-1] if piled else {}) | mistake)
-    expected = [reason for reason in REASONS if reason not in ("malformed_row", "duplicate_id")]
+    expected = [reason for reason in REASONS if reason not in ("malformed_row", "erased", "duplicate_id")]
     assert reasons(engine, piled) == expected[::-1]
 
 

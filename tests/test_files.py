@@ -27,11 +27,11 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from features.table import ContractError
-from publish.assignments import ASSIGNMENTS, assignments_table, describe, from_arrow
+from publish.assignments import ASSIGNMENTS, assignments_table
 from publish.changes import CHANGES
 from publish.destination import DestinationError, Release
 from publish.destinations.files import Files, FilesSettings, Format
-from publish.manifest import manifest_schema
+from publish.manifest import describe, manifest_schema
 
 AS_OF = pd.Timestamp("2024-06-30T05:00:00Z")
 LATER = pd.Timestamp("2024-07-01T05:00:00Z")
@@ -64,7 +64,7 @@ def made(engine: DuckDB) -> Make:
         table = pa.Table.from_pylist([DEFAULTS | {"as_of": as_of} | row for row in rows], schema=schema)
         feed = pa.Table.from_pylist([CHANGE | row for row in changes], schema=CHANGES.schema.to_pyarrow())
         all_changes = engine.create_table(f"feed_{time.monotonic_ns()}", feed, temp=True)
-        said = describe(from_arrow(table)) | {
+        said = describe(table) | {
             **{"source": "shop", "configuration": "abc", "withheld": {}},
             "refused": {"users": {}, "held_out": {}, "held_back": {}},
         }

@@ -23,7 +23,8 @@ from features.aliases import ALIASES
 from features.events import EVENTS
 from features.increments import Sessionized, update_sessions
 from features.lake import Lake
-from features.sessions import SESSIONS, sessionize, stack
+from features.sessions import SESSIONS, sessionize
+from features.table import stack
 
 Row = dict[str, Any]
 

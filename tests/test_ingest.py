@@ -16,12 +16,15 @@ from conftest import events_of, habitus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.attributes import ATTRIBUTES
 from features.events import EVENTS, REJECTED
 from features.files import FILES
 from features.lake import Lake
 from features.sources import SourceError, UnreadableError
 from features.table import Table
 from flows.ingest import Ingested, accept_files
+from flows.sessions import sessionize
+from flows.snapshot import store_snapshots
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = """
@@ -636,3 +639,87 @@ def test_the_command_rebuilds(shop: Shop) -> None:
 
     assert json.loads(done.stdout)["accepted"] == 1
     assert shop.ids() == ["2"]
+
+
+# --- users ---
+
+PEOPLE = """
+[users]
+files = "people.txt"
+user_id = "user"
+"""
+CONTACTS = (
+    PEOPLE
+    + """
+attributes = ["plan"]
+email = "mail"
+phone = "tel"
+[purposes.news]
+attribute = "letters"
+"""
+)
+
+
+@pytest.fixture
+def described(shop: Shop) -> Shop:
+    """Return a shop whose users' file has contacts and a consent, before anything is read."""
+    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ben,2024-03-02 10:00:00,home")
+    shop.put("people.txt", "ada,pro,Ada@Example.org,020,yes", "ben,free,,,", header="user,plan,mail,tel,letters")
+    shop.configure(CONFIG + CONTACTS)
+    return shop
+
+
+def attributes_of(shop: Shop, user: str = "ada") -> dict[str, str]:
+    return {row["attribute"]: row["value"] for row in shop.rows(ATTRIBUTES) if row["user_id"] == user}
+
+
+def test_contacts_and_consents_are_stored_under_reserved_names(described: Shop) -> None:
+    described.ingest()
+    assert attributes_of(described) == {
+        "plan": "pro",
+        "habitus.email": "Ada@Example.org",
+        "habitus.phone": "020",
+        "habitus.consent.letters": "yes",
+    }
+    assert attributes_of(described, "ben") == {"plan": "free"}
+
+
+def test_a_withdrawal_in_the_users_file_is_read_without_new_events(described: Shop) -> None:
+    described.ingest()
+    described.put("people.txt", "ada,pro,Ada@Example.org,020,no", header="user,plan,mail,tel,letters")
+    assert described.ingest().changed
+    assert attributes_of(described)["habitus.consent.letters"] == "no"
+
+
+def test_other_columns_of_users_are_read_without_new_events(described: Shop) -> None:
+    described.ingest()
+    described.configure(CONFIG + PEOPLE + 'email = "mail"\n')
+    assert described.ingest().changed
+    assert attributes_of(described) == {"habitus.email": "Ada@Example.org"}
+
+
+def test_nothing_of_users_stays_without_a_users_file(described: Shop) -> None:
+    described.ingest()
+    described.configure()
+    assert described.ingest().changed
+    assert described.rows(ATTRIBUTES) == []
+    assert not described.ingest().changed
+
+
+def test_a_users_row_with_contacts_that_cannot_be_read_is_not_repeated(described: Shop) -> None:
+    described.put("people.txt", "ada,pro,Ada@Example.org,020,yes,extra", header="user,plan,mail,tel,letters")
+    with pytest.raises(SourceError, match=r"^users\.files: 1 rows cannot be read, such as one of people\.txt; mend"):
+        described.ingest()
+
+
+def test_contacts_and_consents_are_in_no_other_table(described: Shop) -> None:
+    described.ingest()
+    sessionize.fn(str(described.config))
+    store_snapshots.fn(str(described.config), None, False)
+    stored = {folder.name for folder in (described.folder / "lake").iterdir() if folder.is_dir()}
+    assert "snapshots" in stored
+    with Lake(described.folder / "lake") as lake:
+        for name in stored - {ATTRIBUTES.name}:
+            rows = lake.engine.read_parquet(f"{described.folder}/lake/{name}/**/*.parquet").to_pyarrow()
+            assert not {"Ada@Example.org", "020"} & {str(value) for row in rows.to_pylist() for value in row.values()}
+            assert not {column for column in rows.column_names if "habitus" in column or "letters" in column}

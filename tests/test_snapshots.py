@@ -28,6 +28,7 @@ from features.snapshots import (
     take_snapshots,
     title,
 )
+from features.sources import CONSENT, EMAIL, PHONE
 from features.table import TIME, materialize
 from flows.configuration import ConfigurationError, load
 from flows.snapshot import store_snapshots
@@ -679,6 +680,16 @@ def test_a_user_who_is_only_described_is_not_in_the_snapshot(engine: DuckDB) -> 
     attributes = [("u", "plan", "gold"), ("w", "plan", "free")]
 
     assert snapshot_of(engine, [at("04-01T10:00")], attributes=attributes, attribute_names=("plan",)).keys() == {"u"}
+
+
+def test_contacts_and_consents_are_no_features(engine: DuckDB) -> None:
+    plans = [("u", "plan", "gold")]
+    private = [("u", EMAIL, "u@example.org"), ("u", f"{CONSENT}plan", "no"), ("v", PHONE, "020")]
+    rows = [at("04-01T10:00"), at("04-01T10:00", user_id="v")]
+    first, second = (
+        snapshot_of(engine, rows, attributes=given, attribute_names=("plan",)) for given in (plans, plans + private)
+    )
+    assert first == second
 
 
 def test_attributes_are_in_the_contract() -> None:

@@ -644,7 +644,7 @@ def test_fields_of_a_field_that_only_other_files_had_are_null(engine: DuckDB, tm
 def attributes(engine: DuckDB, folder: Path, files: dict[str, str | bytes], *names: str) -> list[dict[str, Any]]:
     write(folder, files)
     users = Users(files=sorted(files), user_id="user", attributes=list(names))
-    expr: ibis.expr.types.Table = read_users(engine, users, folder).select("user_id", *names)
+    expr: ibis.expr.types.Table = read_users(engine, users, folder, {}).select("user_id", *names)
     rows: list[dict[str, Any]] = expr.to_pyarrow().to_pylist()
     return rows
 
@@ -666,3 +666,50 @@ def test_a_missing_attribute_is_named(engine: DuckDB, tmp_path: Path) -> None:
 def test_a_missing_column_of_users_is_named(engine: DuckDB, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^users\.user_id: u\.csv has no column 'user'"):
         attributes(engine, tmp_path, {"u.csv": "id,plan\nada,pro\n"}, "plan")
+
+
+def private(engine: DuckDB, folder: Path, **named: Any) -> list[dict[str, Any]]:
+    """Read a users' file with contacts and a consent; return what is there beside user_id."""
+    write(folder, {"u.csv": "user,email,mail,tel,newsletter\nada,weekly,ada@example.org,020,yes\n"})
+    consents = named.pop("consents", {})
+    users = Users(files="u.csv", user_id="user", **named)
+    found = read_users(engine, users, folder, consents).select(*users.columns(consents)).to_pyarrow().to_pylist()
+    return list(found)
+
+
+def test_contacts_and_consents_have_names_that_no_attribute_has(engine: DuckDB, tmp_path: Path) -> None:
+    consents = {"newsletter": "purposes.news.attribute"}
+    named = {"attributes": ["email", "newsletter"], "email": "mail", "phone": "tel"}
+    assert private(engine, tmp_path, **named, consents=consents) == [
+        {
+            **{"email": "weekly", "newsletter": "yes"},
+            **{"habitus.email": "ada@example.org", "habitus.phone": "020", "habitus.consent.newsletter": "yes"},
+        }
+    ]
+
+
+def test_one_column_may_be_a_contact_and_an_attribute(engine: DuckDB, tmp_path: Path) -> None:
+    assert private(engine, tmp_path, attributes=["tel"], phone="tel") == [{"tel": "020", "habitus.phone": "020"}]
+
+
+def test_users_may_have_contacts_only(engine: DuckDB, tmp_path: Path) -> None:
+    assert private(engine, tmp_path, email="mail") == [{"habitus.email": "ada@example.org"}]
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"email": "male"}, r"^users\.email: u\.csv has no column 'male'; did you mean 'mail'\?$"),
+        ({"phone": "Tel"}, r"^users\.phone: u\.csv has no column 'Tel'; did you mean 'tel'\?$"),
+        ({"email": ""}, r"^users\.email: u\.csv has no column ''; it has user, email"),
+        (
+            {"consents": {"newsletters": "purposes.news.attribute"}},
+            r"^purposes\.news\.attribute: u\.csv has no column 'newsletters'; did you mean 'newsletter'\?$",
+        ),
+    ],
+)
+def test_a_missing_contact_or_consent_is_named(
+    engine: DuckDB, tmp_path: Path, named: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SourceError, match=said):
+        private(engine, tmp_path, **named)

@@ -1,0 +1,36 @@
+"""Credentials: texts that only the environment or a Prefect block has, never a file."""
+
+import os
+
+from prefect.blocks.system import Secret
+
+from flows.configuration import ConfigurationError
+from publish.destination import Credential, DestinationSettings
+
+
+def resolve(name: str, settings: DestinationSettings) -> dict[str, str]:
+    """Return the credentials of a destination, by field.
+
+    Raises ConfigurationError that names the variable or block that is missing.
+    """
+    given = {field: getattr(settings, field) for field in type(settings).model_fields}
+    return {
+        field: _resolve(f"destinations.{name}.{field}", credential)
+        for field, credential in given.items()
+        if isinstance(credential, Credential)
+    }
+
+
+def _resolve(key: str, credential: Credential) -> str:
+    if credential.env is not None:
+        value = os.environ.get(credential.env)
+        if not value:
+            raise ConfigurationError(f"{key}: the environment variable {credential.env} is not set")
+        return value
+    assert credential.block is not None
+    try:
+        return str(Secret.load(credential.block, _sync=True).get())  # type: ignore[union-attr, call-arg]
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{key}: Prefect has no Secret block named {credential.block}: make one, or name it right"
+        ) from error

@@ -1,0 +1,253 @@
+"""Release: a version is planned, held or made the present one, and then taken to each destination.
+
+All that a destination gets is made of the lake's state by `release_for`. So what a killed process left undone is done
+by the next publish, and a destination that was away gets the present version when it is back.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pandas as pd
+
+from features.lake import Lake
+from features.table import materialize, stack
+from publish import versions
+from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for
+from publish.brake import BrakeSettings, judge
+from publish.changes import ENTERED, NOT_BEHAVIOUR, Causes, compare
+from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
+from publish.manifest import describe
+from publish.versions import Held, Version
+
+Settings = Mapping[str, DestinationSettings]
+"""The settings of each destination, by name."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Hold assignments that would be the next version.
+
+    `content` is a hash of them. The manifest has `source` (the configuration's name), `labels`, `models` (the version
+    of each, by kind), `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones) and `rules`
+    (title and condition by name).
+    """
+
+    assignments: ir.Table
+    as_of: datetime
+    content: str
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Hold what may leave: destinations, the consents of some users as `consents.consents` has them, brake and salt."""
+
+    destinations: Settings
+    consents_of: Callable[[ir.Table], ir.Table]
+    brake: BrakeSettings
+    salt: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Say what is the present version, how many changes made it by destination, change and reason, and what was held.
+
+    `changes` are empty where it was the present one before. `abandoned` counts the memberships that stay at
+    destinations which the configuration no longer has.
+    """
+
+    version: Version | None
+    changes: pd.DataFrame
+    held: Held | None
+    abandoned: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    version: Version
+    assignments: ir.Table
+    audiences: ir.Table
+    changes: ir.Table
+
+
+def publish(
+    lake: Lake,
+    candidate: Candidate,
+    policy: Policy,
+    otherwise: Callable[[Version], ir.Table | None],
+    allowed_label: str | None = None,
+) -> Outcome:
+    """Make a candidate the present version, or hold it where the brake says so and nobody allowed its label.
+
+    Where it is held, the present version stays, but for users who must not be there any more: they go at once.
+    `otherwise` gives, for a version, user_id and segments as its model and rules would have them now.
+    """
+    before = versions.present(lake)
+    plan = _plan(lake, before, candidate, policy, otherwise)
+    abandoned = _abandoned(plan.audiences, policy.destinations)
+    label = versions.label_of(candidate.as_of, candidate.content)
+    findings = _judge(lake, before, plan, policy) if before is not None else []
+    if before is None or not findings or label == allowed_label:
+        if before is None or plan.version.content != before.content or _is_new(lake, plan):
+            versions.commit(lake, plan.version, plan.assignments, plan.audiences, plan.changes)
+            before = plan.version
+            counts = _count(plan.changes)
+        else:
+            counts = _count(plan.changes.limit(0))
+        versions.unhold(lake, candidate.as_of)
+        return Outcome(before, counts, None, abandoned)
+    held = Held(label, candidate.as_of, candidate.content, findings, plan.version.manifest)
+    versions.hold(lake, held)
+    stay = Candidate(versions.read_released(lake, before), before.as_of, before.content, before.manifest)
+    less = _plan(lake, before, stay, policy, otherwise)
+    if not _is_new(lake, less):
+        return Outcome(before, _count(less.changes.limit(0)), held, abandoned)
+    versions.commit(lake, less.version, less.assignments, less.audiences, less.changes)
+    return Outcome(less.version, _count(less.changes), held, abandoned)
+
+
+def _plan(
+    lake: Lake,
+    before: Version | None,
+    candidate: Candidate,
+    policy: Policy,
+    otherwise: Callable[[Version], ir.Table | None],
+) -> _Plan:
+    """Make what would be the next version's."""
+    known = lake.read(AUDIENCES)
+    users = candidate.assignments.select("user_id")
+    allowed = allow(candidate.assignments, policy.consents_of(users), policy.destinations, policy.salt)
+    others = known.filter(known.destination.notin(list(policy.destinations)))
+    audiences = materialize(stack(allowed, others))
+    selected = {name: settings.segments for name, settings in policy.destinations.items()}
+    manifest = {**candidate.manifest, "destinations": {name: {"segments": of} for name, of in selected.items()}}
+    version = Version(before.version + 1 if before else 1, candidate.as_of, candidate.content, manifest)
+    causes = _causes(before, version, otherwise)
+    changes = materialize(compare(known, audiences, causes, version.version, version.as_of))
+    return _Plan(version, candidate.assignments, audiences, changes)
+
+
+def _causes(before: Version | None, now: Version, otherwise: Callable[[Version], ir.Table | None]) -> Causes:
+    """Find what changed between two versions beside users."""
+    if before is None:
+        return Causes(_names(now.manifest), now.manifest["segments"])
+    old, new = before.manifest, now.manifest
+    discovered = {**old["segments"], **new["segments"]}
+    names = {**_names(old), **_names(new)}
+    redefined = set(discovered) if old["models"]["segments"] != new["models"]["segments"] else set()
+    conditions = [{name: rule["condition"] for name, rule in one["rules"].items()} for one in (old, new)]
+    redefined |= {
+        name for name in names if name not in discovered and conditions[0].get(name) != conditions[1].get(name)
+    }
+    deselected = {}
+    for name, section in new["destinations"].items():
+        if name in old["destinations"]:
+            was, is_now = (
+                set(names if one is None else one)
+                for one in (old["destinations"][name]["segments"], section["segments"])
+            )
+            deselected[name] = was ^ is_now
+    return Causes(names, discovered, redefined, otherwise(before) if redefined else None, deselected)
+
+
+def _names(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of all segments of a version, discovered and named."""
+    return {**manifest["segments"], **{name: rule["title"] for name, rule in manifest["rules"].items()}}
+
+
+def _is_new(lake: Lake, plan: _Plan) -> bool:
+    """Tell whether a plan's AUDIENCES differ from the present ones."""
+    known = lake.read(AUDIENCES)
+    sides = [(known, plan.audiences), (plan.audiences, known)]
+    return any(_rows(one.difference(other.cast(one.schema()))) for one, other in sides)
+
+
+def _rows(table: ir.Table) -> int:
+    return int(table.count().to_pyarrow().as_py())
+
+
+def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str]:
+    """Ask the brake."""
+    known = lake.read(AUDIENCES)
+    members = known.select("destination", segment_id=known.segments.unnest())
+    sizes = members.group_by(["destination", "segment_id"]).agg(members_before=lambda t: t.count())
+    changes = plan.changes.filter(plan.changes.reason.notin(NOT_BEHAVIOUR))
+    is_entered = (changes.change == ENTERED).cast("int64")
+    moved = changes.group_by(["destination", "segment_id", "segment_name"]).agg(
+        entered=is_entered.sum(), left=(1 - is_entered).sum()
+    )
+    joined = moved.inner_join(sizes, ["destination", "segment_id"]).to_pandas()
+    users = (_rows(versions.read_released(lake, before)), _rows(plan.assignments))
+    return judge(joined, *users, before.as_of, plan.version.as_of, policy.brake)
+
+
+def _count(changes: ir.Table) -> pd.DataFrame:
+    """Count changes by destination, change and reason."""
+    keys = ["destination", "change", "reason"]
+    frame: pd.DataFrame = changes.group_by(keys).agg(users=lambda t: t.count()).order_by(keys).to_pandas()
+    return frame
+
+
+def _abandoned(audiences: ir.Table, destinations: Settings) -> dict[str, int]:
+    """Count the memberships at destinations that are not configured any more."""
+    others = audiences.filter(audiences.destination.notin(list(destinations)))
+    counts = others.group_by("destination").agg(members=others.segments.length().sum()).to_pyarrow().to_pylist()
+    return {row["destination"]: row["members"] for row in counts if row["members"]}
+
+
+def release_for(
+    lake: Lake, version: Version, destination: str, settings: DestinationSettings, contacts: ir.Table
+) -> Release:
+    """Return what one destination may have of the present version: all that any destination ever gets.
+
+    `contacts` has user_id, email and phone of any users.
+    """
+    audiences = lake.read(AUDIENCES)
+    rows = materialize(rows_for(destination, versions.read_released(lake, version), audiences, settings))
+    names = ibis.memtable(
+        pd.DataFrame(list(_names(version.manifest).items()), columns=["segment_id", "segment_name"]).astype("str")
+    )
+    members = members_of(destination, audiences).left_join(names, "segment_id")
+    members = members.mutate(segment_name=members.segment_name.fill_null(members.segment_id))
+    changes = versions.read_changes(lake, version.version)
+    mine = changes.filter(changes.destination == destination)
+    manifest = {
+        "source": version.manifest["source"],
+        "destination": destination,
+        "version": version.version,
+        "as_of": version.as_of.isoformat(),
+        **describe(rows.to_pyarrow()),
+        **{name: version.manifest[name] for name in ("withheld", "models", "configuration")},
+        "refused": count_refused(destination, audiences),
+    }
+    return Release(
+        destination,
+        version.manifest["source"],
+        version.version,
+        version.as_of,
+        rows,
+        members.select("user_id", "segment_id", "segment_name"),
+        contacts.semi_join(rows, "user_id").select("user_id", "email", "phone"),
+        lambda since: mine.filter(mine.version > since),
+        manifest,
+    )
+
+
+def deliver(
+    lake: Lake,
+    version: Version,
+    destinations: Mapping[str, Destination],
+    settings: Settings,
+    contacts: ir.Table,
+) -> Iterable[Delivery]:
+    """Take the present version to each destination; one that fails leaves the others alone."""
+    for name, destination in destinations.items():
+        release = release_for(lake, version, name, settings[name], contacts)
+        try:
+            yield destination.deliver(release)
+        except (DestinationError, OSError) as error:
+            yield Delivery(name, "failed", "", 0, str(error))

@@ -1,0 +1,448 @@
+"""From assignments to what destinations get, on a real lake."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pytest
+from conftest import instant
+
+from features.lake import Lake
+from features.table import Table
+from publish import versions
+from publish.assignments import ASSIGNMENTS
+from publish.audiences import AUDIENCES, members_of
+from publish.brake import BrakeSettings
+from publish.changes import CHANGES, replay
+from publish.destination import Delivery, DestinationError, DestinationSettings, Release
+from publish.release import Candidate, Outcome, Policy, deliver, publish, release_for
+from publish.versions import HELD, VERSIONS, Version, present, read_changes, read_held
+
+AS_OF = instant("2024-06-30T05:00:00")
+DAY = timedelta(days=1)
+DEFAULTS = {
+    **{"segment_id": "S01", "rule_segments": [], "lifecycle_stage": "active"},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": []},
+}
+OPEN = DestinationSettings(purposes=[])
+ADS = DestinationSettings(purposes=["ads"])
+FREE = BrakeSettings(audience_change_max=1e9, users_loss_max=1)
+NAMES = {"S01": "Loyal", "S02": "Lapsing"}
+
+
+@dataclass
+class Shop:
+    """A lake, what may leave it, and the consents of its users."""
+
+    lake: Lake
+    destinations: Mapping[str, DestinationSettings] = field(default_factory=lambda: {"crm": OPEN, "ads": ADS})
+    granted: set[str] = field(default_factory=set)
+    brake: BrakeSettings = FREE
+    rules: dict[str, str] = field(default_factory=lambda: {"new": "tenure_days <= 7"})
+    model: int = 1
+
+    def publish(
+        self,
+        day: int,
+        *users: dict[str, Any] | str,
+        label: str | None = None,
+        otherwise: Callable[[Version], ir.Table | None] = lambda before: None,
+    ) -> Outcome:
+        """Publish users, given by what matters of them, some days after AS_OF."""
+        as_of = AS_OF + day * DAY
+        rows = [DEFAULTS | ({"user_id": user} if isinstance(user, str) else user) | {"as_of": as_of} for user in users]
+        for row in rows:
+            row["segment_name"] = NAMES.get(row["segment_id"])
+        arrow = pa.Table.from_pylist(rows, schema=ASSIGNMENTS.schema.to_pyarrow())
+        assignments = self.lake.engine.create_table(ibis.util.gen_name("rows"), arrow, temp=True)
+        manifest = {
+            "source": "shop",
+            "labels": ["churn", "conversion"],
+            "models": {"segments": self.model, "churn": None, "conversion": None},
+            "configuration": "c" * 64,
+            "withheld": {},
+            "segments": NAMES,
+            "rules": {name: {"title": name.title(), "condition": text} for name, text in self.rules.items()},
+        }
+        content = str(hash(str(sorted(map(str, rows))))).zfill(20)
+        candidate = Candidate(assignments, as_of, content, manifest)
+        policy = Policy(self.destinations, self._consents, self.brake, "shop")
+        return publish(self.lake, candidate, policy, otherwise, label)
+
+    def _consents(self, users: ir.Table) -> ir.Table:
+        granted = users.user_id.isin(sorted(self.granted)) if self.granted else ibis.literal(False)
+        return users.select("user_id", purpose=ibis.literal("ads"), granted=granted)
+
+    def release(self, destination: str) -> Release:
+        version = present(self.lake)
+        assert version is not None
+        users = versions.read_released(self.lake, version).select("user_id")
+        none = ibis.null("string")
+        contacts = users.mutate(email=users.user_id + "@example.org", phone=none)
+        return release_for(self.lake, version, destination, self.destinations[destination], contacts)
+
+    def members(self, destination: str = "crm") -> set[tuple[str, str]]:
+        rows = self.release(destination).members.to_pyarrow().to_pylist()
+        return {(row["user_id"], row["segment_id"]) for row in rows}
+
+    def feed(self) -> list[tuple[str, ...]]:
+        """Return version, destination, user, change, segment and reason of all changes."""
+        version = present(self.lake)
+        assert version is not None
+        rows = read_changes(self.lake, version.version).to_pyarrow().to_pylist()
+        names = ("version", "destination", "user_id", "change", "segment_id", "reason")
+        return sorted(tuple(row[name] for name in names) for row in rows)
+
+    def replayed(self, destination: str = "crm") -> set[tuple[str, str]]:
+        version = present(self.lake)
+        assert version is not None
+        rows = replay(read_changes(self.lake, version.version)).to_pyarrow().to_pylist()
+        return {(row["user_id"], row["segment_id"]) for row in rows if row["destination"] == destination}
+
+
+@pytest.fixture
+def shop(lake: Lake) -> Shop:
+    return Shop(lake)
+
+
+def many(count: int, **row: Any) -> list[dict[str, Any]]:
+    return [{"user_id": f"user-{number}"} | row for number in range(count)]
+
+
+def test_nothing_is_present_before_the_first_version(shop: Shop) -> None:
+    assert present(shop.lake) is None
+
+
+def test_at_the_first_version_all_users_enter(shop: Shop) -> None:
+    outcome = shop.publish(0, "ada", "ben")
+    assert outcome.version is not None
+    assert (outcome.version.version, outcome.version.as_of, outcome.held) == (1, AS_OF, None)
+    assert outcome.changes.to_dict("records") == [
+        {"destination": "crm", "change": "entered", "reason": "new_user", "users": 2}
+    ]
+    assert shop.members() == {("ada", "S01"), ("ben", "S01")}
+    assert shop.members("ads") == set()
+
+
+def test_the_same_again_is_no_new_version(shop: Shop) -> None:
+    shop.publish(0, "ada")
+    before = shop.lake.version(AUDIENCES)
+    outcome = shop.publish(0, "ada")
+    assert outcome.version is not None
+    assert (outcome.version.version, len(outcome.changes)) == (1, 0)
+    assert shop.lake.version(AUDIENCES) == before
+
+
+def test_a_later_instant_is_a_new_version_though_nobody_moved(shop: Shop) -> None:
+    shop.publish(0, "ada")
+    outcome = shop.publish(1, "ada")
+    assert outcome.version is not None
+    assert (outcome.version.version, len(outcome.changes)) == (2, 0)
+
+
+def test_the_feed_says_who_moved_at_which_version(shop: Shop) -> None:
+    shop.publish(0, "ada", "ben")
+    shop.publish(1, "ada", {"user_id": "ben", "segment_id": "S02"}, "cleo")
+    assert [row for row in shop.feed() if row[0] == 2] == [
+        (2, "crm", "ben", "entered", "S02", "behaviour"),
+        (2, "crm", "ben", "left", "S01", "behaviour"),
+        (2, "crm", "cleo", "entered", "S01", "new_user"),
+    ]
+
+
+def test_the_same_instant_scored_again_is_a_version_of_its_own(shop: Shop) -> None:
+    shop.publish(0, "ada")
+    shop.publish(0, {"user_id": "ada", "segment_id": "S02"})
+    assert [row[:4] for row in shop.feed()] == [
+        (1, "crm", "ada", "entered"),
+        (2, "crm", "ada", "entered"),
+        (2, "crm", "ada", "left"),
+    ]
+    assert shop.replayed() == shop.members() == {("ada", "S02")}
+
+
+def test_a_user_who_withdrew_leaves_with_the_next_publish_of_the_same_assignments(shop: Shop) -> None:
+    shop.granted = {"ada", "ben"}
+    shop.publish(0, "ada", "ben")
+    shop.granted = {"ada"}
+    outcome = shop.publish(0, "ada", "ben")
+    assert outcome.version is not None
+    assert outcome.version.version == 2
+    assert shop.members("ads") == {("ada", "S01")}
+    assert shop.feed()[-1] == (2, "ads", "ben", "left", "S01", "consent")
+
+
+def test_a_rule_that_was_redefined_is_the_reason_of_those_whom_only_it_moves(shop: Shop) -> None:
+    new = {"rule_segments": ["new"]}
+    shop.publish(0, "ada", "ben")
+    shop.rules = {"new": "tenure_days <= 30"}
+    now = [{"user_id": "ada"} | new, {"user_id": "ben"} | new]
+
+    def otherwise(before: Version) -> ir.Table:
+        assert before.manifest["rules"]["new"]["condition"] == "tenure_days <= 7"
+        rows = {"user_id": ["ada", "ben"], "segments": [["S01", "new"], ["S01"]]}
+        return ibis.memtable(pa.table(rows))
+
+    shop.publish(1, *now, otherwise=otherwise)
+    assert {(row[2], row[5]) for row in shop.feed() if row[0] == 2} == {("ada", "behaviour"), ("ben", "rule")}
+
+
+def test_nobody_asks_what_would_have_been_where_nothing_was_redefined(shop: Shop) -> None:
+    def otherwise(before: Version) -> None:
+        raise AssertionError
+
+    shop.publish(0, "ada", otherwise=otherwise)
+    shop.publish(1, {"user_id": "ada", "segment_id": "S02"}, otherwise=otherwise)
+
+
+# --- the brake ---
+
+
+def test_a_version_that_changes_an_audience_too_much_is_held(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.publish(0, *many(200))
+    moved = [*many(120, segment_id="S02"), *many(200)[120:]]
+    outcome = shop.publish(1, *moved)
+    assert outcome.held is not None
+    assert outcome.held.findings == [
+        "crm: S01 Loyal: 200 members, 120 would leave and 0 enter (60 % of 200; at most 50 %)"
+    ]
+    assert outcome.version is not None
+    assert (outcome.version.version, len(shop.members())) == (1, 200)
+    assert [one.label for one in read_held(shop.lake)] == [outcome.held.label]
+
+
+def test_a_held_version_is_released_by_its_label(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.publish(0, *many(200))
+    held = shop.publish(1, *many(200, segment_id="S02")).held
+    assert held is not None
+    outcome = shop.publish(1, *many(200, segment_id="S02"), label=held.label)
+    assert outcome.held is None
+    assert outcome.version is not None
+    assert outcome.version.version == 2
+    assert {segment for _, segment in shop.members()} == {"S02"}
+    assert read_held(shop.lake) == []
+
+
+def test_another_label_releases_nothing(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.publish(0, *many(200))
+    assert shop.publish(1, *many(200, segment_id="S02"), label="2024-01-01T000000Z-0").held is not None
+
+
+def test_far_fewer_users_are_held(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.publish(0, *many(200))
+    held = shop.publish(1, *many(100)).held
+    assert held is not None
+    assert held.findings[0] == "users: 200 before, 100 now (50 % fewer; at most 20 %)"
+
+
+def test_an_earlier_instant_is_held(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.publish(1, "ada")
+    held = shop.publish(0, "ada").held
+    assert held is not None
+    assert "before" in held.findings[0]
+
+
+def test_who_withdrew_leaves_although_the_version_is_held(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.granted = {f"user-{number}" for number in range(200)}
+    shop.publish(0, *many(200))
+    shop.granted -= {"user-7"}
+    outcome = shop.publish(1, *many(200, segment_id="S02"))
+    assert outcome.held is not None
+    assert outcome.version is not None
+    assert (outcome.version.version, outcome.version.as_of) == (2, AS_OF)
+    assert len(shop.members("ads")) == 199
+    assert shop.feed()[-1] == (2, "ads", "user-7", "left", "S01", "consent")
+
+
+def test_many_who_withdrew_are_no_reason_to_hold(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.granted = {f"user-{number}" for number in range(200)}
+    shop.publish(0, *many(200))
+    shop.granted = set()
+    assert shop.publish(1, *many(200)).held is None
+    assert shop.members("ads") == set()
+
+
+def test_a_later_version_that_passes_makes_the_held_one_needless(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    shop.publish(0, *many(200))
+    shop.publish(1, *many(200, segment_id="S02"))
+    shop.publish(2, *many(200))
+    assert read_held(shop.lake) == []
+
+
+# --- what stays when a process is killed ---
+
+
+class Killed(BaseException):
+    """What a test raises where a process would die."""
+
+
+TABLES = (CHANGES, VERSIONS, AUDIENCES, HELD)
+
+
+def rows_of(lake: Lake) -> dict[str, Any]:
+    found = {
+        table.name: lake.read(table).to_pyarrow().sort_by([(key, "ascending") for key in table.key]) for table in TABLES
+    }
+    version = present(lake)
+    assert version is not None
+    released = versions.read_released(lake, version).order_by("user_id").to_pyarrow()
+    return found | {"released": released, "number": version.version}
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_what_was_written_before_the_last_commit_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    history = [("ada", "ben"), ({"user_id": "ada", "segment_id": "S02"}, "cleo"), ("ada", "cleo", "dan")]
+    with Lake(tmp_path / "undisturbed") as lake:
+        undisturbed = Shop(lake)
+        for day in (0, 2):
+            undisturbed.publish(day, *history[day])
+        expected = rows_of(lake)
+    with Lake(tmp_path / "killed") as lake:
+        shop = Shop(lake)
+        shop.publish(0, *history[0])
+        writes = iter(range(survived))
+        write = Lake.write
+
+        def dying_write(lake: Lake, table: Table, *args: Any, **named: Any) -> bool:
+            if next(writes, None) is None:
+                raise Killed
+            return write(lake, table, *args, **named)
+
+        monkeypatch.setattr(Lake, "write", dying_write)
+        with pytest.raises(Killed):
+            shop.publish(1, *history[1])
+        monkeypatch.undo()
+        assert present(lake) is not None
+        assert shop.members() == shop.replayed() == {("ada", "S01"), ("ben", "S01")}
+        shop.publish(2, *history[2])
+        found = rows_of(lake)
+    assert found == expected
+
+
+# --- destinations ---
+
+
+@dataclass
+class Receiver:
+    """A destination that keeps what it is given, or fails."""
+
+    error: Exception | None = None
+    releases: list[Release] = field(default_factory=list)
+
+    def deliver(self, release: Release) -> Delivery:
+        if self.error:
+            raise self.error
+        self.releases.append(release)
+        return Delivery(release.destination, "released", "here", release.rows.count().to_pyarrow().as_py())
+
+    def forget(self, memberships: Mapping[str, Sequence[str]]) -> int:
+        return 0
+
+
+def deliver_all(shop: Shop, receivers: dict[str, Receiver]) -> list[Delivery]:
+    version = present(shop.lake)
+    assert version is not None
+    nobody = versions.read_released(shop.lake, version).limit(0)
+    contacts = nobody.select("user_id", email="segment_id", phone="segment_id")
+    return [*deliver(shop.lake, version, receivers, shop.destinations, contacts)]
+
+
+@pytest.mark.parametrize("error", [DestinationError("the key is wrong"), OSError(28, "No space left on device")])
+def test_a_destination_that_fails_leaves_the_others_alone(shop: Shop, error: Exception) -> None:
+    shop.publish(0, "ada")
+    crm, ads = deliver_all(shop, {"crm": Receiver(error), "ads": Receiver()})
+    assert (crm.state, crm.note) == ("failed", str(error))
+    assert ads.state == "released"
+
+
+def test_a_destination_gets_all_changes_since_the_version_it_holds(shop: Shop) -> None:
+    for day, segment in enumerate(["S01", "S02", "S01"]):
+        shop.publish(day, {"user_id": "ada", "segment_id": segment})
+    changes = shop.release("crm").changes(1).to_pyarrow().to_pylist()
+    assert sorted(row["version"] for row in changes) == [2, 2, 3, 3]
+    assert len(shop.release("crm").changes(3).to_pyarrow()) == 0
+
+
+def test_a_destination_gets_contacts_only_of_users_it_may_know(shop: Shop) -> None:
+    shop.granted = {"ada"}
+    shop.publish(0, "ada", "ben")
+    assert shop.release("ads").contacts.user_id.to_pyarrow().to_pylist() == ["ada"]
+
+
+def test_the_manifest_says_what_was_refused_and_why(shop: Shop) -> None:
+    shop.granted = {"ada"}
+    shop.publish(0, "ada", "ben")
+    manifest = shop.release("ads").manifest
+    assert (manifest["users"], manifest["version"]) == (1, 1)
+    assert manifest["refused"] == {"users": {"consent": 1}, "held_out": {}, "held_back": {}}
+
+
+def test_members_have_the_names_of_their_segments(shop: Shop) -> None:
+    shop.publish(0, {"user_id": "ada", "rule_segments": ["new"]})
+    rows = shop.release("crm").members.to_pyarrow().to_pylist()
+    assert {(row["segment_id"], row["segment_name"]) for row in rows} == {("S01", "Loyal"), ("new", "New")}
+
+
+def test_what_is_at_a_destination_that_is_no_longer_configured_stays_and_is_counted(shop: Shop) -> None:
+    shop.granted = {"ada"}
+    shop.publish(0, "ada")
+    shop.destinations = {"crm": OPEN}
+    assert shop.publish(1, "ada").abandoned == {"ads": 1}
+    shop.destinations = {"crm": OPEN, "ads": ADS}
+    shop.granted = set()
+    shop.publish(2, "ada")
+    assert shop.feed()[-1] == (3, "ads", "ada", "left", "S01", "consent")
+
+
+def test_no_users_at_all_are_published(shop: Shop) -> None:
+    outcome = shop.publish(0)
+    assert outcome.version is not None
+    assert (outcome.version.version, shop.members()) == (1, set())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_feed_replayed_is_what_destinations_hold(shop: Shop, seed: int) -> None:
+    draw = random.Random(seed)
+    users = [f"user-{number}" for number in range(8)]
+    for _ in range(5):
+        shop.granted = set(draw.sample(users, 5))
+        shop.model = draw.choice([1, 2])
+        shop.destinations = {
+            "crm": DestinationSettings(
+                purposes=[], holdout_share=draw.choice([0, 0.4]), members_min=draw.choice([0, 3])
+            ),
+            "ads": DestinationSettings(purposes=["ads"], segments=draw.choice([None, ["S01"], ["new", "S02"]])),
+        }
+        rows = [
+            {
+                "user_id": user,
+                "segment_id": draw.choice(["S01", "S02", None]),
+                "rule_segments": draw.choice([[], ["new"]]),
+                "holdout": user == "user-0",
+            }
+            for user in draw.sample(users, 6)
+        ]
+        shop.publish(draw.randint(0, 5), *rows)
+        for name in shop.destinations:
+            assert shop.replayed(name) == shop.members(name)
+        told = {user for user, _ in shop.members("ads")}
+        told |= set(shop.release("ads").rows.user_id.to_pyarrow().to_pylist())
+        assert told <= shop.granted - {"user-0"}
+        assert not any(user == "user-0" for user, _ in shop.members("crm"))
+    assert members_of("crm", shop.lake.read(AUDIENCES)).count().to_pyarrow().as_py() == len(shop.members("crm"))
