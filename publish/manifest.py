@@ -88,10 +88,10 @@ def describe(rows: pa.Table) -> dict[str, Any]:
 
 
 def without(manifest: Mapping[str, Any], erased: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a manifest whose counts are without some rows, which may be of an earlier contract."""
+    """Return a manifest whose counts are without some rows, which may be text and of an earlier contract."""
     contract = assignments_table(labels_in(erased[0])) if erased else ASSIGNMENTS
     fields = [pa.field(name, dtype.to_pyarrow()) for name, dtype in contract.schema.items()]
-    gone = describe(pa.Table.from_pylist(list(erased), pa.schema(fields)))
+    gone = describe(pa.Table.from_pylist([_counted(row) for row in erased], pa.schema(fields)))
     segments = {segment["segment_id"]: segment["users"] for segment in gone["segments"]}
     left = dict(manifest) | {"users": manifest["users"] - gone["users"]}
     left["erased"] = manifest.get("erased", 0) + gone["users"]
@@ -105,6 +105,13 @@ def without(manifest: Mapping[str, Any], erased: Sequence[Mapping[str, Any]]) ->
             counts = {name: count - gone[key].get(name, 0) for name, count in manifest[key].items()}
             left[key] = {name: count for name, count in counts.items() if count or key == "scored"}
     return left
+
+
+def _counted(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `describe` counts; of a probability, only whether there is one."""
+    scored = {f"{label}_probability": None if row[f"{label}_probability"] is None else 1.0 for label in labels_in(row)}
+    texts = ("segment_id", "segment_name", "rule_segments", "lifecycle_stage")
+    return scored | {name: row[name] for name in texts if name in row}
 
 
 def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -290,7 +290,7 @@ PEOPLE = st.lists(
 
 
 @given(st.lists(PEOPLE, min_size=1, max_size=4))
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_added_and_removed_lead_from_one_version_to_the_next(
     made: Make, tmp_path_factory: pytest.TempPathFactory, history: list[list[tuple[str, str, str | None, bool]]]
 ) -> None:

@@ -16,12 +16,9 @@ from publish.assignments import (
     DESCRIPTIONS,
     SCHEMA_VERSION,
     assignments_table,
-    describe,
-    from_arrow,
     row_schema,
-    to_arrow,
 )
-from publish.manifest import MANIFEST_VERSION, manifest_schema, without
+from publish.manifest import MANIFEST_VERSION, describe, manifest_schema, without
 
 HOUSE = Path(__file__).parents[1]
 CONTRACT = HOUSE / "publish" / "contract"
@@ -147,10 +144,10 @@ def test_contracts_are_in_the_wheel(tmp_path: Path) -> None:
 # --- what a manifest says of rows ---
 
 
-def rows_of(*rows: dict[str, Any], labels: tuple[str, ...] = ()) -> pd.DataFrame:
+def rows_of(*rows: dict[str, Any], labels: tuple[str, ...] = ()) -> pa.Table:
     schema = assignments_table(labels).schema.to_pyarrow()
     base = ROW | {"as_of": pd.Timestamp(ROW["as_of"]), "churn_probability": None, "rule_segments": []}
-    return from_arrow(pa.Table.from_pylist([base | row for row in rows], schema=schema))
+    return pa.Table.from_pylist([base | row for row in rows], schema=schema)
 
 
 ROWS: list[dict[str, Any]] = [
@@ -187,6 +184,6 @@ def test_nobody_is_described() -> None:
 
 def test_counts_without_the_erased_are_those_of_the_others() -> None:
     manifest = describe(rows_of(*ROWS)) | {"source": "shop"}
-    left = without(manifest, to_arrow(rows_of(ROWS[0], ROWS[3])).to_pylist())
+    left = without(manifest, rows_of(ROWS[0], ROWS[3]).to_pylist())
     assert left == describe(rows_of(*ROWS[1:3])) | {"source": "shop", "erased": 2}
-    assert without(left, to_arrow(rows_of(ROWS[1])).to_pylist())["erased"] == 3
+    assert without(left, rows_of(ROWS[1]).to_pylist())["erased"] == 3

@@ -401,6 +401,20 @@ def test_a_forgotten_user_is_in_no_file_of_any_version(made: Make, tmp_path: Pat
     assert [row["user_id"] for row in read_csv(versions[0], "changes")] == ["ben"]
 
 
+@pytest.mark.parametrize("form", ALL)
+def test_counts_are_right_afterwards_in_every_format(made: Make, tmp_path: Path, form: Format) -> None:
+    scored = {
+        "churn_probability": 0.25,
+        "churn_version": 3,
+        "churn_reasons": ["a"],
+        "rule_segments": ["at_risk", "new"],
+    }
+    deliver(made(scored, scored | {"user_id": "ben", "rule_segments": ["new"]}), tmp_path, [form])
+    assert files_in(tmp_path, [form]).forget({"ada": ["s1"]}) == 1
+    found = check_whole((tmp_path / "latest").resolve())
+    assert (found["users"], found["scored"]["churn"], found["rule_segments"]) == (1, 1, {"new": 1})
+
+
 def test_versions_without_the_forgotten_stay_as_they_are(made: Make, tmp_path: Path) -> None:
     first = deliver(made({"user_id": "ada"}), tmp_path)
     second = deliver(made({"user_id": "ben"}, version=2), tmp_path)
@@ -623,9 +637,10 @@ def test_a_bucket_that_is_not_there_is_told(made: Make, tmp_path: Path, bucket: 
     assert names(tmp_path) == set()
 
 
-def test_an_address_that_nobody_knows_is_told(tmp_path: Path) -> None:
+def test_an_address_that_nobody_knows_is_told(made: Make, tmp_path: Path) -> None:
+    files = FilesSettings(folder="foo://bar").connect("files", {}, tmp_path, tmp_path)
     with pytest.raises(DestinationError, match=r"^foo://bar: .*foo"):
-        FilesSettings(folder="foo://bar").connect("files", {}, tmp_path, tmp_path)
+        files.deliver(made({}))
 
 
 # --- killed ---
@@ -645,6 +660,7 @@ for version in count(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_readers_that_poll_see_whole_versions_while_publishers_are_killed(made: Make, tmp_path: Path) -> None:
     seen, version = 0, 0
     command = [sys.executable, "-c", PUBLISHER, str(tmp_path), str(version + 1)]

@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -187,12 +188,15 @@ class ObjectFolder:
 
     def __init__(self, url: str, options: Mapping[str, Any], local: Path) -> None:
         self.where = url.rstrip("/")
+        self.root = self.where.partition("://")[2]
         self.local = local
-        self._secrets = [value for name, value in options.items() if name in ("key", "secret") and value]
-        given = {name: value for name, value in options.items() if value}
-        with self._told():
-            self.files, root = fsspec.core.url_to_fs(self.where, use_listings_cache=False, **given)
-        self.root = root.rstrip("/")
+        self._options = {name: value for name, value in options.items() if value}
+
+    @cached_property
+    def files(self) -> Any:
+        """Return the storage, which is asked for the first time when it is used."""
+        protocol = self.where.partition("://")[0]
+        return fsspec.filesystem(protocol, use_listings_cache=False, **self._options)
 
     def latest(self) -> str | None:
         """Return the version that `latest.json` names."""
@@ -283,8 +287,8 @@ class ObjectFolder:
             raise DestinationError(f"{self.where}: {_line(error)}; for S3 install habitus[s3]") from error
         except Exception as error:
             reason = _line(error)
-            for secret in self._secrets:
-                reason = reason.replace(secret, "***")
+            for secret in (self._options.get("key"), self._options.get("secret")):
+                reason = reason.replace(secret, "***") if secret else reason
             advice = "check the address, that the bucket is there, and that the credentials may read and write it"
             raise DestinationError(f"{self.where}: {reason}; {advice}") from None
 
