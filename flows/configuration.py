@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tomllib
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +27,10 @@ from publish.consents import Purposes, check_purposes
 from publish.destination import NAME
 from publish.destinations import KINDS, AnySettings
 from publish.destinations.files import FilesSettings, Format
+from publish.destinations.folders import FolderSettings
 
+SEGMENT_ID = re.compile(r"S\d{2,}")
+"""Of discovered segments."""
 LOCAL = "published"
 """The destination that is there always: the folder of [publish]."""
 
@@ -169,6 +173,34 @@ class Configuration(Settings):
                 "before they are in the published files, or write purposes = [] if it needs none"
             )
         check_purposes({LOCAL: self._local}, self.purposes)
+        return self
+
+    @model_validator(mode="after")
+    def _destinations_get_segments_that_there_are(self) -> Self:
+        rules = [rule.name for rule in self.rules.rules]
+        for name, settings in self.destinations.items():
+            shares = settings.holdout_share if isinstance(settings.holdout_share, dict) else {}
+            for key, given in (("segments", settings.segments or ()), ("holdout_share", shares)):
+                for segment_id in given:
+                    if segment_id not in rules and not SEGMENT_ID.fullmatch(segment_id):
+                        near = difflib.get_close_matches(segment_id, rules, n=1, cutoff=0.5)
+                        meant = (
+                            f"did you mean {near[0]}?" if near else f"there are S01, S02, ... and {', '.join(rules)}"
+                        )
+                        raise ValueError(f"destinations.{name}.{key}: there is no segment {segment_id!r}; {meant}")
+        return self
+
+    @model_validator(mode="after")
+    def _folders_are_of_one_destination(self) -> Self:
+        folders: dict[str, str] = {}
+        for name, settings in self.all_destinations.items():
+            if isinstance(settings, FolderSettings):
+                folder = settings.folder.rstrip("/")
+                if folder in folders:
+                    raise ValueError(
+                        f"destinations.{name}.folder: {folder!r} is that of {folders[folder]}; name another"
+                    )
+                folders[folder] = name
         return self
 
     @property

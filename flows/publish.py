@@ -26,7 +26,7 @@ from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
-from publish.consents import consents
+from publish.consents import consents, unanswered
 from publish.destination import Delivery, Destination, DestinationError
 from publish.destinations import connect
 from publish.lock import publishing_lock
@@ -180,8 +180,21 @@ def _why_withheld(configuration: Configuration, label: str, number: int) -> str:
 
 
 def _policy(lake: Lake, configuration: Configuration) -> Policy:
+    """Say what may leave.
+
+    Raises ConfigurationError where nobody has answered what a missing answer would be a yes to.
+    """
+    events, attributes = lake.read(EVENTS), lake.read(ATTRIBUTES)
+    for purpose in unanswered(events, attributes, configuration.purposes):
+        if configuration.purposes[purpose].missing == "yes":
+            raise ConfigurationError(
+                f'purposes.{purpose}: nobody has said yes or no, and missing = "yes" would take that for a yes of all: '
+                f"correct it, or run `habitus ingest {configuration.file}` where it is new"
+            )
+        logger.warning("  purposes.%s: nobody has said yes or no, so nobody consents", purpose)
+
     def consents_of(users: ir.Table) -> ir.Table:
-        return consents(lake.read(EVENTS), lake.read(ATTRIBUTES), configuration.purposes, users)
+        return consents(events, attributes, configuration.purposes, users)
 
     return Policy(configuration.all_destinations, consents_of, configuration.publish.brake, configuration.name)
 

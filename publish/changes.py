@@ -44,8 +44,8 @@ REASONS = {
     "selection": "the segment was added to, or taken from, those that the destination gets",
 }
 """Why a user entered or left, in words."""
-NOT_BEHAVIOUR = ("consent", "erased", "holdout")
-"""Reasons that a person decided, which no brake may hold."""
+DECIDED = ("consent", "erased", "holdout", "selection")
+"""Reasons that a person decided on, which no brake holds."""
 
 
 @dataclass(frozen=True)

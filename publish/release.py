@@ -18,7 +18,7 @@ from features.table import materialize, stack
 from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for
 from publish.brake import BrakeSettings, judge
-from publish.changes import ENTERED, NOT_BEHAVIOUR, Causes, compare
+from publish.changes import DECIDED, ENTERED, Causes, compare
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
 from publish.manifest import describe
 from publish.versions import Held, Version
@@ -175,7 +175,7 @@ def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str
     known = lake.read(AUDIENCES)
     members = known.select("destination", segment_id=known.segments.unnest())
     sizes = members.group_by(["destination", "segment_id"]).agg(members_before=lambda t: t.count())
-    changes = plan.changes.filter(plan.changes.reason.notin(NOT_BEHAVIOUR))
+    changes = plan.changes.filter(plan.changes.reason.notin(DECIDED))
     is_entered = (changes.change == ENTERED).cast("int64")
     moved = changes.group_by(["destination", "segment_id", "segment_name"]).agg(
         entered=is_entered.sum(), left=(1 - is_entered).sum()

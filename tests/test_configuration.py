@@ -535,6 +535,18 @@ def test_each_section_is_a_destination_of_its_kind(tmp_path: Path) -> None:
         (WEBHOOK + 'purposes = ["ads"]\n', "destinations.crm.purposes: there is no [purposes.ads]; there are none"),
         (WEBHOOK.replace("destinations.crm", "destinations.published"), "published is the folder of [publish]"),
         (WEBHOOK.replace("destinations.crm", "destinations.CRM"), "'CRM' is no name of one"),
+        (
+            WEBHOOK + 'segments = ["at_rsk"]\n',
+            "destinations.crm.segments: there is no segment 'at_rsk'; did you mean at_risk?",
+        ),
+        (
+            WEBHOOK + "holdout_share = { X1 = 0.1 }\n",
+            "destinations.crm.holdout_share: there is no segment 'X1'; there are",
+        ),
+        (
+            '[destinations.copy]\nkind = "files"\nfolder = "published/"\n',
+            "destinations.copy.folder: 'published' is that of published; name another",
+        ),
         ("[destinations]\ncrm = 1\n", "destinations.crm: 1 is in no destination's section"),
         (
             '[purposes.ads]\ngranted_by = ["on"]\n[publish]\npurposes = []\n' + WEBHOOK,
