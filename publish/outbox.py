@@ -219,7 +219,7 @@ class Outbox:
     def keep_only(self, destinations: Collection[str]) -> int:
         """Remove what was not sent to other destinations than these; return how many messages that were.
 
-        They may be about users who were erased since. A destination that comes back is queued from the first version.
+        They may be about users who were erased since. A destination that comes back gets what it was not sent.
         """
         others = f"destination NOT IN ({', '.join('?' for _ in destinations)})"
         with self._transaction():

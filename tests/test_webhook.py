@@ -344,7 +344,6 @@ def self_signed(folder: Path) -> Iterator[Receiver]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     receiver = Receiver(SECRET)
-    receiver._server.handle_error = lambda *_: None  # type: ignore[method-assign]
     receiver._server.socket = context.wrap_socket(receiver._server.socket, server_side=True)
     with receiver:
         yield receiver
