@@ -144,7 +144,7 @@ def fill(lake: Lake) -> None:
 
 
 def assigned(user: str) -> Row:
-    lists = {name: [] for name, dtype in ASSIGNMENTS.schema.items() if dtype.is_array()}
+    lists: Row = {name: [] for name, dtype in ASSIGNMENTS.schema.items() if dtype.is_array()}
     return {"user_id": user, "as_of": AS_OF, "lifecycle_stage": "active", "holdout": False, **lists}
 
 
