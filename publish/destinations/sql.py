@@ -67,6 +67,7 @@ class Dialect:
 
     `columns` selects table, "table" or "view", column and type of what is there; `items` the texts of a JSON list.
     `once` runs outside of transactions, and `begin` first in each: they let one publish of a schema wait for another.
+    A file has no server, schemas, lists, or views that can be replaced.
     """
 
     driver: str
@@ -75,9 +76,7 @@ class Dialect:
     begin: Sequence[str]
     columns: str
     items: str
-    has_schemas: bool
-    has_lists: bool
-    replaces_views: bool
+    is_file: bool
 
 
 DIALECTS = {
@@ -95,6 +94,7 @@ DIALECTS = {
         once=(),
         begin=(
             "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",  # to see what was committed while waiting
+            "SET LOCAL client_encoding = 'UTF8'",
             "SET LOCAL lock_timeout = '10min'",
             "SELECT pg_advisory_xact_lock(hashtextextended('habitus {schema}', 0))",
             "SET LOCAL lock_timeout = '10s'",  # others queue behind who waits for a table
@@ -107,9 +107,7 @@ DIALECTS = {
                 AND NOT a.attisdropped
             ORDER BY c.relname, a.attnum""",
         items="SELECT jsonb_array_elements_text(CAST(CAST($1 AS text) AS jsonb))",
-        has_schemas=True,
-        has_lists=True,
-        replaces_views=True,  # which keeps what others were granted
+        is_file=False,
     ),
     "sqlite": Dialect(
         driver="adbc_driver_sqlite.dbapi",
@@ -122,7 +120,7 @@ DIALECTS = {
             "array": "TEXT",
             "json": "TEXT",
         },
-        once=("PRAGMA journal_mode = WAL",),  # or a large transaction blocks readers
+        once=("PRAGMA busy_timeout = 600000", "PRAGMA journal_mode = WAL"),  # or a large transaction blocks readers
         begin=(
             "PRAGMA busy_timeout = 600000",
             "CREATE TABLE {schema}_lock (locked)",  # a write, which makes others wait; never there after a commit
@@ -134,23 +132,24 @@ DIALECTS = {
             WHERE m.type IN ('table', 'view') AND substr(m.name, 1, length('{schema}_')) = '{schema}_'
             ORDER BY m.name, p.cid""",
         items="SELECT value FROM json_each($1)",
-        has_schemas=False,
-        has_lists=False,
-        replaces_views=False,
+        is_file=True,
     ),
 }
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql", "sqlite": "sqlite"}
 UNREACHABLE = {
-    "password": "the user or the password is wrong",
-    "role": "the user or the password is wrong",
-    "database": "there is no such database, or the user may not connect to it",
     "translate host name": "there is no such host",
-    "refused": "no server answers there",
-    "No such file": "no server answers there",
-    "timeout": "no server answers there",
-    "unreachable": "no server answers there",
     "pg_hba.conf": "the server does not admit this user from this machine (pg_hba.conf)",
-    "too many": "the server has no connection left; the next publish tries again",
+    "password authentication failed": "the user or the password is wrong",
+    "no password supplied": "the user or the password is wrong",
+    'role "': "the user or the password is wrong",
+    'database "': "there is no such database, or the user may not connect to it",
+    "Connection refused": "no server answers there",
+    "No such file": "no server answers there",
+    "timeout expired": "no server answers there",
+    "timed out": "no server answers there",
+    "unreachable": "no server answers there",
+    "No route to host": "no server answers there",
+    "too many clients": "the server has no connection left; the next publish tries again",
     "remaining connection slots": "the server has no connection left; the next publish tries again",
     "starting up": "the server is starting or stopping; the next publish tries again",
     "shutting down": "the server is starting or stopping; the next publish tries again",
@@ -163,6 +162,7 @@ ADVICE = {
     "53100": "the server's disk is full: free space there",
     "57014": "the server stopped it: ALTER ROLE ... SET statement_timeout to a time that a version fits in",
     "55P03": "another publish, or a session that keeps a table of {schema} locked, took too long",
+    "22P05": "the database is not in UTF8: name one that is",
     "25006": "the server takes no writes: name its primary in the address",
 }
 """What to do about an SQLSTATE."""
@@ -293,7 +293,7 @@ class Sql:
         return found
 
     def _make_tables(self, cursor: Any, rows: ir.Table) -> None:
-        if self._dialect.has_schemas:
+        if not self._dialect.is_file:
             [[there]] = self._execute(cursor, "SELECT count(*) FROM pg_namespace WHERE nspname = $1", self.schema)
             if not there:  # who may not create schemas may be given one
                 self._execute(cursor, f"CREATE SCHEMA {_quoted(self.schema)}")
@@ -305,7 +305,7 @@ class Sql:
 
     def _make_view(self, cursor: Any, columns: Sequence[str]) -> None:
         view, create = self._table(ASSIGNMENTS), "CREATE OR REPLACE VIEW"
-        if not self._dialect.replaces_views:
+        if self._dialect.is_file:
             self._execute(cursor, f"DROP VIEW IF EXISTS {view}")
             create = "CREATE VIEW"
         self._execute(
@@ -316,42 +316,46 @@ class Sql:
 
     def _add_version(self, cursor: Any, release: Release) -> None:
         manifest = json.dumps(dict(release.manifest), ensure_ascii=False).replace("\\u0000", REPLACEMENT)
-        values = [
-            release.version,
-            _instant(release.as_of),
-            SCHEMA_VERSION,
-            release.source,
-            release.destination,
-            manifest,
-        ]
+        as_of = _instant(release.as_of)
+        values = (release.version, as_of, SCHEMA_VERSION, release.source, release.destination, manifest)
         placed = f"$1, {self._cast('$2', 'timestamp')}, $3, $4, $5, {self._cast('$6', 'json')}"
-        self._execute(cursor, f"INSERT INTO {self._table(VERSIONS)} VALUES ({placed})", *values)
+        into = f"{self._table(VERSIONS)} ({', '.join(map(_quoted, VERSIONS_SCHEMA))})"
+        self._execute(cursor, f"INSERT INTO {into} VALUES ({placed})", *values)
 
     def _copy(self, cursor: Any, table: str, rows: ir.Table) -> tuple[int, int]:
         """Append rows as they come, in order of the key; return how many there are, and how many are left out."""
         schema = rows.schema().to_pyarrow()
         left_out = 0
+        failures: list[Exception] = []
 
         def stored_parts() -> Iterator[pa.RecordBatch]:
             nonlocal left_out
-            for batch in rows.order_by(*KEYS[table]).to_pyarrow_batches(chunk_size=BATCH_ROWS):
-                # Batches have the types that DuckDB finds, though Ibis says that they have those of the expression.
-                part = pa.Table.from_batches([batch]).cast(schema)
-                storable = part.filter(_is_storable(part["user_id"]))
-                left_out += len(part) - len(storable)
-                yield from self._stored(storable).to_batches()
+            try:
+                for batch in rows.order_by(*KEYS[table]).to_pyarrow_batches(chunk_size=BATCH_ROWS):
+                    # Batches have the types that DuckDB finds, though Ibis says that they have those of the expression.
+                    part = pa.Table.from_batches([batch]).cast(schema)
+                    storable = part.filter(_is_storable(part["user_id"]))
+                    left_out += len(part) - len(storable)
+                    yield from self._stored(storable).to_batches()
+            except Exception as error:  # the driver would say that its stream ended
+                failures.append(error)
+                raise
 
         reader = pa.RecordBatchReader.from_batches(self._stored(schema.empty_table()).schema, stored_parts())
-        if self._dialect.has_schemas:
-            count = cursor.adbc_ingest(table, reader, mode="append", db_schema_name=self.schema)
-        else:
-            count = cursor.adbc_ingest(f"{self.schema}_{table}", reader, mode="append")
-        return int(count), left_out
+        name = {"table_name": table, "db_schema_name": self.schema}
+        if self._dialect.is_file:
+            name = {"table_name": f"{self.schema}_{table}"}
+        try:
+            return int(cursor.adbc_ingest(data=reader, mode="append", **name)), left_out
+        except self._driver.Error:
+            if failures:
+                raise failures[0] from None
+            raise
 
     def _stored(self, rows: pa.Table) -> pa.Table:
         """Return rows as the database takes them: no NUL; without lists or instants, JSON and ISO 8601."""
         columns = {name: _without_nul(rows[name]) for name in rows.column_names}
-        if not self._dialect.has_lists:
+        if self._dialect.is_file:
             columns = {name: _as_text(column) for name, column in columns.items()}
         return pa.table(columns)
 
@@ -362,12 +366,12 @@ class Sql:
         return f"CAST(CAST({value} AS {self._dialect.types['string']}) AS {self._dialect.types[kind]})"
 
     def _table(self, table: str) -> str:
-        if self._dialect.has_schemas:
+        if not self._dialect.is_file:
             return f"{_quoted(self.schema)}.{_quoted(table)}"
         return _quoted(f"{self.schema}_{table}")
 
     def _label(self, table: str) -> str:
-        return f"{self.schema}{'.' if self._dialect.has_schemas else '_'}{table}"
+        return f"{self.schema}{'_' if self._dialect.is_file else '.'}{table}"
 
     @property
     def _dialect(self) -> Dialect:
@@ -381,15 +385,18 @@ class Sql:
         rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows
 
-    @contextmanager
-    def _connected(self) -> Iterator[Any]:
-        dialect = self._dialect
+    @property
+    def _driver(self) -> Any:
         try:
-            driver = import_module(dialect.driver)
+            return import_module(self._dialect.driver)
         except ImportError as error:
             raise DestinationError("needs `pip install 'habitus[sql]'`") from error
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        dialect, driver = self._dialect, self._driver
         address = self.url
-        if not dialect.has_schemas:
+        if dialect.is_file:
             address = str(self.folder / address.partition(":///")[2])
         try:
             if dialect.once:
@@ -417,7 +424,7 @@ class Sql:
             except BaseException as error:
                 with suppress(Exception):  # the connection is lost, and all is taken back
                     connection.rollback()
-                if isinstance(error, import_module(self._dialect.driver).Error):
+                if isinstance(error, self._driver.Error):
                     raise DestinationError(self._told(error)) from None  # its message may have the address
                 raise
 
@@ -426,7 +433,7 @@ class Sql:
         state = error.sqlstate or ""
         lines = [line.strip() for line in str(error).splitlines()]
         said = next((line.partition("ERROR: ")[2].strip() for line in lines if "ERROR: " in line), lines[0])
-        if "FATAL: " in str(error) or not (state or "ERROR: " in str(error) or "SQLite" in str(error)):
+        if not self._dialect.is_file and ("FATAL: " in str(error) or not (state or "ERROR: " in str(error))):
             return "the connection was lost before the version was whole; the next publish tries again"
         for secret in _secrets(self.url):
             said = said.replace(secret, "***")
