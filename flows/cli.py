@@ -201,15 +201,15 @@ def forget(
     raise typer.Exit(0 if forgotten.is_complete else 1)
 
 
-class _Segments(typer.core.TyperGroup):
-    """Show segments where no other command is named."""
+class _Shown(typer.core.TyperGroup):
+    """Show what there is where no other command is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         is_named = args[:1] and args[0] in (*self.commands, *ctx.help_option_names)
         return super().parse_args(ctx, args if is_named else ["show", *args])
 
 
-segments_app = typer.Typer(cls=_Segments, help="Show the segments that serve, or give one a name.")
+segments_app = typer.Typer(cls=_Shown, help="Show the segments that serve, or give one a name.")
 app.add_typer(segments_app, name="segments")
 Here = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration.")]
 
@@ -238,6 +238,37 @@ def rename_segment(
     with _complaining(config):
         before = importlib.import_module("flows.segments").rename(load(config), segment_id, name)
     print(f"{segment_id} is {name.strip()} now, and was {before.name}; the next scoring says so")
+
+
+outbox_app = typer.Typer(cls=_Shown, help="Show what waits to be sent to receivers, or have what failed sent again.")
+app.add_typer(outbox_app, name="outbox")
+
+
+@outbox_app.command("show")
+def show_outbox(config: Here = Path("habitus.toml"), as_json: Json = False) -> None:
+    """Show what waits to be sent, what was sent, and what failed and why."""
+    _quieten()
+    stage = importlib.import_module("flows.outbox")
+    with _complaining(config):
+        found = stage.find_messages(load(config))
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(found))
+    else:
+        stage.show(found, Console(highlight=False))
+
+
+@outbox_app.command("retry")
+def retry_outbox(
+    destination: Annotated[
+        str | None, typer.Argument(metavar="DESTINATION", help="Default: all.", show_default=False)
+    ] = None,
+    config: Annotated[Path, typer.Option("--config", help="The configuration.")] = Path("habitus.toml"),
+) -> None:
+    """Have what failed sent again by the next publish."""
+    _quieten()
+    with _complaining(config):
+        count = importlib.import_module("flows.outbox").retry(load(config), destination)
+    print(f"{count:,} message{'' if count == 1 else 's'} will be sent by the next `{_program()} publish`")
 
 
 Name = Annotated[str, typer.Argument(help="The registered model, such as ecom-churn.", show_default=False)]

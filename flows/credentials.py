@@ -1,11 +1,26 @@
-"""Credentials: texts that only the environment or a Prefect block has, never a file."""
+"""Credentials: texts that only the environment or a Prefect block has, never a file; and what they open."""
 
 import os
 
 from prefect.blocks.system import Secret
 
-from flows.configuration import ConfigurationError
-from publish.destination import Credential, DestinationSettings
+from flows.configuration import Configuration, ConfigurationError
+from publish.destination import Credential, Destination, DestinationError, DestinationSettings
+from publish.destinations import connect
+
+
+def connect_all(configuration: Configuration) -> dict[str, Destination]:
+    """Return all destinations, the local folder first.
+
+    Raises ConfigurationError for a credential that is missing, or cannot be one.
+    """
+    try:
+        return {
+            name: connect(name, settings, resolve(name, settings), configuration.folder, configuration.lake)
+            for name, settings in configuration.all_destinations.items()
+        }
+    except DestinationError as error:
+        raise ConfigurationError(f"destinations.{error}") from error
 
 
 def resolve(name: str, settings: DestinationSettings) -> dict[str, str]:

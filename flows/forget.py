@@ -20,13 +20,14 @@ from rich.table import Table
 from features.erasures import ERASURES, ensure_salt, find_salt, hash_id
 from features.lake import Lake, LakeInUseError
 from flows.configuration import Configuration, ConfigurationError, load
+from flows.credentials import connect_all
 from flows.instant import name_run
-from flows.publish import connect_all
 from flows.schedule import next_training
 from flows.train import LAST_SNAPSHOT, model_name
 from models.registry import Registry
 from publish import erasure
 from publish.destination import Destination
+from publish.destinations import drop_unconfigured
 from publish.erasure import Found, Receipt, TrainedModel
 from publish.lock import LockedError, publishing_lock
 
@@ -103,7 +104,9 @@ def finish(config: str) -> Forgotten:
     """Do what unfinished erasures have still to do."""
     configuration = load(config)
     with publishing_lock(configuration.lake, WAIT_S), open_lake(configuration) as lake:
-        return finish_all(lake, connect_all(configuration), datetime.now(UTC))
+        destinations = connect_all(configuration)
+        drop_unconfigured(lake.folder, destinations)
+        return finish_all(lake, destinations, datetime.now(UTC))
 
 
 def finish_all(lake: Lake, destinations: Mapping[str, Destination], now: datetime) -> Forgotten:
@@ -156,7 +159,6 @@ def _explain_unknown(lake: Lake, unknown: Sequence[str]) -> str:
 
 
 def _trained_on(configuration: Configuration, found: Found) -> list[TrainedModel]:
-    """List the versions of models with a snapshot that users were in: those whose last one was after they came."""
     """List the versions of models that were made from a snapshot with users in it: its last was after they came."""
     if found.first_at is None or not (configuration.mlruns / "mlflow.db").is_file():
         return []

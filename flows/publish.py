@@ -5,7 +5,7 @@ import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from features.lake import Lake
 from features.table import ContractError
 from flows.causes import would_be
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
-from flows.credentials import resolve
+from flows.credentials import connect_all
+from flows.forget import finish_all
 from flows.instant import name_run, resolve_as_of
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD, DeliveryError
@@ -27,8 +28,8 @@ from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
 from publish.consents import consents, unanswered
-from publish.destination import Delivery, Destination, DestinationError
-from publish.destinations import connect
+from publish.destination import Delivery
+from publish.destinations import drop_unconfigured
 from publish.lock import publishing_lock
 from publish.release import Candidate, Outcome, Policy, deliver
 from publish.release import publish as release
@@ -96,6 +97,10 @@ def publish_version(config: str, as_of: datetime | None, label: str | None) -> P
         Lake(configuration.lake, configuration.engine.memory_limit_bytes) as lake,
         publishing_lock(configuration.lake, WAIT_S),
     ):
+        drop_unconfigured(lake.folder, destinations)
+        for receipt in finish_all(lake, destinations, datetime.now(UTC)).receipts.values():
+            if not receipt.completed_at:
+                logger.warning("  users of receipt %s are not erased everywhere yet", receipt.receipt)
         if label is not None:
             as_of = _instant_of(lake, label)
         as_of = resolve_as_of(as_of, configuration, lake)
@@ -110,20 +115,6 @@ def publish_version(config: str, as_of: datetime | None, label: str | None) -> P
         settings = configuration.all_destinations
         deliveries = [*deliver(lake, outcome.version, destinations, settings, known)]
     return _sum_up(configuration, outcome, deliveries)
-
-
-def connect_all(configuration: Configuration) -> dict[str, Destination]:
-    """Return all destinations, the local folder first.
-
-    Raises ConfigurationError for a credential that is missing, or cannot be one.
-    """
-    try:
-        return {
-            name: connect(name, settings, resolve(name, settings), configuration.folder, configuration.lake)
-            for name, settings in configuration.all_destinations.items()
-        }
-    except DestinationError as error:
-        raise ConfigurationError(f"destinations.{error}") from error
 
 
 def _instant_of(lake: Lake, label: str) -> datetime:

@@ -24,7 +24,7 @@ from features.labels import LABELS
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import SNAPSHOTS
-from features.table import Table, materialize
+from features.table import Table, materialize, stack
 from publish.assignments import ASSIGNMENTS
 from publish.audiences import AUDIENCES
 from publish.changes import CHANGES
@@ -153,11 +153,7 @@ def find(lake: Lake, users: Sequence[str]) -> Found:
         named = materialize(rejected.semi_join(naming, "rejected_id"))
         others = [user for user in users if user not in known]
         known |= {user for user in others if find_naming(named, [user]).count().to_pyarrow().as_py()}
-    audiences = lake.read(AUDIENCES)
-    theirs = audiences.semi_join(ids, "user_id").select("destination", "user_id", "segments")
-    memberships: Memberships = {}
-    for row in theirs.to_pyarrow().to_pylist():
-        memberships.setdefault(row["destination"], {})[row["user_id"]] = sorted(row["segments"])
+    memberships = _memberships(lake, ids)
     firsts = [
         lake.read(lake.stored(table)).semi_join(ids, "user_id")[column].min().to_pyarrow().as_py()
         for table, column in ((EVENTS, "occurred_at"), (SNAPSHOTS, "as_of"))
@@ -165,6 +161,17 @@ def find(lake: Lake, users: Sequence[str]) -> Found:
     ]
     unknown = [user for user in users if user not in known]
     return Found(rows, texts, memberships, min(firsts, default=None), unknown)
+
+
+def _memberships(lake: Lake, ids: ir.Table) -> Memberships:
+    """Return all segments that users are or ever were in: a destination that was away may not know that they left."""
+    audiences = lake.read(AUDIENCES)
+    now = audiences.select("destination", "user_id", segment_id=audiences.segments.unnest())
+    ever = stack(now, lake.read(CHANGES).select(*now.columns)).semi_join(ids, "user_id").distinct()
+    memberships: Memberships = {}
+    for row in ever.order_by("destination", "user_id", "segment_id").to_pyarrow().to_pylist():
+        memberships.setdefault(row["destination"], {}).setdefault(row["user_id"], []).append(row["segment_id"])
+    return memberships
 
 
 def begin(lake: Lake, users: Sequence[str], found: Found, destinations: Iterable[str], receipt: Receipt) -> Pending:

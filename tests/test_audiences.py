@@ -55,8 +55,8 @@ def known(audiences: ir.Table, destination: str = "crm") -> dict[str, list[str] 
     return {row["user_id"]: row["refused"] or row["segments"] for row in rows}
 
 
-ADA = {"user_id": "ada", "segment_id": "S01", "rule_segments": ["buyers", "new"]}
-BEN = {"user_id": "ben", "segment_id": "S02"}
+ADA: dict[str, Any] = {"user_id": "ada", "segment_id": "S01", "rule_segments": ["buyers", "new"]}
+BEN: dict[str, Any] = {"user_id": "ben", "segment_id": "S02"}
 
 
 def test_a_destination_knows_the_discovered_and_the_named_segments_of_a_user(engine: DuckDB) -> None:

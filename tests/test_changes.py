@@ -19,7 +19,7 @@ CAUSES = Causes(NAMES, discovered=["S01", "S02"])
 
 def audiences(engine: DuckDB, *rows: dict[str, Any]) -> ir.Table:
     """Make AUDIENCES of rows that name only what matters."""
-    default = {"destination": "crm", "refused": None, "segments": [], "held_out": [], "held_back": []}
+    default: dict[str, Any] = {"destination": "crm", "refused": None, "segments": [], "held_out": [], "held_back": []}
     whole = [default | row for row in rows]
     arrow = pa.Table.from_pylist(whole, schema=AUDIENCES.schema.to_pyarrow())
     return engine.create_table(ibis.util.gen_name("audiences"), arrow, temp=True)

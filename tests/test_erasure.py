@@ -21,9 +21,9 @@ from features.erasures import ERASURES, find_erased, hash_id
 from features.events import EVENTS, REJECTED, reject_duplicates
 from features.increments import update_sessions
 from features.lake import Lake, LakeInUseError
-from features.sessions import SESSIONS, stack
+from features.sessions import SESSIONS
 from features.snapshots import SNAPSHOTS, snapshots_table, take_snapshot
-from features.table import ContractError, Table
+from features.table import ContractError, Table, stack
 from publish.assignments import ASSIGNMENTS
 from publish.audiences import AUDIENCES
 from publish.changes import CHANGES

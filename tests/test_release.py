@@ -56,7 +56,8 @@ class Shop:
     ) -> Outcome:
         """Publish users, given by what matters of them, some days after AS_OF."""
         as_of = AS_OF + day * DAY
-        rows = [DEFAULTS | ({"user_id": user} if isinstance(user, str) else user) | {"as_of": as_of} for user in users]
+        given: list[dict[str, Any]] = [{"user_id": user} if isinstance(user, str) else user for user in users]
+        rows: list[dict[str, Any]] = [DEFAULTS | row | {"as_of": as_of} for row in given]
         for row in rows:
             row["segment_name"] = NAMES.get(row["segment_id"])
         arrow = pa.Table.from_pylist(rows, schema=ASSIGNMENTS.schema.to_pyarrow())
@@ -91,7 +92,7 @@ class Shop:
         rows = self.release(destination).members.to_pyarrow().to_pylist()
         return {(row["user_id"], row["segment_id"]) for row in rows}
 
-    def feed(self) -> list[tuple[str, ...]]:
+    def feed(self) -> list[tuple[Any, ...]]:
         """Return version, destination, user, change, segment and reason of all changes."""
         version = present(self.lake)
         assert version is not None
@@ -307,7 +308,11 @@ def rows_of(lake: Lake) -> dict[str, Any]:
 def test_what_was_written_before_the_last_commit_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
-    history = [("ada", "ben"), ({"user_id": "ada", "segment_id": "S02"}, "cleo"), ("ada", "cleo", "dan")]
+    history: list[tuple[dict[str, Any] | str, ...]] = [
+        ("ada", "ben"),
+        ({"user_id": "ada", "segment_id": "S02"}, "cleo"),
+        ("ada", "cleo", "dan"),
+    ]
     with Lake(tmp_path / "undisturbed") as lake:
         undisturbed = Shop(lake)
         for day in (0, 2):

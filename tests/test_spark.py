@@ -238,10 +238,10 @@ def allowed(made: Made) -> tuple[list[Row], list[Row]]:
         "mail": PurposeSettings(attribute="mail"),
     }
     agreed = consents(made.events, attributes, purposes, made.sessions)
-    members = agreed.select("user_id", segment_id=agreed.purpose, destination=ibis.literal("crm"))
-    destinations = {"crm": DestinationSettings(holdout_share={"ads": 0.5, "mail": 0.1})}
-    held = members.mutate(held_out=is_held_out(members, destinations, "shop"))
-    key = ("user_id", "segment_id", "destination")
+    members = agreed.select("user_id", segment_id=agreed.purpose)
+    settings = DestinationSettings(holdout_share={"ads": 0.5, "mail": 0.1})
+    held = members.mutate(held_out=is_held_out(members.user_id, members.segment_id, "crm", settings, "shop"))
+    key = ("user_id", "segment_id")
     rows = sorted(held.to_pyarrow().to_pylist(), key=lambda row: [row[name] for name in key])
     return rows_of(agreed, CONSENTS), rows
 

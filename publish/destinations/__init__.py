@@ -1,6 +1,6 @@
 """Where published assignments go, one module each."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -29,6 +29,7 @@ KINDS: dict[str, type[DestinationSettings]] = {
 }
 """The settings by kind."""
 OUTBOX = "outbox.db"
+"""What waits to be sent, beside the lake's tables."""
 
 
 def connect(name: str, settings: AnySettings, credentials: Mapping[str, str], folder: Path, lake: Path) -> Destination:
@@ -44,3 +45,17 @@ def connect(name: str, settings: AnySettings, credentials: Mapping[str, str], fo
             return settings.connect(name, credentials, folder)
         case WebhookSettings() | SegmentSettings():
             return settings.connect(name, credentials, folder, Outbox(lake / OUTBOX))
+
+
+def open_outbox(lake: Path) -> Outbox | None:
+    """Return what waits to be sent, or was; None where nothing ever was."""
+    return Outbox(lake / OUTBOX) if (lake / OUTBOX).exists() else None
+
+
+def drop_unconfigured(lake: Path, destinations: Collection[str]) -> int:
+    """Drop what was not sent to other destinations than these, which nobody will ask for; return how many messages."""
+    outbox = open_outbox(lake)
+    if outbox is None:
+        return 0
+    with outbox:
+        return outbox.keep_only(destinations)
