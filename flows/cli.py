@@ -191,7 +191,7 @@ def forget(
             if named:
                 stage.begin(configuration, named, datetime.now(UTC))
             forgotten = stage.forget(config=str(config.resolve()))
-    except (*world.MISTAKES, *stage.BUSY, OSError) as error:
+    except (*world.MISTAKES, *world.ELSEWHERE, OSError) as error:
         _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
         raise typer.Exit(2 if isinstance(error, world.MISTAKES) else 1) from None
     if as_json:
