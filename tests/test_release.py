@@ -313,10 +313,6 @@ def test_what_was_written_before_the_last_commit_is_written_again(
         ({"user_id": "ada", "segment_id": "S02"}, "cleo"),
         ("ada", "cleo", "dan"),
     ]
-        ("ada", "ben"),
-        ({"user_id": "ada", "segment_id": "S02"}, "cleo"),
-        ("ada", "cleo", "dan"),
-    ]
     with Lake(tmp_path / "undisturbed") as lake:
         undisturbed = Shop(lake)
         for day in (0, 2):
