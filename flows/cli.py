@@ -346,7 +346,7 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
     elif stage == "run":
         screen.show(result, str(config), _program(), Console(highlight=False))
     elif stage == "publish":
-        screen.show_published(result, Console(highlight=False))
+        screen.show_published(result, str(config), _program(), Console(highlight=False))
     published = result.published if stage == "run" else result
     if stage in ("run", "publish") and published.held:
         raise typer.Exit(HELD)

@@ -29,7 +29,7 @@ def show(result: Result, config: str, program: str, console: Console) -> None:
     show_segments(result, console)
     _show_rules(result, console)
     _show_models(result, console)
-    show_published(result.published, console)
+    show_published(result.published, config, program, console)
     _show_next(result, f"{program} run {shlex.quote(config)}", config, program, console)
 
 
@@ -142,7 +142,7 @@ def _estimate(estimate: dict[str, float], digits: int) -> str:
     return f"{value}\n{low}–{high}".replace("-", "\N{MINUS SIGN}")
 
 
-def show_published(published: Published, console: Console) -> None:
+def show_published(published: Published, config: str, program: str, console: Console) -> None:
     """Print where the present version is, who entered and left and why, and what is held and how to release it."""
     console.print(_heading(f"Published: version {published.version}, as of {published.as_of:%Y-%m-%d %H:%M} UTC"))
     for delivery in published.deliveries:
@@ -150,10 +150,8 @@ def show_published(published: Published, console: Console) -> None:
         style = {"failed": "red", "pending": "yellow"}.get(delivery.state, "green")
         count = f"{delivery.count:,} {'users' if delivery.destination == LOCAL else ''}".strip()
         note = f"  {delivery.note}" if delivery.note else ""
-        line = Text.assemble(
-            (f"  {delivery.destination}: ", "bold"), (f"{delivery.state}  ", style), where, f"  {count}"
-        )
-        console.print(line + Text(note, "yellow"), soft_wrap=True)
+        name, state = (f"  {delivery.destination}: ", "bold"), (f"{delivery.state}  ", style)
+        console.print(Text.assemble(name, state, where, f"  {count}", (note, "yellow")), soft_wrap=True)
     for change in (ENTERED, LEFT):
         if said := _changes(published, change):
             console.print(Padding(f"{change}: {said}", (0, 0, 0, 2)))
@@ -163,7 +161,7 @@ def show_published(published: Published, console: Console) -> None:
         for finding in published.findings:
             console.print(Padding(Text(finding), (0, 0, 0, 2)), style="yellow")
         console.print(Padding("It is built and not released. If these changes are right:", (0, 0, 0, 2)))
-        console.print(f"  {published.release}", soft_wrap=True, style="cyan")
+        console.print(f"  {program} release {shlex.quote(config)} {published.held}", soft_wrap=True, style="cyan")
     console.print()
 
 
