@@ -83,7 +83,7 @@ def publish(config: str, as_of: datetime | None = None, label: str | None = None
 
 
 def _in_words(delivery: Delivery) -> str:
-    parts = [delivery.state, f"{delivery.count:,}", delivery.where, delivery.note]
+    parts = [delivery.state, f"{delivery.count:,} {delivery.counted}", delivery.where, delivery.note]
     return " · ".join(part for part in parts if part)
 
 

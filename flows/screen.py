@@ -148,7 +148,7 @@ def show_published(published: Published, config: str, program: str, console: Con
     for delivery in published.deliveries:
         where = str(_relative(published.latest)) if delivery.destination == LOCAL else delivery.where
         style = {"failed": "red", "pending": "yellow"}.get(delivery.state, "green")
-        count = f"{delivery.count:,} {'users' if delivery.destination == LOCAL else ''}".strip()
+        count = f"{delivery.count:,} {delivery.counted}"
         note = f"  {delivery.note}" if delivery.note else ""
         name, state = (f"  {delivery.destination}: ", "bold"), (f"{delivery.state}  ", style)
         console.print(Text.assemble(name, state, where, f"  {count}", (note, "yellow")), soft_wrap=True)
