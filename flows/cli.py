@@ -191,7 +191,7 @@ def forget(
             if named:
                 stage.begin(configuration, named, datetime.now(UTC))
             forgotten = stage.forget(config=str(config.resolve()))
-    except (*world.MISTAKES, *stage.BUSY, OSError) as error:
+    except (*world.MISTAKES, *world.ELSEWHERE, OSError) as error:
         _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
         raise typer.Exit(2 if isinstance(error, world.MISTAKES) else 1) from None
     if as_json:
@@ -345,8 +345,10 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         print(screen.to_json(result))
     elif stage == "run":
         screen.show(result, str(config), _program(), Console(highlight=False))
-    published = {"run": lambda: result.published, "publish": lambda: result}.get(stage)
-    if published is not None and published().held:
+    elif stage == "publish":
+        screen.show_published(result, str(config), _program(), Console(highlight=False))
+    published = result.published if stage == "run" else result
+    if stage in ("run", "publish") and published.held:
         raise typer.Exit(HELD)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from features.erasures import ERASURES, ensure_salt, find_salt, hash_id
-from features.lake import Lake, LakeInUseError
+from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.credentials import connect_all
 from flows.instant import name_run
@@ -29,13 +29,11 @@ from publish import erasure
 from publish.destination import Destination
 from publish.destinations import drop_unconfigured
 from publish.erasure import Found, Receipt, TrainedModel
-from publish.lock import LockedError, publishing_lock
+from publish.lock import publishing_lock
 
 logger = logging.getLogger("habitus")
 
 WAIT_S = 60
-BUSY = (LockedError, LakeInUseError)
-"""What passes by itself."""
 
 
 @dataclass(frozen=True)

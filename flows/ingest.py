@@ -313,7 +313,9 @@ def _watermark(lake: Lake) -> datetime:
 
 
 def _days(events: ir.Table) -> list[datetime]:
-    days: list[datetime] = events.select(day=events.occurred_at.truncate("D")).distinct().day.to_pyarrow().to_pylist()
+    # A day that is cut off has lost its zone, and Python would take it for the machine's.
+    day = events.occurred_at.truncate("D").cast(TIME)
+    days: list[datetime] = events.select(day=day).distinct().day.to_pyarrow().to_pylist()
     return sorted(days)
 
 

@@ -6,6 +6,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from features.attributes import DuplicateUserError
+from features.lake import LakeInUseError
 from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import ConfigurationError
@@ -18,7 +19,7 @@ class DeliveryError(Exception):
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
-ELSEWHERE = (DeliveryError, LockedError)
+ELSEWHERE = (DeliveryError, LockedError, LakeInUseError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
 LASTING = (*MISTAKES, *ELSEWHERE, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
