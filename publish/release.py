@@ -93,8 +93,7 @@ def publish(
     findings = _judge(lake, before, plan, policy) if before is not None else []
     if before is None or not findings or label == allowed_label:
         if before is None or plan.version.content != before.content or _is_new(lake, plan):
-            versions.commit(lake, plan.version, plan.assignments, plan.audiences, plan.changes)
-            before = plan.version
+            before = versions.commit(lake, plan.version, plan.assignments, plan.audiences, plan.changes)
             counts = _count(plan.changes)
         else:
             counts = _count(plan.changes.limit(0))
@@ -106,8 +105,8 @@ def publish(
     less = _plan(lake, before, stay, policy, otherwise)
     if not _is_new(lake, less):
         return Outcome(before, _count(less.changes.limit(0)), held, abandoned)
-    versions.commit(lake, less.version, less.assignments, less.audiences, less.changes)
-    return Outcome(less.version, _count(less.changes), held, abandoned)
+    version = versions.commit(lake, less.version, less.assignments, less.audiences, less.changes)
+    return Outcome(version, _count(less.changes), held, abandoned)
 
 
 def _plan(

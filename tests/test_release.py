@@ -1,5 +1,6 @@
 """From assignments to what destinations get, on a real lake."""
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,14 @@ def test_the_same_again_is_no_new_version(shop: Shop) -> None:
     assert outcome.version is not None
     assert (outcome.version.version, len(outcome.changes)) == (1, 0)
     assert shop.lake.version(AUDIENCES) == before
+
+
+def test_a_version_is_said_in_the_same_bytes_now_and_after_a_crash(shop: Shop) -> None:
+    outcome = shop.publish(0, "ada")
+    again = present(shop.lake)
+    assert outcome.version is not None
+    assert again is not None
+    assert json.dumps(outcome.version.manifest) == json.dumps(again.manifest)
 
 
 def test_a_later_instant_is_a_new_version_though_nobody_moved(shop: Shop) -> None:
