@@ -39,7 +39,9 @@ def calls_of(receiver: SegmentReceiver, kind: str) -> list[dict[str, Any]]:
 def test_a_user_with_changes_is_identified_by_what_is_known_now(engine: DuckDB, outbox: Outbox) -> None:
     release = releases(engine, [{("ann", "a"), ("ann", "vip")}], "tool")[0]
     with SegmentReceiver(KEY) as receiver:
-        assert segment(outbox, receiver.url).deliver(release) == Delivery("tool", "released", receiver.url, 2)
+        assert segment(outbox, receiver.url).deliver(release) == Delivery(
+            "tool", "released", receiver.url, 2, counted="changes"
+        )
     (call,) = calls_of(receiver, "identify")
     assert call.pop("messageId").startswith("chg_")
     assert call == {

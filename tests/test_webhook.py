@@ -54,7 +54,9 @@ def webhook(outbox: Outbox, url: str, world: World | None = None, secret: str = 
 def test_changes_arrive_signed_with_all_that_is_known_of_them(engine: DuckDB, outbox: Outbox) -> None:
     release = releases(engine, [{("ann", "a")}])[0]
     with Receiver(SECRET) as receiver:
-        assert webhook(outbox, receiver.url).deliver(release) == Delivery("hook", "released", receiver.url, 1)
+        assert webhook(outbox, receiver.url).deliver(release) == Delivery(
+            "hook", "released", receiver.url, 1, counted="changes"
+        )
     (request,) = receiver.requests
     assert request.headers["webhook-id"] == request.headers["idempotency-key"]
     content = json.loads(request.body)
@@ -393,7 +395,7 @@ def test_an_erased_user_leaves_every_segment_and_no_message_keeps_the_user(engin
         hook = webhook(outbox, receiver.url)
         hook.deliver(release)
         assert hook.forget({"bob": ["a", "b"], "eve": []}) == 1
-        assert hook.deliver(release) == Delivery("hook", "released", receiver.url, 2)
+        assert hook.deliver(release) == Delivery("hook", "released", receiver.url, 2, counted="changes")
         assert receiver.members == {("ann", "a")}
     changes = json.loads(receiver.requests[-1].body)["changes"]
     assert {(change["user_id"], change["segment_id"], change["change"], change["reason"]) for change in changes} == {
