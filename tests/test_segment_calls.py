@@ -102,7 +102,7 @@ def test_users_without_changes_are_not_identified_again(engine: DuckDB, outbox: 
 def test_what_is_repeated_has_the_same_message_ids(engine: DuckDB, outbox: Outbox, trouble: Any) -> None:
     state = {("ann", "a"), ("bob", "a")}
     with SegmentReceiver(KEY, [trouble]) as receiver:
-        tool = segment(outbox, receiver.url, timeout_s=0.2 if trouble == "hang" else 5)
+        tool = segment(outbox, receiver.url, timeout_s=1 if trouble == "hang" else 5)
         assert tool.deliver(releases(engine, [state], "tool")[0]).state == "released"
     assert len(receiver.calls) == 4
     assert receiver.members == state
