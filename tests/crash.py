@@ -223,9 +223,7 @@ class Shop:
         with Lake(self.lake) as lake:
             present = versions.present(lake)
             found: dict[str, Any] = {f"lake/{table.name}": lake.content(table) for table in TABLES}
-            # Not the findings: their numbers are against the present version, which is without those who withdrew
-            # where a killed process got as far as that.
-            found["lake/held"] = [(one.label, one.content, one.manifest) for one in versions.read_held(lake)]
+            found["lake/held"] = versions.read_held(lake)
         found["version"] = present.version if present else 0
         for folder in ("published", "google"):
             found |= {f"{folder}/{path}": content for path, content in files_in(self.folder / folder)}
