@@ -18,6 +18,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
 from databases import run_postgres
+from hypothesis import settings
 from ibis.backends.duckdb import Backend as DuckDB
 from typer.testing import CliRunner
 
@@ -26,6 +27,9 @@ from features.events import EVENTS
 from features.lake import Lake
 from flows.cli import ONE_OFF_SETTINGS, app
 from flows.configuration import Configuration, load
+
+settings.register_profile("house", deadline=None)  # a timing never decides a test
+settings.load_profile("house")
 
 # Read when Prefect is imported, which nothing above does and collecting the tests will.
 os.environ |= ONE_OFF_SETTINGS | {
