@@ -146,9 +146,8 @@ class Keys:
         with self._reading, self._explained():
             [version] = self._reader.execute("PRAGMA data_version").fetchone()
             if version != self._known_version:
-                rows = self._reader.execute(
-                    "SELECT hash, id, name, scope, created_at, revoked_at, last_used_at FROM keys ORDER BY created_at, id"
-                ).fetchall()
+                columns = "hash, id, name, scope, created_at, revoked_at, last_used_at"
+                rows = self._reader.execute(f"SELECT {columns} FROM keys ORDER BY created_at, id").fetchall()
                 self._known = [(bytes(row[0]), Key(*row[1:])) for row in rows]
                 self._known_version = version
             return self._known

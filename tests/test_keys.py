@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from publish import keys as module
-from publish.keys import PREFIX, SCOPES, Keys, KeysError
+from publish.keys import PREFIX, SCOPES, Keys, KeysError, Scope
 
 
 class Clock:
@@ -53,7 +52,7 @@ def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("held", SCOPES)
 @pytest.mark.parametrize("asked", SCOPES)
-def test_a_scope_includes_the_narrower_ones(keys: Keys, held: module.Scope, asked: module.Scope) -> None:
+def test_a_scope_includes_the_narrower_ones(keys: Keys, held: Scope, asked: Scope) -> None:
     key, _ = keys.create(held, "one")
 
     assert key.may(asked) == (SCOPES.index(asked) <= SCOPES.index(held))
@@ -91,7 +90,7 @@ def test_every_known_key_is_compared_in_constant_time_whatever_is_given(
         return hmac_compare(one, other)
 
     hmac_compare = hmac.compare_digest
-    monkeypatch.setattr(module.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     for given in (None, "wrong", secrets[0], secrets[1], secrets[2], "x" * 100_000):
         keys.find(given)
 
