@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from fastapi import FastAPI, Query, Request, Response
@@ -24,7 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
@@ -54,6 +54,9 @@ A count is a number or the text "suppressed", where it is too small to be shown 
 are paged: ask again with `cursor` set to `next` until that is null. A cursor stays with its version; where that is gone
 the answer is 410, and the list is to be read from its start.
 """
+
+
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 class Model(BaseModel):
@@ -246,6 +249,20 @@ Cursor = Annotated[str | None, Query(max_length=1000, description="`next` of the
 Sort = Annotated[str, Query(max_length=200, description="a column of the list; with a - before it, from the last on")]
 Search = Annotated[str, Query(max_length=SEARCH_MAX, description="what ids of users have in them, whatever its case")]
 
+
+class ListQuery(BaseModel):
+    """What may be asked of a list. Read at once: a parameter at a time takes FastAPI longer than all the rest."""
+
+    version: Version = None
+    limit: Limit = LIMIT
+    cursor: Cursor = None
+    sort: Sort = ""
+    search: Search = ""
+    format: Annotated[
+        Literal["json", "csv"] | None, Query(description="all users as CSV, or a page as JSON, whatever is accepted")
+    ] = None
+
+
 ERRORS = {
     401: "no key, or one that is not valid",
     403: "the key's scope is too narrow",
@@ -363,36 +380,31 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
 
     csv_too: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
-    @app.get("/segments/{segment_id}/users", response_model=Users, **_needs("lists", {**csv_too, **_errors(410)}))
-    async def users(
-        request: Request,
-        segment_id: str,
-        version: Version = None,
-        limit: Limit = LIMIT,
-        cursor: Cursor = None,
-        sort: Sort = "",
-        search: Search = "",
-        format: Annotated[Literal["json", "csv"] | None, Query(description="instead of the Accept header")] = None,
-    ) -> Response:
+    @app.get(
+        "/segments/{segment_id}/users",
+        response_model=Users,
+        **_needs("lists", {**csv_too, **_errors(410)}, {"parameters": _parameters(ListQuery)}),
+    )
+    async def users(request: Request, segment_id: str) -> Response:
         """List the users of a segment that may be known; as CSV all of them, whatever the limit."""
-        wants_csv = format == "csv" or (format is None and _prefers_csv(request))
-        if wants_csv:
-            return await _csv(request, await _version(catalogue, version), segment_id, sort, search)
+        asked = _read_query(ListQuery, request)
+        if asked.format == "csv" or (asked.format is None and _prefers_csv(request)):
+            return await _csv(request, await _version(catalogue, asked.version), segment_id, asked.sort, asked.search)
         is_personal = _is_personal(request)
-        asked = _digest(segment_id, sort, search, is_personal)
-        if cursor is None:
-            loaded, offset = await _version(catalogue, version), 0
+        of_list = _digest(segment_id, asked.sort, asked.search, is_personal)
+        if asked.cursor is None:
+            loaded, offset = await _version(catalogue, asked.version), 0
         else:
-            name, offset = _read_cursor(cursor, asked, str)
+            name, offset = _read_cursor(asked.cursor, of_list, str)
             loaded = await _of_cursor(catalogue, name)
-        order = await _order(loaded, segment_id, sort, search, is_personal)
-        items = loaded.view(is_personal).rows.take(pa.array(order[offset : offset + limit])).to_pylist()
-        following = offset + limit
+        order = await _order(loaded, segment_id, asked.sort, asked.search, is_personal)
+        following = offset + asked.limit
+        items = loaded.view(is_personal).rows.take(pa.array(order[offset:following])).to_pylist()
         head = {
             "version": loaded.version,
             "segment_id": segment_id,
             "users": len(order),
-            "next": _cursor(asked, loaded.name, following) if following < len(order) else None,
+            "next": _cursor(of_list, loaded.name, following) if following < len(order) else None,
         }
         body = f'{json.dumps(head)[:-1]}, "items": [{",".join(items)}]}}'
         return _answer(request, body.encode(), PEOPLE, loaded)
@@ -531,6 +543,20 @@ def _page(request: Request, render: Callable[[str], str], status: int) -> Respon
 
 
 # --- what all have in common ---
+
+
+def _parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
+    """Return how OpenAPI describes the parameters of a query."""
+    properties = query.model_json_schema()["properties"]
+    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
+
+
+def _read_query(query: type[Asked], request: Request) -> Asked:
+    """Read the parameters of a query. Raises RequestValidationError."""
+    try:
+        return query.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise RequestValidationError([one | {"loc": ("query", *one["loc"])} for one in error.errors()]) from error
 
 
 def _needs(

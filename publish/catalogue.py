@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class View:
     table: pa.Table
     rows: pa.Array
 
-    @property
+    @cached_property
     def sortable(self) -> list[str]:
         """List the columns that a list can be sorted by."""
         return [field.name for field in self.table.schema if not pa.types.is_list(field.type)]
