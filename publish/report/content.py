@@ -10,7 +10,7 @@ What they may rely on:
 - Shares, rates, stability, precision and recall are from 0 to 1, durations in seconds, instants in UTC; hours and
   weekdays are those of `time_zone`. Intervals are of 95 %.
 - `segments` has the discovered ones, the largest first, then the named ones, the largest first; ids are unique. Where
-  `withheld` says why a segment has no numbers, its counts are suppressed (0, where nobody is in it) and its lists empty.
+  `withheld` says why a segment has no numbers, its counts are suppressed (0 where nobody is in it), its lists empty.
 - Texts are plain text as people or data gave it: they are to be escaped, and may hold anything.
 - Lists are in the order in which they are to be read. The same version gives the same bytes.
 

@@ -77,7 +77,7 @@ def _rectangles(counts: Counts, row: int, column: int) -> Mask:
     """
     opposite_has = counts > 0
     others_have = (counts[row] > 0)[None, :] & (counts[:, column] > 0)[:, None]
-    possible = opposite_has | others_have
+    possible: Mask = opposite_has | others_have
     possible[row] = possible[:, column] = False
     return possible
 
