@@ -7,13 +7,17 @@ import socket
 import sys
 from dataclasses import dataclass
 
+import pyarrow as pa
 import uvicorn
 
 from flows.configuration import Configuration, ConfigurationError
 from flows.keys import open_keys
 from publish.api import create_app
-from publish.catalogue import REPORTS, Catalogue
+from publish.catalogue import Catalogue
 from publish.lookups import Lookups
+from publish.report.content import Report
+from publish.report.reports import FOLDER
+from publish.report.settings import ReportSettings
 
 ADDRESS_MAX_BYTES = 128 * 1024
 """Of a request's line and headers: an id of 10,000 characters fits, percent-encoded."""
@@ -42,6 +46,7 @@ def listen(host: str, port: int, open_local: bool) -> Listening:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # who comes before the application is there waits
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigurationError(f"cannot listen on {host} port {port}: {reason}; name another --port") from error
@@ -60,13 +65,21 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(configuration: Configuration, listening: Listening) -> None:
-    """Answer until SIGTERM or Ctrl-C; what is being answered then is finished."""
+    """Answer until SIGTERM or Ctrl-C; what is being answered then is finished.
+
+    Raises ConfigurationError where versions are not in a folder of this machine, or keys cannot be read.
+    """
+    if "://" in configuration.publish.folder:
+        raise ConfigurationError(
+            f"publish.folder: {configuration.publish.folder} is elsewhere; serve reads a local folder"
+        )
     port = listening.listener.getsockname()[1]
     hosts = [f"{name}:{port}" for name in LOCAL_NAMES] + (list(LOCAL_NAMES) if port == 80 else [])
     keys = None if listening.open_local else open_keys(configuration)
     _log_to_stderr()
     _announce(listening, has_keys=keys is None or any(one.revoked_at is None for one in keys.all()))
-    app = create_app(Catalogue(configuration.published / REPORTS), Lookups(configuration.lake), keys, hosts)
+    catalogue = Catalogue(configuration.published / FOLDER)
+    app = create_app(catalogue, Lookups(configuration.lake), keys, _draw, hosts)
     settings = uvicorn.Config(
         app,
         access_log=False,  # it would hold addresses, and so ids; the application logs routes
@@ -84,6 +97,12 @@ def serve(configuration: Configuration, listening: Listening) -> None:
         listening.listener.close()
         if keys is not None:
             keys.close()
+
+
+def _draw(report: Report, users: pa.Table | None, settings: ReportSettings) -> str:
+    from publish.report.page import to_html  # takes a second to import, and the page of the file needs no drawing
+
+    return to_html(report, users, settings)
 
 
 def _announce(listening: Listening, has_keys: bool) -> None:

@@ -29,11 +29,13 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
-from publish.catalogue import USER_ID, BrokenVersionError, Catalogue, Loaded, NoVersionError, csv_chunks
+from publish.catalogue import BrokenVersionError, Catalogue, Loaded, NoVersionError, csv_chunks
 from publish.guard import HEALTH, PROBLEM, Guard, problem
 from publish.keys import Keys, Scope
 from publish.lookups import LakeAwayError, Lookups
 from publish.report.content import Count, Rate, Segment
+from publish.report.reports import Page
+from publish.report.settings import USER_ID
 from publish.user_page import render_lookup, render_user
 
 logger = logging.getLogger("habitus.serve")
@@ -264,6 +266,7 @@ class ListQuery(BaseModel):
 
 
 ERRORS = {
+    400: "the request cannot be read",
     401: "no key, or one that is not valid",
     403: "the key's scope is too narrow",
     404: "there is no such thing in this version, or the version is not kept",
@@ -279,10 +282,14 @@ def create_app(
     catalogue: Catalogue,
     lookups: Lookups,
     keys: Keys | None,
+    draw: Page,
     hosts: Collection[str] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> FastAPI:
-    """Return the application. Without `keys` everyone sees all, and only under the names of `hosts`."""
+    """Return the application. Without `keys` everyone sees all, and only under the names of `hosts`.
+
+    `draw` makes the pages that differ from the one in the version's folder, for keys that may see less or more.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -307,7 +314,7 @@ def create_app(
     _add_numbers(app, catalogue)
     _add_lists(app, catalogue, lookups)
     _add_users(app, catalogue, lookups)
-    _add_pages(app, catalogue, lookups)
+    _add_pages(app, catalogue, lookups, draw)
     app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_FROM_BYTES, compresslevel=1)
     app.add_middleware(Guard, keys=keys, hosts=hosts, clock=clock)
     return app
@@ -484,23 +491,26 @@ async def _user(
 # --- pages ---
 
 
-def _add_pages(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
+def _add_pages(app: FastAPI, catalogue: Catalogue, lookups: Lookups, draw: Page) -> None:
     async def page(request: Request, version: int | None) -> Response:
         loaded = await _version(catalogue, version)
-        policy = f"{loaded.page_policy}; frame-ancestors 'none'"
-        return _answer(request, loaded.page, PEOPLE, loaded, "text/html; charset=utf-8", policy)
+        scope: Scope = request.state.key.scope
+        known = loaded.known_page(scope)
+        found, policy = known if known else await asyncio.to_thread(loaded.page_for, scope, draw)
+        caching = PEOPLE if request.state.key.may("lists") else NUMBERS
+        return _answer(request, found, caching, loaded, "text/html; charset=utf-8", f"{policy}; frame-ancestors 'none'")
 
-    @app.get("/", response_class=HTMLResponse, **_needs("lists"))
+    @app.get("/", response_class=HTMLResponse, **_needs("aggregate"))
     async def home(request: Request) -> Response:
         """Show the report of the latest version."""
         return await page(request, None)
 
-    @app.get("/report", response_class=HTMLResponse, **_needs("lists"))
+    @app.get("/report", response_class=HTMLResponse, **_needs("aggregate"))
     async def report(request: Request, version: Version = None) -> Response:
         """Show the report of the latest version, or of one that is kept."""
         return await page(request, version)
 
-    @app.get("/report/{version}", response_class=HTMLResponse, **_needs("lists"))
+    @app.get("/report/{version}", response_class=HTMLResponse, **_needs("aggregate"))
     async def earlier_report(request: Request, version: int) -> Response:
         """Show the report of a version that is kept."""
         return await page(request, version)
@@ -511,9 +521,10 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
         return _page(request, lambda nonce: render_lookup(nonce, None), 200)
 
     form = {"schema": {"type": "object", "properties": {"user_id": {"type": "string"}}, "required": ["user_id"]}}
+    not_found: dict[int | str, dict[str, Any]] = {404: {"content": {"text/html": {"schema": {"type": "string"}}}}}
     body = {"requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": form}}}
 
-    @app.post("/user", response_class=HTMLResponse, **_needs("lists", extra=body))
+    @app.post("/user", response_class=HTMLResponse, **_needs("lists", not_found, body))
     async def user_page(request: Request) -> Response:
         """Show the page of a user: why this segment, why these scores, and the sessions; the id is in the body."""
         given = urllib.parse.parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=10)
@@ -562,11 +573,12 @@ def _read_query(query: type[Asked], request: Request) -> Asked:
 def _needs(
     scope: Scope, responses: dict[int | str, dict[str, Any]] | None = None, extra: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return what makes a route of a scope, with the answers that any may have."""
-    return {
-        "openapi_extra": {"x-scope": scope, **(extra or {})},
-        "responses": {**_errors(*ERRORS), **(responses or {})},
-    }
+    """Return what makes a route of a scope: the answers that any may have, and those of its own."""
+    answers = _errors(*ERRORS)
+    for status, own in (responses or {}).items():
+        content = {**answers.get(status, {}).get("content", {}), **own["content"]}
+        answers[status] = {**answers.get(status, {}), **own, "content": content}
+    return {"openapi_extra": {"x-scope": scope, **(extra or {})}, "responses": answers}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

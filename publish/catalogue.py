@@ -34,13 +34,13 @@ from features.snapshots import title
 from publish.destination import DestinationError
 from publish.destinations.files import LIST_SEPARATOR
 from publish.destinations.folders import MANIFEST, VERSION, LocalFolder
+from publish.keys import Scope
 from publish.report.content import Report, Segment
+from publish.report.reports import CONTENT, PAGE, USERS, Page, without_users
+from publish.report.settings import USER_ID, ReportSettings
 
 logger = logging.getLogger("habitus.serve")
 
-REPORTS = "reports"
-"""The folder of the versions' reports, beside the published files."""
-PAGE, CONTENT, USERS = "report.html", "report.json", "users.parquet"
 LOADED_MAX = 3
 """Versions that are kept in memory, the latest among them."""
 ORDERS_MAX = 64
@@ -48,7 +48,7 @@ ORDERS_MAX = 64
 ROWS_AT_ONCE = 5_000
 RETRY_AFTER_S = 5
 """For a version that could not be read."""
-USER_ID, USER_NUMBER = "user_id", "user_number"
+USER_NUMBER = "user_number"
 PERSONAL_ATTRIBUTE = "attribute_"
 SCRIPT_POLICY = "content-security-policy"
 
@@ -85,19 +85,20 @@ class View:
 class Loaded:
     """A version: its folder's name, what its report says, its page, and its users by who may see them.
 
-    `page_policy` is the Content-Security-Policy that the page carries.
+    `page` is that of the file: without what is personal.
     """
 
     name: str
     report: Report
     report_unpersonal: Report
     page: bytes
-    page_policy: str
     everything: View
     unpersonal: View
     positions: dict[str, Order]
     _orders: "OrderedDict[tuple[str, str, bool, str, bool], Order]" = field(default_factory=OrderedDict)
     _sorting: threading.Lock = field(default_factory=threading.Lock)
+    _pages: dict[Scope, tuple[bytes, str]] = field(default_factory=dict)
+    _drawing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def version(self) -> int:
@@ -115,6 +116,31 @@ class Loaded:
     def segment(self, segment_id: str, personal: bool) -> Segment | None:
         """Return a segment of the report."""
         return self.report_for(personal).segment(segment_id)
+
+    def known_page(self, scope: Scope) -> tuple[bytes, str] | None:
+        """Return the page for keys of a scope, if it was asked for before, and the policy that it carries."""
+        return self._pages.get(scope)
+
+    def page_for(self, scope: Scope, draw: Page) -> tuple[bytes, str]:
+        """Return the page for keys of a scope, and the Content-Security-Policy that it carries; this may take seconds.
+
+        For numbers only it names nobody, and for those who may see all it leaves out nothing.
+        """
+        with self._drawing:
+            if scope not in self._pages:
+                page = self._draw(scope, draw)
+                self._pages[scope] = page, _policy_of(page)
+            return self._pages[scope]
+
+    def _draw(self, scope: Scope, draw: Page) -> bytes:
+        personal = [one.name for one in self.report.attributes if one.personal]
+        personal += [USER_ID] * self.report.user_ids_personal
+        settings = ReportSettings(k=self.report.k, personal=personal)
+        if scope == "aggregate":
+            return draw(without_users(self.report_unpersonal), None, settings).encode()
+        if scope == "personal" and personal:
+            return draw(self.report, self.everything.table, settings.model_copy(update={"personal": []})).encode()
+        return self.page
 
     def known_order(self, segment_id: str, by: str, descending: bool, search: str, personal: bool) -> Order | None:
         """Return the order of a list, if it was asked for before."""
@@ -312,7 +338,6 @@ def load(folder: Path) -> Loaded:
         report,
         report.without_personal(),
         page,
-        _policy_of(page),
         everything,
         unpersonal,
         _positions(users, report),

@@ -147,7 +147,7 @@ class Keys:
             [version] = self._reader.execute("PRAGMA data_version").fetchone()
             if version != self._known_version:
                 columns = "hash, id, name, scope, created_at, revoked_at, last_used_at"
-                rows = self._reader.execute(f"SELECT {columns} FROM keys ORDER BY created_at, id").fetchall()
+                rows = self._reader.execute(f"SELECT {columns} FROM keys ORDER BY rowid").fetchall()
                 self._known = [(bytes(row[0]), Key(*row[1:])) for row in rows]
                 self._known_version = version
             return self._known

@@ -36,6 +36,21 @@ SCHEMA = pa.schema(
     }.items()
 )
 """Of users.parquet."""
+HOSTILE = [
+    'o\'brien "the" user',
+    "team/admin/../../etc/passwd",
+    "</td><script>alert(1)</script>",
+    "🦊 Zoë\u202e",
+    '=HYPERLINK("x")',
+    "a?b=c&d#e%2F%",
+    "two\nlines,\r\nand a comma",
+    " spaces ",
+    "{{ 7 * 7 }}",
+    "lookup",
+    "x" * 10_000,
+    "🦊" * 10_000,
+]
+"""Ids of users that somebody may have."""
 SCRIPT_HASH = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
 PAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src '{SCRIPT_HASH}'">

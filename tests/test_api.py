@@ -18,7 +18,7 @@ import pytest
 from conftest import events_of
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from reports import AS_OF, SCHEMA, SCRIPT_HASH, add_version, user, without_user
+from reports import AS_OF, HOSTILE, SCHEMA, SCRIPT_HASH, add_version, user, without_user
 from starlette.testclient import TestClient
 
 from features.events import EVENTS
@@ -32,21 +32,9 @@ from publish.changes import CHANGES
 from publish.guard import BODY_MAX_BYTES
 from publish.keys import SCOPES, Keys, Scope
 from publish.lookups import Lookups
+from publish.report.content import Report
+from publish.report.settings import ReportSettings
 
-HOSTILE = [
-    'o\'brien "the" user',
-    "team/admin/../../etc/passwd",
-    "</td><script>alert(1)</script>",
-    "🦊 Zoë\u202e",
-    '=HYPERLINK("x")',
-    "a?b=c&d#e%2F%",
-    "two\nlines,\r\nand a comma",
-    " spaces ",
-    "{{ 7 * 7 }}",
-    "lookup",
-    "x" * 10_000,
-    "🦊" * 10_000,
-]
 USERS = [user(f"user_{number:03}", number) for number in range(1, 131)]
 
 
@@ -77,13 +65,21 @@ class Server:
         return answer
 
 
+def draw(report: Report, users: pa.Table | None, settings: ReportSettings) -> str:
+    """Make the page that says whom and what it would show."""
+    named = [one.user_id for segment in report.segments for one in segment.top_users]
+    shown = None if users is None else users.column_names
+    attributes = [one.name for one in report.attributes]
+    return json.dumps({"named": named, "columns": shown, "attributes": attributes, "personal": settings.personal})
+
+
 def open_server(folder: Path, users: list[dict[str, Any]] | None = None, personal: tuple[str, ...] = ()) -> Server:
     published, lake = folder / "published", folder / "lake"
     if users is not None:
         add_version(published, 1, users, personal)
     keys = Keys(lake / "keys.db")
     secrets: dict[str, str] = {scope: keys.create(scope, scope)[1] for scope in SCOPES}
-    app = create_app(Catalogue(published / "reports"), Lookups(lake), keys)
+    app = create_app(Catalogue(published / "reports"), Lookups(lake), keys, draw)
     return Server(published, lake, keys, app, secrets)
 
 
@@ -142,9 +138,9 @@ PATHS = {
     "/changes": "lists",
     "/users/lookup": "lists",
     "/users/{user_id:anything}": "lists",
-    "/": "lists",
-    "/report": "lists",
-    "/report/{version}": "lists",
+    "/": "aggregate",
+    "/report": "aggregate",
+    "/report/{version}": "aggregate",
     "/user": "lists",
 }
 """Which key each route needs at least. A new route has to be added here."""
@@ -155,7 +151,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 def routes() -> list[tuple[str, str]]:
-    app = create_app(Catalogue(Path("none")), Lookups(Path("none")), None)
+    app = create_app(Catalogue(Path("none")), Lookups(Path("none")), None, draw)
     assert all(isinstance(route, APIRoute) for route in app.routes)
     return [
         (method, route.path) for route in app.routes if isinstance(route, APIRoute) for method in route.methods or ()
@@ -289,7 +285,7 @@ def test_ids_that_are_personal_are_numbers_for_keys_that_may_not_see_them(opened
 
 def test_without_keys_only_this_machines_own_names_are_answered(tmp_path: Path) -> None:
     add_version(tmp_path / "published", 1, USERS)
-    app = create_app(Catalogue(tmp_path / "published" / "reports"), Lookups(tmp_path), None, ["localhost:8080"])
+    app = create_app(Catalogue(tmp_path / "published" / "reports"), Lookups(tmp_path), None, draw, ["localhost:8080"])
     with TestClient(app, base_url="http://localhost:8080") as client:
         assert client.get("/users/user_001").status_code == 200
         for host in ("attacker.example:8080", "localhost", "localhost:8081", "localhost:8080.attacker.example", ""):
@@ -503,6 +499,22 @@ def test_the_report_runs_only_what_its_file_allows_and_the_user_page_nothing(sha
         assert "style=" not in answer.text
         nonces.append(nonce)
     assert len(set(nonces)) == 2
+
+
+def test_the_report_names_nobody_for_numbers_only_and_leaves_out_nothing_for_those_who_may_see_all(
+    opened: Opened,
+) -> None:
+    server = opened(users=USERS, personal=("region", "user_id"))
+    aggregate, lists, personal = (server.get("/", scope) for scope in SCOPES)
+
+    assert aggregate.json() == {"named": [], "columns": None, "attributes": ["plan"], "personal": ["region", "user_id"]}
+    assert "The report of version 1" in lists.text
+    assert personal.json()["named"][:2] == ["user_001", "user_003"]
+    assert personal.json()["attributes"] == ["region", "plan"]
+    assert (personal.json()["columns"], personal.json()["personal"]) == (SCHEMA.names, [])
+    assert [one.headers["cache-control"] for one in (aggregate, lists)] == ["private, no-cache", "private, no-store"]
+    assert len({one.headers["etag"] for one in (aggregate, lists, personal)}) == 3
+    assert server.get("/", "aggregate").text == aggregate.text
 
 
 def test_an_error_in_here_is_told_without_saying_what_it_was(
