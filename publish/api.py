@@ -43,6 +43,8 @@ logger = logging.getLogger("habitus.serve")
 LIMIT, LIMIT_MAX = 50, 1000
 """Of rows in an answer."""
 SEARCH_MAX = 200
+FIELDS_MAX = 10
+"""Of a form."""
 COMPRESSED_FROM_BYTES = 1_000
 NUMBERS, PEOPLE = "private, no-cache", "private, no-store"
 """What may be kept, and asked for again with its ETag; and what nobody may keep."""
@@ -527,8 +529,11 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, lookups: Lookups, draw: Page)
     @app.post("/user", response_class=HTMLResponse, **_needs("lists", not_found, body))
     async def user_page(request: Request) -> Response:
         """Show the page of a user: why this segment, why these scores, and the sessions; the id is in the body."""
-        given = urllib.parse.parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=10)
-        user_id = given.get("user_id", [""])[0]
+        given = (await request.body()).decode("utf-8", "replace")
+        try:
+            user_id = urllib.parse.parse_qs(given, max_num_fields=FIELDS_MAX).get("user_id", [""])[0]
+        except ValueError as error:
+            raise HTTPException(422, f"there are more than {FIELDS_MAX} fields") from error
         if not user_id:
             raise HTTPException(422, "user_id: is missing")
         loaded = await _version(catalogue, None)
