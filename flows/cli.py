@@ -114,6 +114,12 @@ def release(
 
 
 @app.command()
+def report(config: Config, as_json: Json = False) -> None:
+    """Write the User Segment Report of the present version, as a page, JSON and tables."""
+    _start("report", config, None, as_json)
+
+
+@app.command()
 def audit(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
     """Look for features that know the future or name a label; exit status 1 where there is one."""
     _quieten()

@@ -1,4 +1,4 @@
-"""Report: all that a version's report says, as report.json holds it. Page, tables and API show this and compute nothing.
+"""Report: all that a version's report says, as report.json holds it. Page, tables and API show it and compute nothing.
 
 What they may rely on:
 
@@ -10,15 +10,15 @@ What they may rely on:
 - Shares, rates, stability, precision and recall are from 0 to 1, durations in seconds, instants in UTC; hours and
   weekdays are those of `time_zone`. Intervals are of 95 %.
 - `segments` has the discovered ones, the largest first, then the named ones, the largest first; ids are unique. Where
-  `withheld` says why a segment has no numbers, all its counts are suppressed and its lists empty but for its texts.
+  `withheld` says why a segment has no numbers, its counts are suppressed (0 where nobody is in it), its lists empty.
 - Texts are plain text as people or data gave it: they are to be escaped, and may hold anything.
 - Lists are in the order in which they are to be read. The same version gives the same bytes.
 
 A report is a folder that appears whole and does not change (but an erasure writes it anew, under another name), in the
 form of `publish.destinations.folders`: <published>/reports/<name>, with a link `latest`, and a manifest.json in it with
 `version`, `as_of` and the files. Beside report.json and report.html are tables/*.csv, and users.parquet, with a row for
-each listed user, sorted by user_id: user_id; user_number, which stands for the user where ids are personal (1 to the number
-of users, in no order that says anything); of ASSIGNMENTS segment_id, segment_name, segment_strength,
+each listed user, sorted by user_id: user_id; user_number, which stands for the user where ids are personal (1 to the
+number of users, in no order that says anything); of ASSIGNMENTS segment_id, segment_name, segment_strength,
 runner_up_segment_id, rule_segments, lifecycle_stage, and for each label <label>_probability, <label>_percentile and
 <label>_reasons; last_seen_at (the end of the last session), session_count, session_count_28d; and attribute_<name> for
 each attribute of the configuration.
@@ -374,8 +374,8 @@ class Report(Content):
     """All that the report of a version says.
 
     `source` is the configuration's name, `model_versions` the version of each kind of model, null where none serves.
-    `k` is the smallest count that is shown. `user_ids_personal`: ids are only for those who may see them. `users_listed`
-    is the number of rows of users.parquet. `withheld` says in sentences what the report leaves out, and why.
+    `k` is the smallest count that is shown. `user_ids_personal`: ids are only for those who may see them.
+    `users_listed` is the number of rows of users.parquet. `withheld` says in sentences what is left out, and why.
     """
 
     report_version: str = REPORT_VERSION
