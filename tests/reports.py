@@ -1,204 +1,225 @@
-"""Versions with reports, as `habitus publish` leaves them: folders that the API answers from."""
+"""Reports as large as wanted, and the users on their lists."""
 
-import json
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from publish.destinations.folders import LocalFolder, write_manifest
-from publish.report.content import Attribute, Comparison, Difference, Estimate, Overview, Report, Segment, TopUser
-
-AS_OF = datetime(2024, 3, 12, tzinfo=UTC)
-TEXTS = pa.list_(pa.string())
-TIME = pa.timestamp("us", "UTC")
-SCHEMA = pa.schema(
-    {
-        "user_id": pa.string(),
-        "user_number": pa.int64(),
-        "segment_id": pa.string(),
-        "segment_name": pa.string(),
-        "segment_strength": pa.float64(),
-        "runner_up_segment_id": pa.string(),
-        "rule_segments": TEXTS,
-        "lifecycle_stage": pa.string(),
-        "churn_probability": pa.float64(),
-        "churn_percentile": pa.float64(),
-        "churn_reasons": TEXTS,
-        "last_seen_at": TIME,
-        "session_count": pa.int64(),
-        "session_count_28d": pa.int64(),
-        "attribute_region": pa.string(),
-        "attribute_plan": pa.string(),
-    }.items()
+from publish.report.content import (
+    Bar,
+    Breakdown,
+    Change,
+    Changes,
+    Compared,
+    ComparedFeature,
+    Comparison,
+    Difference,
+    Estimate,
+    Overlap,
+    Report,
+    Segment,
+    TrendPoint,
 )
-"""Of users.parquet."""
-HOSTILE = [
-    'o\'brien "the" user',
-    "team/admin/../../etc/passwd",
-    "</td><script>alert(1)</script>",
-    "🦊 Zoë\u202e",
-    '=HYPERLINK("x")',
-    "a?b=c&d#e%2F%",
-    "two\nlines,\r\nand a comma",
-    " spaces ",
-    "{{ 7 * 7 }}",
-    "lookup",
-    "x" * 10_000,
-    "🦊" * 10_000,
-]
-"""Ids of users that somebody may have."""
-SCRIPT_HASH = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
-PAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src '{SCRIPT_HASH}'">
-<title>Report</title></head><body>The report of version {{version}}</body></html>
-"""
+
+EXAMPLE = Path(__file__).parent / "data" / "report" / "report.json"
+AS_OF = datetime(2024, 6, 29, tzinfo=UTC)
+NAMES = (
+    "Frequent visitors", "One-time visitors", "Cart abandoners on mobile", "Long-standing support seekers",
+    "Occasional buyers", "Searchers without a purchase", "Bargain hunters at the weekend", "New visitors",
+    "Readers of reviews", "Lapsed frequent buyers", "Recent buyers on desktop", "Evening visitors",
+)  # fmt: skip
+VALUES = {
+    "device": ("mobile", "desktop", "tablet"),
+    "source": ("organic", "paid_search", "newsletter", "direct", "social"),
+    "country": ("DE", "FR", "GB", "US", "NL", "AT"),
+    "hour": tuple(map(str, range(24))),
+    "weekday": tuple(map(str, range(1, 8))),
+    "age_band": ("18 to 24", "25 to 34", "35 to 44", "45 to 54", "55 and over"),
+}
+FEATURES = (
+    ("session_count", "sessions"), ("recency_days", "days since the last session"),
+    ("bounce_rate", "share of sessions that bounced"), ("duration_median_s", "median length of a session"),
+    ("cart_abandonment_rate", "share of carts that were abandoned"), ("revenue_total", "revenue"),
+    ("search_count", "searches"), ("support_visit_count_90d", "support visits in the last 90 days"),
+)  # fmt: skip
 
 
-def user(user_id: str, number: int, **given: Any) -> dict[str, Any]:
-    """Return a row of users.parquet."""
-    return {
-        "user_id": user_id,
-        "user_number": number,
-        "segment_id": "S01" if number % 2 else "S02",
-        "segment_name": "Weekend browsers" if number % 2 else "Loyal buyers",
-        "segment_strength": number % 10 / 10,
-        "runner_up_segment_id": "S02" if number % 2 else "S01",
-        "rule_segments": ["cart_abandoners"] if number % 3 == 0 else [],
-        "lifecycle_stage": "active",
-        "churn_probability": None if number % 5 == 0 else number % 97 / 100,
-        "churn_percentile": float(number % 100),
-        "churn_reasons": ["Region: north", f"last session {number} days ago"],
-        "last_seen_at": AS_OF - timedelta(hours=number),
-        "session_count": number,
-        "session_count_28d": number % 7,
-        "attribute_region": "north",
-        "attribute_plan": "pro",
-    } | given
+@dataclass(frozen=True)
+class Settings:
+    """What a page needs to know."""
+
+    personal: Sequence[str] = ()
+    user_lists: bool = True
 
 
-def report(version: int, users: Sequence[Mapping[str, Any]], personal: Sequence[str] = ()) -> Report:
-    """Return the report of some users, in which `personal` attributes, or user_id, are marked."""
-    attributes = [
-        Attribute(name=name, title=name.capitalize(), personal=name in personal) for name in ("region", "plan")
+def example() -> Report:
+    """Return the report of the contract's example."""
+    return Report.model_validate_json(EXAMPLE.read_text())
+
+
+def large(user_count: int = 100_000, segment_count: int = 12, seed: int = 0) -> Report:
+    """Return a report with so many discovered segments, and two named ones."""
+    random = np.random.default_rng(seed)
+    model = example()
+    sizes = np.sort(random.dirichlet(np.full(segment_count, 2.0)))[::-1]
+    counts = np.floor(sizes * user_count).astype(int)
+    counts[0] += user_count - counts.sum()
+    discovered = [
+        _segment(model.segments[0], f"S{at + 1:02d}", NAMES[at % len(NAMES)], int(count), user_count, random)
+        for at, count in enumerate(counts)
     ]
-    names = [("S01", "Weekend browsers", "discovered"), ("S02", "Loyal buyers", "discovered")]
-    names += [("cart_abandoners", "Cart abandoners", "named")]
-    estimate = Estimate(value=0.5, low=0.4, high=0.6)
-    typical = [
-        {"feature": feature, "title": feature, "words": f"{feature} is more common: 50 % to 20 %"}
-        for feature in ("region", "bounce_rate")
+    named = [
+        _segment(model.segments[3], name, title, user_count // part, user_count, random)
+        for name, title, part in (("frequent_buyers", "Frequent buyers", 5), ("won_back", "Won back", 20))
     ]
+    segments = [*discovered, *named]
+    overview = model.overview.model_copy(
+        update={
+            "users": user_count,
+            "sessions": 7 * user_count,
+            "breakdowns": [_breakdown(name, user_count, random) for name in VALUES],
+            "trend": _trend(user_count, user_count),
+            "changes": _changes(user_count, random),
+        }
+    )
+    comparison = Comparison(
+        features=[
+            ComparedFeature(
+                name=name,
+                title=title,
+                everyone=_compared(name, random),
+                segments={one.segment_id: _compared(name, random) for one in segments},
+            )
+            for name, title in FEATURES
+        ],
+        overlap=[
+            Overlap(
+                segment_id=one.segment_id,
+                users=one.users,
+                discovered={other.segment_id: int(other.users) // 9 for other in discovered},
+            )
+            for one in named
+        ],
+    )
+    update = {"overview": overview, "segments": segments, "comparison": comparison, "users_listed": user_count}
+    return Report.model_validate(model.model_copy(update=update).model_dump())
+
+
+def listed(report: Report, seed: int = 0, ids: Sequence[str] | None = None) -> pa.Table:
+    """Return users.parquet of a report: as many users as it lists, of its segments; with ids such as UUIDs."""
+    random = np.random.default_rng(seed)
+    n = report.users_listed if ids is None else len(ids)
+    if ids is None:
+        ids = [str(uuid.UUID(bytes=random.bytes(16))) for _ in range(n)]
+    discovered = [one for one in report.segments if one.kind == "discovered"]
+    names = {one.segment_id: one.name for one in discovered}
+    of = random.choice([one.segment_id for one in discovered], n)
+    rules = [["frequent_buyers", "won_back"][: int(draw < 0.3) + int(draw < 0.1)] for draw in random.random(n)]
+    reasons = [["few sessions", "long since the last session"], ["no purchase yet"], []]
+    columns: dict[str, Any] = {
+        "user_id": sorted(ids),
+        "user_number": random.permutation(n) + 1,
+        "segment_id": of,
+        "segment_name": [names[one] for one in of],
+        "segment_strength": random.random(n),
+        "runner_up_segment_id": random.choice(sorted(names), n),
+        "rule_segments": rules,
+        "lifecycle_stage": random.choice(["active", "cooling", "dormant", "new"], n),
+    }
+    for label in ("churn", "conversion"):
+        asked = random.random(n) < 0.7
+        columns[f"{label}_probability"] = pa.array(random.beta(2, 5, n), mask=~asked)
+        columns[f"{label}_percentile"] = pa.array(random.random(n) * 100, mask=~asked)
+        columns[f"{label}_reasons"] = [reasons[at] for at in random.integers(0, 3, n)]
+    us = int(AS_OF.timestamp()) * 10**6 - random.integers(1, 90 * 86_400 * 10**6, n)
+    columns |= {
+        "last_seen_at": pa.array(us, pa.timestamp("us", "UTC")),
+        "session_count": random.poisson(7, n),
+        "session_count_28d": random.poisson(2, n),
+        "attribute_age_band": random.choice(VALUES["age_band"], n),
+        "attribute_region": random.choice(["North", "South"], n),
+    }
+    return pa.table(columns)
+
+
+def _segment(
+    model: Segment, segment_id: str, name: str, users: int, everyone: int, random: np.random.Generator
+) -> Segment:
     differences = [
         Difference(
-            **one,
-            category=None,
-            statistic="share",
-            here=estimate,
-            others=estimate,
-            here_text="50 %",
-            others_text="20 %",
-            difference=0.5,
-            q=0.01,
-            clause=f"{one['feature']} more",
-            personal=one["feature"] in personal,
+            feature=feature, category=None, title=title, statistic="median", here=Estimate(value=4),
+            others=Estimate(value=2), here_text="4", others_text="2", difference=round(float(random.normal(0, 1)), 2),
+            q=0.001, words=f"{title}: 4 (everyone else: 2)", clause="",
         )
-        for one in typical
-    ]
-    segments = []
-    for segment_id, name, kind in names:
-        members = [one for one in users if segment_id in (one["segment_id"], *one["rule_segments"])]
-        top = [
-            TopUser(
-                user_id=one["user_id"],
-                user_number=one["user_number"],
-                session_count_28d=one["session_count_28d"],
-                last_seen_at=one["last_seen_at"],
-            )
-            for one in members[:3]
-        ]
-        segments.append(
-            Segment.model_validate(
-                {
-                    "segment_id": segment_id,
-                    "name": name,
-                    "kind": kind,
-                    "description": f"{name} <b>come</b> often.",
-                    "users": len(members) if len(members) >= 10 else "suppressed",
-                    "share": estimate,
-                    "active_7d": "suppressed",
-                    "active_28d": len(members),
-                    "trend": [],
-                    "typical": differences,
-                    "metrics": [],
-                    "breakdowns": [],
-                    "propensities": [],
-                    "changes": None,
-                    "top_users": top,
-                    "rule": None,
-                    "stability": None,
-                    "lineage": None,
-                    "flags": [],
-                    "suggestions": [],
-                    "withheld": None,
-                }
-            )
-        )
-    counts: dict[str, Any] = dict.fromkeys(
-        ("users", "sessions", "active_7d", "active_28d", "new_28d", "returning_28d", "lost_28d"), len(users)
-    )
-    overview = Overview(**counts, rejected_rows={}, lifecycle=[], metrics=[], breakdowns=[], trend=[], changes=None)
-    return Report(
-        source="shop",
-        version=version,
-        as_of=AS_OF + timedelta(days=version),
-        time_zone="UTC",
-        k=10,
-        model_versions={"segments": 1, "churn": 1},
-        configuration="0" * 64,
-        attributes=attributes,
-        user_ids_personal="user_id" in personal,
-        users_listed=len(users),
-        overview=overview,
-        segments=segments,
-        comparison=Comparison(features=[], overlap=[]),
-        models=[],
-        withheld=[],
+        for feature, title in FEATURES[:5]
+    ]  # fmt: skip
+    update = {
+        "segment_id": segment_id,
+        "name": name,
+        "users": users,
+        "share": _estimate(users / everyone),
+        "active_7d": users // 4,
+        "active_28d": users // 2,
+        "trend": _trend(users, everyone),
+        "typical": differences,
+        "breakdowns": [_breakdown(name, users, random) for name in VALUES],
+        "changes": _changes(users, random),
+        "top_users": [one.model_copy(update={"user_id": f"user-{at}"}) for at, one in enumerate(model.top_users * 4)],
+    }
+    return model.model_copy(update=update)
+
+
+def _estimate(share: float) -> Estimate:
+    return Estimate(value=share, low=max(0.0, share - 0.01), high=min(1.0, share + 0.01))
+
+
+def _breakdown(name: str, users: int, random: np.random.Generator) -> Breakdown:
+    values = VALUES[name]
+    here, everywhere = random.dirichlet(np.full(len(values), 3.0)), random.dirichlet(np.full(len(values), 6.0))
+    if name not in ("hour", "weekday", "age_band"):
+        here = np.sort(here)[::-1]
+    bars = [
+        Bar(value=value, label=value, count=int(users * share), share=_estimate(float(share)),
+            share_of_all=_estimate(float(other)))
+        for value, share, other in zip(values, here, everywhere, strict=True)
+    ]  # fmt: skip
+    counted = "sessions" if name in ("hour", "weekday") else "users"
+    return Breakdown.model_validate(
+        {"name": name, "title": name.replace("_", " "), "counted": counted, "personal": False, "bars": bars}
     )
 
 
-def add_version(published: Path, version: int, users: Sequence[Mapping[str, Any]], personal: Sequence[str] = ()) -> str:
-    """Publish the report of a version, and make it the latest; return its folder's name."""
-    folder = LocalFolder(published / "reports")
-    whole = report(version, users, personal)
-    with folder.staging() as staging:
-        (staging / "report.json").write_text(whole.model_dump_json())
-        (staging / "report.html").write_text(PAGE.format(version=version))
-        rows = sorted(users, key=lambda row: row["user_id"].encode())
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), staging / "users.parquet")
-        name = write_manifest(staging, {"version": version, "as_of": whole.as_of.isoformat()}, {})
-        folder.add(staging, name)
-    folder.point(name)
-    files = LocalFolder(published)
-    with files.staging() as staging:
-        (staging / "assignments.csv").write_text("user_id\n")
-        said = {"version": version, "as_of": whole.as_of.isoformat(), "users": len(users)}
-        name_of_files = write_manifest(staging, said, {"assignments.csv": len(users)})
-        files.add(staging, name_of_files)
-    files.point(name_of_files)
-    return name
+def _trend(users: int, everyone: int) -> list[TrendPoint]:
+    weeks = 10
+    return [
+        TrendPoint(version=week + 1, as_of=AS_OF - timedelta(weeks=weeks - week - 1), users=round(users * part),
+                   share=_estimate(users / everyone * (part if users < everyone else 1)))
+        for week in range(weeks)
+        for part in [1 - 0.02 * (weeks - week - 1)]
+    ]  # fmt: skip
 
 
-def without_user(published: Path, name: str, user_id: str) -> str:
-    """Write a version's report without a user, and remove the one with the user, as an erasure does."""
-    folder = LocalFolder(published / "reports")
-    users = [
-        row for row in pq.read_table(folder.path / name / "users.parquet").to_pylist() if row["user_id"] != user_id
-    ]
-    version = json.loads((folder.path / name / "report.json").read_text())["version"]
-    fresh = add_version(published, version, users)
-    folder.remove(name)
-    return fresh
+def _changes(users: int, random: np.random.Generator) -> Changes:
+    reasons = (
+        ("behaviour", "the user behaved otherwise"),
+        ("new_user", "the user was not there before"),
+        ("retraining", "the segments were learnt anew"),
+    )
+    moves = [
+        Change(reason=reason, words=words, entered=int(users * random.random() / 20),
+               left=0 if reason == "new_user" else int(users * random.random() / 20))
+        for reason, words in reasons
+    ]  # fmt: skip
+    entered, left = sum(int(one.entered) for one in moves), sum(int(one.left) for one in moves)
+    return Changes(version=9, as_of=AS_OF - timedelta(weeks=1), entered=entered, left=left, reasons=moves)
+
+
+def _compared(name: str, random: np.random.Generator) -> Compared:
+    scale = 1.0 if name.endswith("_rate") else 200.0 if name.endswith("_s") else 20.0
+    value = float(random.random()) * scale
+    return Compared(median=value, mean=min(value * 1.2, scale), known=float(random.uniform(0.5, 1)))

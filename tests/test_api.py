@@ -18,7 +18,7 @@ import pytest
 from conftest import events_of
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from reports import AS_OF, HOSTILE, SCHEMA, SCRIPT_HASH, add_version, user, without_user
+from served import AS_OF, HOSTILE, SCHEMA, SCRIPT_HASH, add_version, user, without_user
 from starlette.testclient import TestClient
 
 from features.events import EVENTS

@@ -9,7 +9,7 @@ import schemathesis
 from conftest import events_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from reports import HOSTILE, add_version, user
+from served import HOSTILE, add_version, user
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (

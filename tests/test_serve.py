@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from conftest import habitus
-from reports import HOSTILE, add_version, user, without_user
+from served import HOSTILE, add_version, user, without_user
 
 from flows.serve import is_loopback
 

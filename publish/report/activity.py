@@ -18,7 +18,7 @@ def measure_activity(sessions: ir.Table, as_of: datetime, time_zone: str, day_le
     Columns: user_id; first_seen_at and last_seen_at, the start of the first session and the end of the last; sums over
     sessions: session_count, session_count_28d (begun then), duration_s, page_view_count, bounced, engaged, converted,
     carts, abandoned (carts), with_support; and sessions by hour_0 to hour_23 and weekday_1 (Monday) to weekday_7 of
-    their start, local time. `day_level` sources have no times of day: all hours are 0, and so is the duration.
+    their start, local time. `day_level` sources have no times of day: all hours are 0.
     """
     local = utc_to_local(time_zone, sessions.started_at)
     hour, weekday = local.hour(), local.day_of_week.index() + 1
@@ -34,14 +34,13 @@ def measure_activity(sessions: ir.Table, as_of: datetime, time_zone: str, day_le
     if not day_level:
         counted |= {name: hour == number for number, name in enumerate(HOURS)}
     counted |= {name: weekday == number for number, name in enumerate(WEEKDAYS, start=1)}
-    zero = ibis.literal(0, "int64")
     rows = sessions.mutate(**{f"is_{name}": is_counted for name, is_counted in counted.items()})
-    return rows.group_by("user_id").agg(
+    activity = rows.group_by("user_id").agg(
         first_seen_at=rows.started_at.min(),
         last_seen_at=rows.ended_at.max(),
         session_count=rows.count(),
-        duration_s=zero.cast("float64").max() if day_level else rows.duration_s.sum(),
+        duration_s=rows.duration_s.sum(),
         page_view_count=rows.page_view_count.sum().cast("int64"),
         **{name: rows.count(where=rows[f"is_{name}"]) for name in counted},
-        **(dict.fromkeys(HOURS, zero.max()) if day_level else {}),
     )
+    return activity.mutate(**dict.fromkeys(HOURS, ibis.literal(0, "int64"))) if day_level else activity

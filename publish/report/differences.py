@@ -145,18 +145,23 @@ def _tell(
     correlations: Values,
 ) -> list[Difference]:
     """Say the differences that say different things, with the values here and of everyone else."""
-    strongest = sorted(found, key=lambda pair: -abs(pair[0].difference))[:TOLD_MAX]
-    told: dict[Trait, Difference] = {}
+    rates = dict(found)
+    strongest = sorted(rates, key=lambda one: -abs(one.difference))[:TOLD_MAX]
+    by_trait = {Trait(one.feature, one.difference, "mean", 0, 0, one.category): one for one in strongest}
+    told: list[Difference] = []
     is_here = groups.members[groups.ids.index(segment_id)]
-    for one, q in strongest:
+    for stub in descriptions.once(list(by_trait), position, correlations):
+        one, q = by_trait[stub], rates[by_trait[stub]]
         if one.category is None:
+            counted = may_tell(one.feature)
+            if counted.everyone_hidden[2] or counted.hidden[segment_id][2]:
+                continue
             values = snapshot[one.feature].to_numpy()
             here, others = (part[np.isfinite(part)] for part in (values[is_here], values[~is_here]))
             trait = descriptions.trait(
                 one.feature, one.difference, descriptions.statistics(here), descriptions.statistics(others)
             )
-            counted = may_tell(one.feature)
-            if trait is None or counted.everyone_hidden[2] or counted.hidden[segment_id][2]:
+            if trait is None:
                 continue
             if trait.statistic == "any" and (counted.hidden[segment_id].any() or counted.everyone_hidden.any()):
                 continue
@@ -169,8 +174,8 @@ def _tell(
             trait = Trait(one.feature, one.difference, "share", one.here / n, one.others / m, one.category)
             if not trait.is_telling():
                 continue
-        told[trait] = _in_words(trait, q, counts, one.feature in personal)
-    return [told[trait] for trait in descriptions.once(list(told), position, correlations)]
+        told.append(_in_words(trait, q, counts, one.feature in personal))
+    return told
 
 
 def _in_words(trait: Trait, q: float, counts: tuple[int, int], is_personal: bool) -> Difference:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from publish.report.suppression import Counts, Mask, hide_cells, hide_parts, is_small
 
@@ -61,32 +62,45 @@ class Groups:
         hidden = hide_segments(discovered, named, self.user_count, self.k)
         return [name for name in self.ids if self.sizes[name] and name not in hidden]
 
+    @cached_property
+    def _rows(self) -> dict[str, NDArray[np.intp]]:
+        return {name: np.flatnonzero(row) for name, row in zip(self.ids, self.members, strict=True)}
+
     def rows(self, name: str) -> NDArray[np.intp]:
         """Return the positions of a segment's users."""
-        return np.flatnonzero(self.members[self.ids.index(name)])
+        return self._rows[name]
 
     @cached_property
-    def _weights(self) -> NDArray[np.float32]:
-        """Return a row for each segment that is shown, of 1 and 0: float32 is exact up to 16 million users."""
-        order = [self.ids.index(name) for name in self.shown]
-        return self.members[order].astype(np.float32)
+    def _weights(self) -> csr_array:
+        """Return a row for each segment that is shown, with 1 for each of its users."""
+        return csr_array(self.members[[self.ids.index(name) for name in self.shown]].astype(np.float64))
 
-    def sum(self, values: Values) -> tuple[Values, dict[str, Values]]:
+    def sum(self, values: NDArray[np.number | np.bool_]) -> tuple[Values, dict[str, Values]]:
         """Return the sums of columns over all users, and by segment that is shown. A row of `values` is a user's."""
-        sums = self._weights.astype(np.float64) @ values
-        return values.sum(axis=0), dict(zip(self.shown, sums, strict=True))
+        sums = self._weights @ values.astype(np.float64)
+        return values.sum(axis=0, dtype=np.float64), dict(zip(self.shown, sums, strict=True))
 
     def count(self, amounts: NDArray[np.integer | np.bool_]) -> Counted:
-        """Count by column; a row of `amounts` is a user's, and has how often the user counts in each column.
+        """Count by column; a row of `amounts` is a user's, and has how often the user counts in each column."""
+        everyone, counts = self.sum(amounts)
+        everyone_users, users = self.sum(amounts > 0)
+        return self._hide(
+            _whole(everyone),
+            _whole(everyone_users),
+            {name: _whole(row) for name, row in counts.items()},
+            {name: _whole(row) for name, row in users.items()},
+        )
 
-        Where users have one column each, in which they count once, users are counted.
-        """
-        amounts = amounts.astype(np.float32)
-        supports = (amounts > 0).astype(np.float32)
-        everyone, everyone_users = _whole(amounts.sum(axis=0, dtype=np.float64)), _whole(supports.sum(axis=0))
-        counts, users = _whole(self._weights @ amounts), _whole(self._weights @ supports)
-        by_name = dict(zip(self.shown, counts, strict=True))
-        users_of = dict(zip(self.shown, users, strict=True))
+    def count_values(self, codes: NDArray[np.integer], count: int) -> Counted:
+        """Count users by a value that each has, coded from 0 to below `count`."""
+        everyone = np.bincount(codes, minlength=count)
+        by_name = {name: np.bincount(codes[self.rows(name)], minlength=count) for name in self.shown}
+        return self._hide(everyone, everyone, by_name, by_name)
+
+    def _hide(
+        self, everyone: Counts, everyone_users: Counts, by_name: Mapping[str, Counts], users_of: Mapping[str, Counts]
+    ) -> Counted:
+        """Say which counts are hidden, by how many users are counted in each."""
         parts = [name for name in self.shown if name in self.discovered]
         rest = everyone - sum((by_name[name] for name in parts), np.zeros_like(everyone))
         rest_users = everyone_users - sum((users_of[name] for name in parts), np.zeros_like(everyone))
@@ -117,7 +131,7 @@ class Groups:
 
     @cached_property
     def _overlap(self) -> Counts:
-        return _whole(self._weights @ self._weights.T)
+        return _whole((self._weights @ self._weights.T).toarray())
 
     @cached_property
     def _nested(self) -> list[tuple[str, str]]:

@@ -90,7 +90,8 @@ def _ratio(sums: NDArray[np.float64], is_share: bool) -> Estimate | None:
     spread = max(squares - 2 * ratio * products + ratio**2 * whole_squares, 0.0)
     variance = spread / whole**2 * users / (users - 1) if users > 1 else float("nan")
     if is_share:
-        return share(ratio, ratio * (1 - ratio) / variance if variance > 0 else users)
+        spread_out = whole if 0 < ratio < 1 else users  # where all users are alike, and where all are at an end
+        return share(ratio, min(ratio * (1 - ratio) / variance, whole) if variance > 0 else spread_out)
     half = Z * sqrt(variance) if users > 1 else None
     if half is None:
         return Estimate(value=rounded(ratio))

@@ -11,6 +11,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.labels import Label
@@ -126,20 +127,26 @@ class _Maker:
         self.source = source
         self.k = source.settings.k
         self.personal = set(source.settings.personal)
-        users: pd.DataFrame = source.released.order_by("user_id").to_pandas()
-        self.users = users
-        snapshot = source.snapshot.to_pandas().set_index("user_id").reindex(users["user_id"]).reset_index()
-        self.snapshot = snapshot.drop(columns="as_of")
+        released = source.released.order_by("user_id").to_pyarrow()
+        probabilities = [f"{label}_probability" for label in source.labels]
+        self.users: pd.DataFrame = released.select(["user_id", "lifecycle_stage", *probabilities]).to_pandas()
+        users = self.users
+        snapshot: pd.DataFrame = source.snapshot.drop("as_of").to_pyarrow().to_pandas()
+        self.snapshot = snapshot.set_index("user_id").reindex(users["user_id"]).reset_index()
         activity = measure_activity(source.sessions, source.version.as_of, source.time_zone, source.day_level)
-        activity = activity.to_pandas().set_index("user_id").reindex(users["user_id"]).reset_index()
+        activity = activity.to_pyarrow().to_pandas().set_index("user_id").reindex(users["user_id"]).reset_index()
         times = ["first_seen_at", "last_seen_at"]
         self.activity = activity.fillna({name: 0 for name in activity if name not in ("user_id", *times)})
         names, named = source.version.manifest["segments"], source.version.manifest["rules"]
-        codes = pd.Index(list(names)).get_indexer(pd.Index(users["segment_id"]))
-        rows = [codes == i for i in range(len(names))]
-        flat = users["rule_segments"].explode()
-        rows += [np.isin(np.arange(len(users)), flat.index[flat == name]) for name in named]
-        members = np.array(rows, dtype=bool).reshape(len(rows), len(users))
+        members = np.zeros((len(names) + len(named), len(users)), dtype=bool)
+        lists = released["rule_segments"].combine_chunks()
+        for values, owners in (
+            (released["segment_id"], np.arange(len(users))),
+            (pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()),
+        ):
+            codes = pc.index_in(values, pa.array([*names, *named], pa.string())).to_pandas()
+            known = codes.notna().to_numpy()
+            members[codes[known].astype(np.intp), owners[known]] = True
         self.groups = Groups(list(names), list(named), members, self.k)
         self.names = {**names, **{name: rule["title"] for name, rule in named.items()}}
         self.known = {one.segment_id: one for one in source.discovered.segments} if source.discovered else {}
@@ -236,7 +243,7 @@ class _Maker:
         place = np.full(len(values) + 1, kept)
         place[order[:kept]] = np.arange(kept)
         place[-1] = kept + 1
-        counted = self.groups.count(place[codes][:, None] == np.arange(kept + 2))
+        counted = self.groups.count_values(place[codes], kept + 2)
         return [*(str(values[i]) for i in order[:kept]), OTHERS, None], counted
 
     def _breakdowns(self, texts: Mapping[str, tuple[list[str | None], Counted]]) -> dict[str | None, list[Breakdown]]:
@@ -264,38 +271,41 @@ class _Maker:
         there = [bar for bar, count in zip(whole.bars, counted.everyone, strict=True) if count]
         return whole.model_copy(update={"bars": there})
 
-    def _active(self) -> tuple[Counted, dict[str | None, tuple[Count, Count]]]:
+    def _active(self) -> dict[str | None, tuple[Count, Count]]:
         """Count users who came in the last 7 and 28 days, of all users (None) and by segment."""
         last = self.activity["last_seen_at"]
         as_of = self.source.version.as_of
         in_7, in_28 = (((last >= as_of - timedelta(days=days)) & last.notna()).to_numpy() for days in (7, 28))
-        counted = self.groups.count(np.column_stack([in_7, in_28 & ~in_7, ~in_28]))
+        counted = self.groups.count_values(np.select([in_7, in_28], [0, 1], 2), 3)
+        month = self.groups.count_values((~in_28).astype(np.intp), 2)
         found: dict[str | None, tuple[Count, Count]] = {}
         for name in (None, *self.groups.shown):
             counts = counted.everyone if name is None else counted.segments[name]
-            hidden = counted.everyone_hidden if name is None else counted.hidden[name]
-            found[name] = _count(counts[0], hidden[0]), _count(counts[0] + counts[1], hidden[2])
-        return counted, found
+            hidden, both = (one.everyone_hidden if name is None else one.hidden[name] for one in (counted, month))
+            found[name] = _count(counts[0], hidden[0]), _count(counts[0] + counts[1], hidden[2] or both.any())
+        return found
 
     def _overview(
         self, measured: list[Metric], breakdowns: list[Breakdown], trend: list[TrendPoint], changes: Changes | None
     ) -> Overview:
-        counted, active = self._active()
+        active = self._active()[None]
         as_of, first, last = self.source.version.as_of, self.activity["first_seen_at"], self.activity["last_seen_at"]
         month = as_of - timedelta(days=28)
         is_active = (last >= month) & last.notna()
         is_new, is_lost = is_active & (first >= month), ~is_active & (last >= as_of - timedelta(days=56))
         visits = np.array([int(is_new.sum()), int((is_active & ~is_new).sum())])
         absent = np.array([int(is_lost.sum()), int((~is_active & ~is_lost).sum())])
-        hidden = [hide_parts(parts, parts, self.k) | counted.everyone_hidden[2] for parts in (visits, absent)]
-        stages = self.groups.count(np.asarray(self.users["lifecycle_stage"])[:, None] == np.array(STAGES, dtype=object))
+        hidden = [hide_parts(parts, parts, self.k) | (active[1] == SUPPRESSED) for parts in (visits, absent)]
+        stages = self.groups.count_values(
+            pd.Index(STAGES).get_indexer(pd.Index(self.users["lifecycle_stage"])), len(STAGES)
+        )
         labels = [(stage, stage.replace("_", " ")) for stage in STAGES]
         users = np.array([len(self.users)])
         return Overview(
             users=_count(users[0], is_small(users, self.k)[0]),
             sessions=_count(self.activity["session_count"].sum(), is_small(users, self.k)[0]),
-            active_7d=active[None][0],
-            active_28d=active[None][1],
+            active_7d=active[0],
+            active_28d=active[1],
             new_28d=_count(visits[0], hidden[0][0]),
             returning_28d=_count(visits[1], hidden[0][1]),
             lost_28d=_count(absent[0], hidden[1][0]),
@@ -315,7 +325,7 @@ class _Maker:
         typical: Mapping[str, list[Difference]],
         measured: Mapping[str | None, list[Metric]],
         breakdowns: Mapping[str | None, list[Breakdown]],
-        active: tuple[Counted, Mapping[str | None, tuple[Count, Count]]],
+        active: Mapping[str | None, tuple[Count, Count]],
         changes: Changes | None,
         propensities: Mapping[str, list[Propensity]],
         trend: list[TrendPoint],
@@ -327,7 +337,7 @@ class _Maker:
         told = typical.get(name, [])
         is_shown = name in self.groups.shown
         users: Count = size if is_shown or not size else SUPPRESSED
-        in_7d, in_28d = active[1].get(name, (users, users) if not size else (SUPPRESSED, SUPPRESSED))
+        in_7d, in_28d = active.get(name, (users, users) if not size else (SUPPRESSED, SUPPRESSED))
         public = [differences.to_trait(one) for one in told if not one.personal]
         description = descriptions.summarise(public, others="everyone else") if is_shown else ""
         rule = self._rule(name, known)
@@ -477,8 +487,8 @@ class _Maker:
         for label in self.source.labels.values():
             probability = self.users[f"{label.name}_probability"].to_numpy(dtype=np.float64)
             bins = np.minimum(np.floor(np.nan_to_num(probability, nan=0) * (len(EDGES) - 1)), len(EDGES) - 2)
-            bins = np.where(np.isnan(probability), len(EDGES) - 1, bins)
-            counted = self.groups.count(bins[:, None] == np.arange(len(EDGES)))
+            bins = np.where(np.isnan(probability), len(EDGES) - 1, bins).astype(np.intp)
+            counted = self.groups.count_values(bins, len(EDGES))
             _, sums = self.groups.sum(
                 np.column_stack([np.nan_to_num(probability), np.nan_to_num(probability) ** 2, ~np.isnan(probability)])
             )
@@ -590,7 +600,7 @@ class _Maker:
         """Count users by whether a feature is above 0, not above 0, or null."""
         values = self.snapshot[feature].to_numpy()
         known = np.isfinite(values)
-        return self.groups.count(np.column_stack([known & (values > 0), known & ~(values > 0), ~known]))
+        return self.groups.count_values(np.select([~known, values > 0], [2, 0], 1), 3)
 
     def _compare_features(self, order: Sequence[str]) -> list[ComparedFeature]:
         shown = [name for name in order if name in self.groups.shown]
@@ -608,8 +618,9 @@ class _Maker:
         groups = self.groups
         if not groups.discovered:
             return []
-        members = groups.members[: len(groups.discovered)].T
-        counted = groups.count(np.column_stack([members, ~members.any(axis=1)]))
+        members = groups.members[: len(groups.discovered)]
+        own = np.where(members.any(axis=0), members.argmax(axis=0), len(members))
+        counted = groups.count_values(own, len(members) + 1)
         found = []
         for name in order:
             if name not in groups.named:

@@ -3,7 +3,8 @@
 What is under k and not 0 is *small*. Of a table whose margins are shown, hiding small cells does not do, since one
 that is alone in its row or column is what the others leave. So further cells are hidden, until for each small one there
 is another table with the same margins and shown cells that has another number there: then nothing that is shown says
-which it is. A hidden cell may be 0, small, or large.
+which it is. Together, too, the hidden cells of a row or a column are k users or more. A hidden cell may be 0, small, or
+large.
 
 The other table is found by a cycle of four hidden cells at the corners of a rectangle: one more user in two opposite
 corners and one fewer in the other two changes no margin, and nothing becomes negative (Gusfield 1988, A graph theoretic
@@ -67,7 +68,20 @@ def hide_cells(counts: Counts, users: Counts, k: int, sum_users: Counts) -> Hidd
                 hidden[:] = True
                 break
             hidden[row, others[1]] = hidden[others[0], column] = hidden[others] = True
+    # A column whose sum is hidden is hidden whole, and has nothing more to hide.
+    while _hide_more(counts, users, hidden, k) or _hide_more(counts.T, users.T, hidden.T, k):
+        pass
     return Hidden(hidden, sums)
+
+
+def _hide_more(counts: Counts, users: Counts, hidden: Mask, k: int) -> bool:
+    """Hide the smallest other cell of each row whose hidden cells are small together; tell whether there was one."""
+    found = False
+    for row in np.flatnonzero(is_small(np.where(hidden, users, 0).sum(axis=1), k)):
+        others = np.flatnonzero(~hidden[row] & (counts[row] > 0))
+        if len(others):
+            hidden[row, others[counts[row, others].argmin()]] = found = True
+    return found
 
 
 def _rectangles(counts: Counts, row: int, column: int) -> Mask:
