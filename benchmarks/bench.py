@@ -19,6 +19,7 @@ from apart import FailedError, Taken, call_apart
 from contestants import increment as day
 from contestants import publishing as publishings
 from contestants import scoring as scores
+from contestants import serving as servings
 from contestants import snapshots as weekly
 from digest import digest
 from lakes import KEPT, lake_of
@@ -306,6 +307,39 @@ def publishing(
             "users": users,
             "columns": len(publishings.COLUMNS["assignments_history"]),
             "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+        },
+    )
+
+
+@app.command()
+def serving(
+    users: Annotated[int, typer.Option(help="How many users there are.")] = 100_000,
+    in_flight: Annotated[int, typer.Option(help="How many requests are in flight.")] = 50,
+    seconds: Annotated[float, typer.Option(help="For how long each is asked.")] = 10,
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 3,
+) -> None:
+    """Ask the API for pages of lists of users, and a bare FastAPI route for nothing, on this machine only."""
+    loads: dict[str, list[servings.Load]] = {kind: [] for kind in servings.KINDS}
+    KEPT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="serving-", dir=KEPT) as folder:
+        servings.prepare(Path(folder), users)
+        for number, kind in itertools.product(range(1, rounds + 1), loads):
+            load = servings.measure(kind, Path(folder), in_flight, seconds)
+            loads[kind].append(load)
+            print(
+                f"  {number}/{rounds} {kind:6} {load.requests_per_second:6.0f} requests/s, 95 % within "
+                f"{load.p95_ms:5.1f} ms",
+                flush=True,
+            )
+    _store(
+        f"serving-{users}",
+        {
+            "measure": "serving",
+            "users": users,
+            "segments": servings.SEGMENTS,
+            "in_flight": in_flight,
+            "seconds": seconds,
+            "runs": {kind: [asdict(load) for load in of_kind] for kind, of_kind in loads.items()},
         },
     )
 

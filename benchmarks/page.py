@@ -231,6 +231,32 @@ def publishing_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def serving_section(results: list[Result]) -> str:
+    """Return how long the API takes to answer, beside a bare route."""
+    lines = [
+        "## Serving lists of users\n",
+        "Pages of 50 users, of all segments' lists in two orders, with a key, an ETag and compressed; beside it a bare",
+        "route of FastAPI that does nothing. Server and client have a process each, on the same machine.",
+        "`benchmarks/bench.py serving`.\n",
+        "| users | in flight | 95 % within | of the bare route's | half within | requests per second | bare |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        users, bare = (result["runs"][kind] for kind in ("users", "bare"))
+        p95_ms, bare_ms = (_median(loads, "p95_ms") for loads in (users, bare))
+        lines.append(
+            f"| {result['users']:,} | {result['in_flight']} | {p95_ms:.0f} ms | {p95_ms / bare_ms:.1f}× "
+            f"| {_median(users, 'p50_ms'):.0f} ms | {_median(users, 'requests_per_second'):,.0f} "
+            f"| {_median(bare, 'requests_per_second'):,.0f} |"
+        )
+    [*_, latest] = results
+    lines.append(
+        f"\nMedian of {len(latest['runs']['users'])} rounds of {latest['seconds']:g} s in turn, {latest['date']}. "
+        f"{_machine(latest['machine'])}"
+    )
+    return "\n".join([*lines, ""])
+
+
 def predictions_section(results: list[Result]) -> str:
     """Return how good churn is predicted on the real examples."""
     [result] = results
@@ -267,6 +293,7 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "training": training_section,
     "scoring": scoring_section,
     "publishing": publishing_section,
+    "serving": serving_section,
 }
 """What is told of each measure, in this order."""
 

@@ -78,11 +78,19 @@ def _is_running(process: int) -> bool:
 class Lake:
     """Hold the tables under a folder and the engine that works on them; close it, or use it in `with`."""
 
-    def __init__(self, folder: Path, memory_limit_bytes: int | None = None, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        memory_limit_bytes: int | None = None,
+        engine: Engine | None = None,
+        *,
+        held: bool = True,
+    ) -> None:
         """Work with an engine: the given one, or else DuckDB.
 
         DuckDB takes at most so much memory, half of the machine's without a limit, and puts beside the tables what is
-        more. Of another engine's memory the lake knows nothing.
+        more. Of another engine's memory the lake knows nothing. Where it is not `held`, another may have the lake alone
+        meanwhile, and files may be gone that are about to be read.
         """
         self.memory_limit_bytes = None if engine else memory_limit_bytes or half_of_memory_bytes()
         self.folder = folder
@@ -90,8 +98,9 @@ class Lake:
         folder.mkdir(parents=True, exist_ok=True)
         # On the folder itself, so that reading leaves no file. Some network disks lock no folders.
         self._handle: int | None = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._handle, fcntl.LOCK_SH)
+        if held:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._handle, fcntl.LOCK_SH)
         spill_folder = folder / f"{STAGING}{os.getpid()}-spilled"
         self.engine: Any = engine or engines.connect(self.memory_limit_bytes, spill_folder)
 

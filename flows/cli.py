@@ -114,6 +114,12 @@ def release(
 
 
 @app.command()
+def report(config: Config, as_json: Json = False) -> None:
+    """Write the User Segment Report of the present version, as a page, JSON and tables."""
+    _start("report", config, None, as_json)
+
+
+@app.command()
 def audit(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
     """Look for features that know the future or name a label; exit status 1 where there is one."""
     _quieten()
@@ -269,6 +275,74 @@ def retry_outbox(
     with _complaining(config):
         count = importlib.import_module("flows.outbox").retry(load(config), destination)
     print(f"{count:,} message{'' if count == 1 else 's'} will be sent by the next `{_program()} publish`")
+
+
+@app.command()
+def serve(
+    config: Config,
+    host: Annotated[str, typer.Option("--host", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Where to listen; 0: a free one.", min=0, max=65535)] = 8080,
+    open_local: Annotated[
+        bool, typer.Option("--open-local", help="Ask for no key: everyone on this machine sees all.")
+    ] = False,
+) -> None:
+    """Serve the report and the API until Ctrl-C or SIGTERM."""
+    _quieten()
+    with _complaining(config):
+        configuration = load(config)
+        flow = importlib.import_module("flows.serve")
+        flow.serve(configuration, flow.listen(host, port, open_local))
+
+
+keys_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of the API.")
+app.add_typer(keys_app, name="keys")
+KeysOf = Annotated[Path, typer.Option("--config", help="The configuration.")]
+
+
+@keys_app.command("create")
+def create_key(
+    scope: Annotated[
+        str,
+        typer.Option(
+            "--scope",
+            help="aggregate: numbers only; lists: users, too, without what is personal; personal: all.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Who it is for.", show_default=False)] = "",
+    config: KeysOf = Path("habitus.toml"),
+) -> None:
+    """Make a key and show it, this once."""
+    _quieten()
+    with _complaining(config):
+        key, secret = importlib.import_module("flows.keys").create(load(config), scope, name)
+    print(f"key {key.id} of the scope {key.scope}; nobody can show it again:", file=sys.stderr)
+    print(secret)
+
+
+@keys_app.command("list")
+def list_keys(config: KeysOf = Path("habitus.toml"), as_json: Json = False) -> None:
+    """List all keys, and when each was used last."""
+    _quieten()
+    with _complaining(config):
+        flow = importlib.import_module("flows.keys")
+        found = flow.open_keys(load(config)).all()
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(found))
+    else:
+        flow.show(found, Console(highlight=False))
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="What `keys list` calls it.", show_default=False)],
+    config: KeysOf = Path("habitus.toml"),
+) -> None:
+    """Let a key be worth nothing from now on."""
+    _quieten()
+    with _complaining(config):
+        key = importlib.import_module("flows.keys").revoke(load(config), key_id)
+    print(f"key {key.id} {key.name} is revoked since {key.revoked_at}".replace("  ", " "))
 
 
 Name = Annotated[str, typer.Argument(help="The registered model, such as ecom-churn.", show_default=False)]

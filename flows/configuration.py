@@ -28,6 +28,7 @@ from publish.destination import NAME
 from publish.destinations import KINDS, AnySettings
 from publish.destinations.files import FilesSettings, Format
 from publish.destinations.folders import FolderSettings
+from publish.report.settings import USER_ID, ReportSettings
 
 SEGMENT_ID = re.compile(r"S\d{2,}")
 """Of discovered segments."""
@@ -119,6 +120,7 @@ class Configuration(Settings):
     engine: EngineSettings = EngineSettings()
     storage: StorageSettings = StorageSettings()
     publish: PublishSettings = PublishSettings()
+    report: ReportSettings = ReportSettings()
     purposes: Purposes = Field(default_factory=dict)
     destinations: dict[str, AnySettings] = Field(default_factory=dict)
     _file: Path = PrivateAttr(default=Path("habitus.toml"))
@@ -201,6 +203,14 @@ class Configuration(Settings):
                         f"destinations.{name}.folder: {folder!r} is that of {folders[folder]}; name another"
                     )
                 folders[folder] = name
+        return self
+
+    @model_validator(mode="after")
+    def _personal_is_known(self) -> Self:
+        for name in self.report.personal:
+            if name not in (USER_ID, *self.attributes):
+                known = ", ".join((USER_ID, *self.attributes))
+                raise ValueError(f"report.personal: there is no attribute {name!r}; there are {known}")
         return self
 
     @property

@@ -2,11 +2,16 @@
 
 import os
 
+import pyarrow as pa
 from prefect.blocks.system import Secret
 
-from flows.configuration import Configuration, ConfigurationError
+from flows.configuration import LOCAL, Configuration, ConfigurationError
 from publish.destination import Credential, Destination, DestinationError, DestinationSettings
 from publish.destinations import connect
+from publish.destinations.folders import FolderSettings
+from publish.report.content import Report
+from publish.report.reports import FOLDER, Reports, WithReports
+from publish.report.settings import ReportSettings
 
 
 def connect_all(configuration: Configuration) -> dict[str, Destination]:
@@ -15,12 +20,28 @@ def connect_all(configuration: Configuration) -> dict[str, Destination]:
     Raises ConfigurationError for a credential that is missing, or cannot be one.
     """
     try:
-        return {
+        destinations = {
             name: connect(name, settings, resolve(name, settings), configuration.folder, configuration.lake)
             for name, settings in configuration.all_destinations.items()
         }
     except DestinationError as error:
         raise ConfigurationError(f"destinations.{error}") from error
+    return destinations | {LOCAL: WithReports(destinations[LOCAL], connect_reports(configuration))}
+
+
+def connect_reports(configuration: Configuration) -> Reports:
+    """Return the reports of versions, which are in a folder within that of published versions."""
+    settings = configuration.all_destinations[LOCAL]
+    assert isinstance(settings, FolderSettings)
+    inside = settings.model_copy(update={"folder": f"{settings.folder.rstrip('/')}/{FOLDER}"})
+    folder = inside.open(resolve(LOCAL, settings), configuration.folder, configuration.lake)
+    return Reports(folder, configuration.report, _page)
+
+
+def _page(report: Report, users: pa.Table | None, settings: ReportSettings) -> str:
+    from publish.report.page import to_html  # which takes a second to import, and few commands need
+
+    return to_html(report, users, settings)
 
 
 def resolve(name: str, settings: DestinationSettings) -> dict[str, str]:

@@ -22,11 +22,13 @@ from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_all
 from flows.forget import finish_all
 from flows.instant import name_run, resolve_as_of
+from flows.report import tell, write_report
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
+from publish.audiences import segments_of
 from publish.consents import consents, unanswered
 from publish.destination import Delivery
 from publish.destinations import drop_unconfigured
@@ -76,10 +78,20 @@ def publish(config: str, as_of: datetime | None = None, label: str | None = None
         logger.warning("  if that is right: %s", published.release)
     for name, count in published.abandoned.items():
         logger.warning("  %s is not configured any more: %s memberships stay there", name, f"{count:,}")
+    _report(config)
     failed = [delivery for delivery in published.deliveries if delivery.state == "failed"]
     if failed:
         raise DeliveryError("; ".join(f"{delivery.destination}: {delivery.note}" for delivery in failed))
     return published
+
+
+def _report(config: str) -> None:
+    """Write the report of the present version. That it could not be written changes nothing of what was published."""
+    try:
+        tell(write_report(config))
+    except Exception as error:
+        logger.debug("report", exc_info=True)
+        logger.warning("  the report was not written: %s; `habitus report` tries again", " ".join(str(error).split()))
 
 
 def _in_words(delivery: Delivery) -> str:
@@ -153,9 +165,21 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
         "segments": {
             one["segment_id"]: one["segment_name"] for one in discovered.order_by("segment_id").to_pyarrow().to_pylist()
         },
-        "rules": {rule.name: {"title": rule.title, "condition": rule.condition} for rule in configuration.rules.rules},
+        "rules": {
+            rule.name: {"title": rule.title, "sentence": rule.sentence, "condition": rule.condition}
+            for rule in configuration.rules.rules
+        },
+        "sizes": _sizes(assignments),
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
+
+
+def _sizes(assignments: ir.Table) -> dict[str, Any]:
+    """Count the users in all and by segment, discovered or named."""
+    segments = assignments.select(segment_id=segments_of(assignments).unnest()).segment_id.value_counts(name="users")
+    counts = segments.order_by("segment_id").to_pyarrow().to_pylist()
+    users = int(assignments.count().to_pyarrow().as_py())
+    return {"users": users, "segments": {row["segment_id"]: row["users"] for row in counts}}
 
 
 def _hash(configuration: Configuration) -> str:

@@ -181,7 +181,7 @@ def traits(users: pd.DataFrame, of_users: NDArray[np.intp], count: int) -> list[
     sample = {}
     for name in numbers:
         values = users[name].to_numpy()
-        compressed = _compressed(values)
+        compressed = compressed_values(values)
         if compressed is not None:
             sample[name] = np.nan_to_num(compressed[rows])
             _add(found, _of_number(name, values[order], compressed[order], ends))
@@ -190,7 +190,7 @@ def traits(users: pd.DataFrame, of_users: NDArray[np.intp], count: int) -> list[
     with np.errstate(invalid="ignore", divide="ignore"):
         correlations = np.abs(np.atleast_2d(np.corrcoef(list(sample.values())))) if sample else np.empty((0, 0))
     position = {name: i for i, name in enumerate(sample)}
-    return [_once(of_one, position, correlations) for of_one in found]
+    return [once(of_one, position, correlations) for of_one in found]
 
 
 def _add(found: list[list[Trait]], more: list[Trait | None]) -> None:
@@ -199,7 +199,7 @@ def _add(found: list[list[Trait]], more: list[Trait | None]) -> None:
             of_one.append(trait)
 
 
-def _compressed(values: Matrix) -> Matrix | None:
+def compressed_values(values: Matrix) -> Matrix | None:
     """Return values in standard deviations, compressed and cut, null where not finite; None of a constant."""
     compressed: Matrix = np.arcsinh(np.where(np.isfinite(values), values, np.nan))
     for limit in (DEVIATION_MAX, np.inf):  # what is cut has a deviation of its own
@@ -217,26 +217,30 @@ def _of_number(name: str, values: Matrix, compressed: Matrix, ends: NDArray[np.i
     counts = np.array([known[part].sum() for part in parts])
     sums = np.array([np.nansum(compressed[part]) for part in parts])
     [differences] = _differences(sums[:, None], counts, np.diff(ends)).T
-    everyone = _statistics(values[known])
-    counted = quantity(name).endswith("_count") or name == "revenue_total"
-    told: list[Trait | None] = []
-    for part, difference in zip(parts, differences, strict=True):
-        if np.isnan(difference):
-            told.append(None)
-            continue
-        here = _statistics(values[part][known[part]])
-        options: tuple[Statistic, ...] = ("median", "any") if counted else ("median", "mean")
-        if name.endswith("_s"):
-            options = ("median",)
-        elif counted and here["median"] == (0 if difference < 0 else everyone["median"]):
-            options = ("any", "median")
-        made = [Trait(name, float(difference), option, here[option], everyone[option]) for option in options]
-        told.append(next((trait for trait in made if trait.is_telling()), None))
-    return told
+    everyone = statistics(values[known])
+    return [
+        None
+        if np.isnan(difference)
+        else trait(name, float(difference), statistics(values[part][known[part]]), everyone)
+        for part, difference in zip(parts, differences, strict=True)
+    ]
 
 
-def _statistics(values: Matrix) -> dict[Statistic, float]:
+def statistics(values: Matrix) -> dict[Statistic, float]:
+    """Return what may be said of known values of a feature."""
     return {"median": float(np.median(values)), "mean": float(values.mean()), "any": float((values > 0).mean())}
+
+
+def trait(name: str, difference: float, here: dict[Statistic, float], overall: dict[Statistic, float]) -> Trait | None:
+    """Return what tells a difference of a feature best, by its statistics here and over others; None: nothing does."""
+    counted = quantity(name).endswith("_count") or name == "revenue_total"
+    options: tuple[Statistic, ...] = ("median", "any") if counted else ("median", "mean")
+    if name.endswith("_s"):
+        options = ("median",)
+    elif counted and here["median"] == (0 if difference < 0 else overall["median"]):
+        options = ("any", "median")
+    made = [Trait(name, difference, option, here[option], overall[option]) for option in options]
+    return next((one for one in made if one.is_telling()), None)
 
 
 def _of_text(name: str, column: pd.Series, of_users: NDArray[np.intp], count: int) -> list[Trait | None]:
@@ -279,8 +283,11 @@ def _differences(sums: Matrix, counts: NDArray[np.int_], sizes: NDArray[np.int_]
     return found
 
 
-def _once(found: list[Trait], position: dict[str, int], correlations: Matrix) -> list[Trait]:
-    """Return the strongest traits that say different things."""
+def once(found: list[Trait], position: dict[str, int], correlations: Matrix) -> list[Trait]:
+    """Return the strongest traits that say different things.
+
+    `correlations` are of the sizes of features' values, at the `position` of each feature that is a number.
+    """
 
     def weight(trait: Trait) -> float:
         if trait.difference > 0 and trait.feature == "recency_days":  # of what correlates, long absence tells most
@@ -309,10 +316,10 @@ def _about(feature: str) -> str:
     return re.sub(r"_(mean|median)_s$", "", quantity(feature))
 
 
-def summarise(typical: Sequence[Trait], first: Sequence[Trait] = ()) -> str:
+def summarise(typical: Sequence[Trait], first: Sequence[Trait] = (), others: str = "all users") -> str:
     """Say in two or three clauses what is typical of a segment; traits of the features of `first` come first.
 
-    A third has at least a medium effect.
+    A third has at least a medium effect. `others` says whom the traits compare with.
 
     >>> summarise([Trait("session_count", 1.4, "median", 14.0, 3.0), Trait("device", 0.6, "share", 0.72, 0.41, "iOS")])
     'Came 14 times (all users: 3), 72 % on iOS (41 %)'
@@ -321,7 +328,7 @@ def summarise(typical: Sequence[Trait], first: Sequence[Trait] = ()) -> str:
     ordered = sorted(typical, key=lambda trait: quantity(trait.feature) not in foremost)
     strong = [trait for trait in ordered if abs(trait.difference) >= DIFFERENCE_MEDIUM]
     told = strong[:SUMMARY_MAX] if len(strong) > 1 else ordered[:2]
-    clauses, before = [], "all users: "
+    clauses, before = [], f"{others}: "
     for trait in told:
         compared = trait.compared()
         clauses.append(trait.clause() + (f" ({before}{compared})" if compared else ""))

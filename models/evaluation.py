@@ -15,6 +15,7 @@ from pydantic import Field
 from scipy.special import logit
 
 from features.sources import Settings
+from models.label_card import wilson
 
 Probabilities = NDArray[np.float64]
 
@@ -131,6 +132,36 @@ def top_users(labels: pd.Series, probabilities: Probabilities, bootstrap: Bootst
 def gains(labels: pd.Series, probabilities: Probabilities) -> tuple[Probabilities, Probabilities]:
     """Return the cumulative shares of rows and of positives, by falling probability; ties are one step."""
     return _Ranked(labels.to_numpy(dtype=bool), probabilities).gains(np.ones(len(labels)))
+
+
+def calibration_bins(labels: pd.Series, probabilities: Probabilities, each_min: int = 10) -> list[dict[str, Any]]:
+    """Compare predictions with what happened in groups of equally many rows, by rising probability.
+
+    There are ten groups, or the most of which each has `each_min` rows of both classes; none where all rows together do
+    not. Rows with equal probability are in one group. Returns for each the mean prediction, how often it happened with
+    its interval (Wilson 1927), and how many rows: predicted, happened, low, high and rows.
+    """
+    actual = labels.to_numpy(dtype=bool)
+    for count in range(BINS, 0, -1):
+        edges = np.unique(np.quantile(probabilities, np.arange(1, count) / count))
+        codes = np.searchsorted(edges, probabilities, side="left")
+        rows = np.bincount(codes, minlength=len(edges) + 1)
+        positives = np.bincount(codes, actual, minlength=len(edges) + 1)
+        if (np.minimum(positives, rows - positives)[rows > 0] < each_min).any():
+            continue
+        means = np.bincount(codes, probabilities, minlength=len(edges) + 1) / np.maximum(rows, 1)
+        rates = {i: wilson(int(positives[i]), int(rows[i])) for i in np.flatnonzero(rows)}
+        return [
+            {
+                "predicted": float(means[i]),
+                "happened": rate.share,
+                "low": rate.low,
+                "high": rate.high,
+                "rows": int(rows[i]),
+            }
+            for i, rate in rates.items()
+        ]
+    return []
 
 
 def _estimate(

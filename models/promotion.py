@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-from models.evaluation import Bootstrap, CalibrationSettings, Estimate, Probabilities, compare, evaluate, top_users
+from models.evaluation import (
+    Bootstrap,
+    CalibrationSettings,
+    Estimate,
+    Probabilities,
+    calibration_bins,
+    compare,
+    evaluate,
+    top_users,
+)
 from models.propensities import Budget, Learned, OnTrial, fit, fit_baselines, predict
 
 RIVALS = {
@@ -47,6 +56,7 @@ class Contest:
     by_segment: dict[str, dict[str, Estimate]]
     top_users: list[dict[str, Any]]
     decision: Decision
+    calibration: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON has them: NaN is null."""
@@ -55,6 +65,7 @@ class Contest:
             "metrics": {who: _plain(metrics) for who, metrics in self.measured.items()},
             "calibration_by_segment": {name: _plain(metrics) for name, metrics in self.by_segment.items()},
             "top_users": self.top_users,
+            "calibration": self.calibration,
             "learned": {
                 "settings": self.learned.settings,
                 "constrained": self.learned.constrained,
@@ -103,6 +114,7 @@ def compete(
         _by_segment(test, label, predicted["model"], segments, seed),
         top_users(test[label], predicted["model"], bootstrap),
         decision,
+        calibration_bins(test[label], predicted["model"]),
     )
 
 

@@ -95,6 +95,19 @@ def reasons(model: Pipeline | Blend, frame: pd.DataFrame, top: int = 3) -> list[
     return list(itertools.chain(*Parallel(n_jobs=-1, prefer="threads")(delayed(of_rows)(first) for first in firsts)))
 
 
+def importance(model: Pipeline | Blend, frame: pd.DataFrame) -> dict[str, float]:
+    """Return how much of all that moves the scores of these rows is due to each feature, the most first; they sum to 1.
+
+    That is the mean of the contributions' sizes (Lundberg et al. 2020). Empty without rows, or where nothing moves.
+    `model` and errors are as in `contributions`.
+    """
+    _, names, _, _ = _opened(model)
+    sizes = np.abs(contributions(model, frame)[0]).mean(axis=0) if len(frame) else np.zeros(len(names))
+    total = float(sizes.sum())
+    order = np.argsort(-sizes, kind="stable")
+    return {names[i]: float(sizes[i] / total) for i in order if sizes[i] > 0} if total else {}
+
+
 # --- sentences ---
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow.sklearn
 from mlflow import MlflowClient
@@ -317,6 +318,30 @@ class Registry:
         if version is None:
             raise UnknownVersionError(self._explain_unknown(name, number))
         return datetime.fromisoformat(version.tags["as_of"])
+
+    def read_dict(self, name: str, number: int, file: str) -> dict[str, Any]:
+        """Return what a version's training logged under a file name such as decision.json; empty if it did not."""
+        version = self._version(name, number)
+        if version is None or not version.run_id:
+            return {}
+        with TemporaryDirectory() as folder:
+            try:
+                path = self._client.download_artifacts(version.run_id, file, folder)
+            except (MlflowException, OSError):
+                return {}
+            found: dict[str, Any] = json.loads(Path(path).read_text())
+            return found
+
+    def record_files(self, experiment: str, name: str, key: str, files: Sequence[Path]) -> str:
+        """Record files as a run of an experiment, once for each key, and return the run's id."""
+        experiment_id = self._experiment(experiment)
+        known = self._client.search_runs([experiment_id], f"tags.key = '{key}' and attributes.status = 'FINISHED'")
+        if known:
+            return str(known[0].info.run_id)
+        with self.run(experiment, name, {"key": key}) as run:
+            for path in files:
+                self._client.log_artifact(run.run_id, str(path))
+        return run.run_id
 
     def _explain_unknown(self, name: str, number: int) -> str:
         known = sorted(int(version.version) for version in self._client.search_model_versions(f"name = '{name}'"))

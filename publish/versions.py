@@ -74,6 +74,14 @@ def present(lake: Lake) -> Version | None:
     return Version(row["version"], row["as_of"], row["content"], json.loads(row["manifest"]))
 
 
+def read_versions(lake: Lake) -> list[Version]:
+    """Return all versions up to the present one, by number."""
+    number = lake.origin(AUDIENCES).get("version", 0)
+    versions = lake.read(VERSIONS)
+    rows = versions.filter(versions.version <= number).order_by("version").to_pyarrow().to_pylist()
+    return [Version(**(row | {"manifest": json.loads(row["manifest"])})) for row in rows]
+
+
 def read_released(lake: Lake, version: Version) -> ir.Table:
     """Read the assignments of the present version: everyone's, with its labels."""
     table = released_table(version.manifest["labels"])

@@ -1,0 +1,1 @@
+"""The User Segment Report: what people look at of a published version."""
