@@ -11,8 +11,8 @@ import pytest
 from conftest import Ran, habitus
 from mlflow import MlflowClient
 
-import flows.report
 from features.lake import Lake
+from flows.configuration import load
 from flows.snapshot import table_of
 from models.registry import Registry
 from publish.destinations.folders import LocalFolder
@@ -229,7 +229,7 @@ def test_before_the_first_version_there_is_nothing_to_report(shop: Path, tmp_pat
 def test_without_the_snapshot_it_says_how_to_take_it(shop: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shop"
     shutil.copytree(shop.parent, folder, symlinks=True)
-    config = flows.report.load(folder / "habitus.toml")
+    config = load(folder / "habitus.toml")
     with Lake(config.lake) as lake:
         table = table_of(config)
         lake.write(table, lake.read(table, only=[]), only=list(lake.partitions(table)))
