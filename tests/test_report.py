@@ -15,6 +15,7 @@ from features.lake import Lake
 from flows.configuration import load
 from flows.snapshot import table_of
 from models.registry import Registry
+from publish.destination import DestinationError
 from publish.destinations.folders import LocalFolder
 from publish.report.content import SUPPRESSED, TOP_USERS, Report, TopUser
 from publish.report.reports import CONTENT, PAGE, USERS, Reports, without_users
@@ -105,6 +106,14 @@ def test_a_forgotten_user_is_in_no_report_any_more_and_counts_stay(reports: Repo
 def test_to_forget_who_is_in_no_report_changes_nothing(reports: Reports) -> None:
     name = reports.add(example(), users_of(IDS), "abc")
     assert reports.forget(["nobody"]) == 0
+    assert reports.folder.versions() == [name]
+
+
+def test_a_report_that_cannot_be_read_is_named_and_stays(reports: Reports, tmp_path: Path) -> None:
+    name = reports.add(example(), users_of(IDS), "abc")
+    (tmp_path / "reports" / name / CONTENT).write_text('{"report_version": "9.0"}')
+    with pytest.raises(DestinationError, match=f"{name}/report.json: is not what"):
+        reports.forget(["ann"])
     assert reports.folder.versions() == [name]
 
 
