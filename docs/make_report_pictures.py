@@ -1,5 +1,6 @@
 """Draw docs/report/*.png: the sections of the User Segment Report of examples/ecom, as docs/report.md shows them."""
 
+import io
 import os
 import shutil
 import sys
@@ -7,6 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from flows.cli import ONE_OFF_SETTINGS
@@ -15,7 +17,7 @@ EXAMPLE = "examples/ecom"
 DAYS = (22, 29)
 """Of June 2024: a version each, so that there is something to compare with."""
 PICTURES = Path(__file__).parent / "report"
-WIDE, HIGH = 1200, 1500
+WIDE, HIGH, COLOURS = 1200, 1500, 200
 SEGMENT = "section[id^=segment]:not(:has(> .warn)):has(.users)"
 
 
@@ -62,7 +64,10 @@ def _take(page: Page, name: str, fragment: str, top: str = "body") -> None:
     if page.locator(f"#{fragment} .users").count():
         page.locator(f"#{fragment} .users tbody tr").first.wait_for()
     page.locator(top).first.evaluate("(element) => element.scrollIntoView()")
-    page.screenshot(path=PICTURES / f"{name}.png")
+    picture = Image.open(io.BytesIO(page.screenshot()))
+    picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        PICTURES / f"{name}.png", optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -492,7 +492,9 @@ def _kind(chart: Any, width: int, height: int | None = None, step: int | None = 
         )
     )
     params = [{"name": name, "value": 1.0} for name in _NUMBERS]
-    spec: dict[str, Any] = vl_convert.vegalite_to_vega({**styled.to_dict(), "datasets": {"rows": []}, "params": params})
+    lite = styled.to_dict()
+    datasets = {**lite.get("datasets", {}), "rows": []}
+    spec: dict[str, Any] = vl_convert.vegalite_to_vega({**lite, "datasets": datasets, "params": params})
     return spec
 
 

@@ -43,16 +43,14 @@ BARS_MAX = 12
 PICKED = 5
 """Segments that a comparison begins with."""
 MEASURED = {
+    "base_rate": "How often it happened",
     "log_loss": "Log loss (less is better)",
     "auc": "AUC: how often the likelier of two is the right one",
     "average_precision": "Average precision",
     "brier": "Brier score (less is better)",
     "ece": "How far predictions are off on average",
-    "calibration_slope": "Calibration slope (1 is right)",
-    "calibration_intercept": "Calibration intercept (0 is right)",
-    "lift_1pct": "Lift in the first 1 %",
-    "lift_5pct": "Lift in the first 5 %",
-    "lift_10pct": "Lift in the first 10 %: how many times as many as at random",
+    "precision": "How often it happened",
+    "lift": "How many times as often as at random it happened",
 }
 GAIN = "nats of log loss"
 GAIN_NOTE = "Right of the line the model is better; lines are 95 % intervals."
@@ -215,6 +213,18 @@ def day(at: datetime | None) -> str:
     return NONE if at is None else f"{at.astimezone(UTC):%Y-%m-%d}"
 
 
+def measured(name: str) -> str:
+    """Return what people call a measure of a model.
+
+    >>> measured("lift_10pct"), measured("calibration_slope")
+    ('How many times as often as at random it happened, in the first 10 %', 'Calibration slope')
+    """
+    stem, _, share = name.rpartition("_")
+    if share.endswith("pct") and stem in MEASURED:
+        return f"{MEASURED[stem]}, in the first {share.removesuffix('pct')} %"
+    return MEASURED.get(name, _upper(name.replace("_", " ")))
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -232,7 +242,7 @@ def _environment() -> jinja2.Environment:
         "day": day,
         "signed": charts.signed,
     }
-    environment.globals |= {"measure": measure, "measured": MEASURED}
+    environment.globals |= {"measure": measure, "measured": measured}
     return environment
 
 
