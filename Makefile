@@ -19,7 +19,7 @@ INSTALLED := .venv/installed
 SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench picture report-pictures format lock serve
+.PHONY: help setup demo test test-slow check crash bench picture report-pictures format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,6 +52,10 @@ check: setup ## ruff, mypy strict, pytest with doctests and the README's code
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@$(MAKE) --no-print-directory test
+
+KILLS ?= 200
+crash: setup ## kill publishing at random moments, while others read what it publishes: make crash KILLS=20
+	@.venv/bin/python tests/crash.py --kills $(KILLS)
 
 EVENTS ?= 10000000
 DAYS ?= 180

@@ -351,8 +351,10 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         print(screen.to_json(result))
     elif stage == "run":
         screen.show(result, str(config), _program(), Console(highlight=False))
-    published = {"run": lambda: result.published, "publish": lambda: result}.get(stage)
-    if published is not None and published().held:
+    elif stage == "publish":
+        screen.show_published(result, str(config), _program(), Console(highlight=False))
+    published = result.published if stage == "run" else result
+    if stage in ("run", "publish") and published.held:
         raise typer.Exit(HELD)
 
 

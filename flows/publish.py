@@ -73,10 +73,9 @@ def publish(config: str, as_of: datetime | None = None, label: str | None = None
     logger.info("publish: version %s, as of %s", published.version, f"{published.as_of:%Y-%m-%d %H:%M}")
     for delivery in published.deliveries:
         logger.info("  %s: %s", delivery.destination, _in_words(delivery))
-    for finding in published.findings:
-        logger.warning("  held: %s", finding)
     if published.held:
-        logger.warning("  %s is built and not released; if that is right: %s", published.held, published.release)
+        logger.warning("  held: %s, and not released: %s", published.held, "; ".join(published.findings))
+        logger.warning("  if that is right: %s", published.release)
     for name, count in published.abandoned.items():
         logger.warning("  %s is not configured any more: %s memberships stay there", name, f"{count:,}")
     _report(config)
@@ -96,7 +95,7 @@ def _report(config: str) -> None:
 
 
 def _in_words(delivery: Delivery) -> str:
-    parts = [delivery.state, f"{delivery.count:,}", delivery.where, delivery.note]
+    parts = [delivery.state, f"{delivery.count:,} {delivery.counted}", delivery.where, delivery.note]
     return " · ".join(part for part in parts if part)
 
 

@@ -1,7 +1,6 @@
 """What a person sees at the end of a run, and the same numbers for programs."""
 
 import shlex
-from datetime import datetime, timedelta
 from itertools import zip_longest
 from pathlib import Path
 
@@ -12,7 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from features.events import REASONS
+from flows.configuration import LOCAL
+from flows.publish import Published
 from flows.run import Result
+from publish.changes import ENTERED, LEFT
 
 
 def to_json(result: object) -> str:
@@ -27,7 +29,8 @@ def show(result: Result, config: str, program: str, console: Console) -> None:
     show_segments(result, console)
     _show_rules(result, console)
     _show_models(result, console)
-    _show_next(result, f"{program} run {shlex.quote(config)}", console)
+    show_published(result.published, config, program, console)
+    _show_next(result, f"{program} run {shlex.quote(config)}", config, program, console)
 
 
 def _show_data(result: Result, console: Console) -> None:
@@ -139,20 +142,43 @@ def _estimate(estimate: dict[str, float], digits: int) -> str:
     return f"{value}\n{low}–{high}".replace("-", "\N{MINUS SIGN}")
 
 
-def _show_next(result: Result, command: str, console: Console) -> None:
-    latest = _relative(result.published.latest)
-    console.print(_heading("Published"))
-    console.print(f"  {latest}", soft_wrap=True, highlight=False, style="green")
-    console.print(f"  assignments.parquet, assignments.csv and manifest.json, {result.published.users:,} users")
+def show_published(published: Published, config: str, program: str, console: Console) -> None:
+    """Print where the present version is, who entered and left and why, and what is held and how to release it."""
+    console.print(_heading(f"Published: version {published.version}, as of {published.as_of:%Y-%m-%d %H:%M} UTC"))
+    for delivery in published.deliveries:
+        where = str(_relative(published.latest)) if delivery.destination == LOCAL else delivery.where
+        style = {"failed": "red", "pending": "yellow"}.get(delivery.state, "green")
+        count = f"{delivery.count:,} {delivery.counted}"
+        note = f"  {delivery.note}" if delivery.note else ""
+        name, state = (f"  {delivery.destination}: ", "bold"), (f"{delivery.state}  ", style)
+        console.print(Text.assemble(name, state, where, f"  {count}", (note, "yellow")), soft_wrap=True)
+    for change in (ENTERED, LEFT):
+        if said := _changes(published, change):
+            console.print(Padding(f"{change}: {said}", (0, 0, 0, 2)))
+    if published.held:
+        console.print()
+        console.print(_heading(f"Held: {published.held}"), style="yellow")
+        for finding in published.findings:
+            console.print(Padding(Text(finding), (0, 0, 0, 2)), style="yellow")
+        console.print(Padding("It is built and not released. If these changes are right:", (0, 0, 0, 2)))
+        console.print(f"  {program} release {shlex.quote(config)} {published.held}", soft_wrap=True, style="cyan")
     console.print()
+
+
+def _changes(published: Published, change: str) -> str:
+    """Say how many memberships began or ended in the local folder, and why."""
+    rows = [row for row in published.changes if row["destination"] == LOCAL and row["change"] == change]
+    rows.sort(key=lambda row: -row["users"])
+    return ", ".join(f"{row['users']:,} ({row['reason'].replace('_', ' ')})" for row in rows)
+
+
+def _show_next(result: Result, command: str, config: str, program: str, console: Console) -> None:
+    latest = _relative(result.published.latest)
     console.print(_heading("Next"))
-    earlier = _month_before(result.as_of)
-    has_history = any(instant < earlier for instant in result.snapshots.train)
     for line, purpose in (
         (f"head -3 {shlex.quote(str(latest / 'assignments.csv'))}", "what marketing tools read"),
-        (f"{command} --as-of {earlier:%Y-%m-%d}", "the same, a month earlier")
-        if has_history
-        else (f"{command} --json", "the same numbers for programs"),
+        (f"{program} segments {shlex.quote(config)}", "the segments that serve, since when, and how stable they are"),
+        (f"{command} --json", "the same numbers for programs"),
         ("make serve", "schedules, past runs and models in the browser"),
     ):
         console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
@@ -165,13 +191,3 @@ def _heading(text: str) -> Text:
 
 def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _month_before(instant: datetime) -> datetime:
-    """Return the first day of the month before.
-
-    >>> _month_before(datetime(2024, 1, 31)).date().isoformat()
-    '2023-12-01'
-    """
-    last_of_month_before = instant.replace(day=1) - timedelta(days=1)
-    return last_of_month_before.replace(day=1, hour=0, minute=0, second=0, microsecond=0)

@@ -86,7 +86,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Say what became of a version at a destination, where it is, and how many users, or changes, it has.
+    """Say what became of a version at a destination, where it is, and how many users, members or changes it has.
 
     What is `pending` waits for the next publish, and `note` says why; what has `failed` waits for a person.
     """
@@ -96,6 +96,7 @@ class Delivery:
     where: str
     count: int
     note: str = ""
+    counted: Literal["users", "members", "changes"] = "users"
 
 
 class Destination(Protocol):

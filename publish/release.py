@@ -93,21 +93,22 @@ def publish(
     findings = _judge(lake, before, plan, policy) if before is not None else []
     if before is None or not findings or label == allowed_label:
         if before is None or plan.version.content != before.content or _is_new(lake, plan):
-            versions.commit(lake, plan.version, plan.assignments, plan.audiences, plan.changes)
-            before = plan.version
+            before = versions.commit(lake, plan.version, plan.assignments, plan.audiences, plan.changes)
             counts = _count(plan.changes)
         else:
             counts = _count(plan.changes.limit(0))
         versions.unhold(lake, candidate.as_of)
         return Outcome(before, counts, None, abandoned)
-    held = Held(label, candidate.as_of, candidate.content, findings, plan.version.manifest)
-    versions.hold(lake, held)
     stay = Candidate(versions.read_released(lake, before), before.as_of, before.content, before.manifest)
     less = _plan(lake, before, stay, policy, otherwise)
-    if not _is_new(lake, less):
-        return Outcome(before, _count(less.changes.limit(0)), held, abandoned)
-    versions.commit(lake, less.version, less.assignments, less.audiences, less.changes)
-    return Outcome(less.version, _count(less.changes), held, abandoned)
+    counts = _count(less.changes.limit(0))
+    if _is_new(lake, less):
+        before = versions.commit(lake, less.version, less.assignments, less.audiences, less.changes)
+        counts = _count(less.changes)
+        findings = _judge(lake, before, _plan(lake, before, candidate, policy, otherwise), policy)
+    held = Held(label, candidate.as_of, candidate.content, findings, plan.version.manifest)
+    versions.hold(lake, held)
+    return Outcome(before, counts, held, abandoned)
 
 
 def _plan(

@@ -94,8 +94,11 @@ def read_changes(lake: Lake, until: int) -> ir.Table:
     return changes.filter(changes.version <= until)
 
 
-def commit(lake: Lake, version: Version, assignments: ir.Table, audiences: ir.Table, changes: ir.Table) -> None:
-    """Make a version the present one; what its tables say of later ones, which were never committed, goes."""
+def commit(lake: Lake, version: Version, assignments: ir.Table, audiences: ir.Table, changes: ir.Table) -> Version:
+    """Make a version the present one; what its tables say of later ones, which were never committed, goes.
+
+    Return it as `present` does, so that destinations get the same bytes of it now and after a crash.
+    """
     earlier = lake.read(CHANGES)
     never = earlier.filter(earlier.version >= version.version).select("as_of").distinct()
     instants = sorted({version.as_of, *never.as_of.to_pyarrow().to_pylist()})
@@ -108,6 +111,9 @@ def commit(lake: Lake, version: Version, assignments: ir.Table, audiences: ir.Ta
     released = released_table(version.manifest["labels"])
     lake.write(released, assignments)
     lake.write(AUDIENCES, audiences, origin={"version": version.version, "released": lake.version(released)})
+    committed = present(lake)
+    assert committed is not None
+    return committed
 
 
 @dataclass(frozen=True)

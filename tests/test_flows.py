@@ -190,6 +190,7 @@ def test_the_new_version_is_challenger_and_the_serving_one_champion(ran: Ran) ->
 
 
 @pytest.mark.usefixtures("ran_again")
+@pytest.mark.slow
 def test_prefect_keeps_runs_whose_names_say_the_instant() -> None:
     with sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db") as database:
         names = {name for (name,) in database.execute("SELECT name FROM flow_run")}
@@ -251,6 +252,7 @@ def test_an_earlier_instant_leaves_the_later_one_as_it_was(ran: Ran, tmp_path: P
         assert set(lake.read(ASSIGNMENTS).as_of.execute()) == {pd.Timestamp("2024-06-01T00:00Z"), AS_OF}
 
 
+@pytest.mark.slow
 def test_a_run_killed_halfway_and_started_again_ends_as_if_undisturbed(ran: Ran, tmp_path: Path) -> None:
     config = small_shop(tmp_path / "shop")
     command = [sys.executable, "-m", "flows.cli", "run", str(config)]
@@ -296,6 +298,7 @@ def test_scoring_without_a_snapshot_says_what_to_run(tmp_path: Path) -> None:
     assert "run `habitus snapshot" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_history_too_short_to_learn_from_still_gives_segments(tmp_path: Path) -> None:
     config = small_shop(tmp_path / "shop")
 

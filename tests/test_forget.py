@@ -192,7 +192,7 @@ def test_a_destination_that_was_away_is_asked_by_the_next_call(
     shop: Path, forgotten: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crm = Away()
-    monkeypatch.setattr(flows.forget, "connect", lambda configuration: {"crm": crm})
+    monkeypatch.setattr(flows.forget, "connect_all", lambda configuration: {"crm": crm})
     done = habitus("forget", "user_0003", "--config", str(shop))
     assert done.exit_code == 1
     assert "not removed yet: the disk is not there" in " ".join(done.stdout.split())

@@ -654,6 +654,8 @@ CONTACTS = (
 attributes = ["plan"]
 email = "mail"
 phone = "tel"
+[publish]
+purposes = ["news"]
 [purposes.news]
 attribute = "letters"
 """

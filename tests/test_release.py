@@ -1,5 +1,6 @@
 """From assignments to what destinations get, on a real lake."""
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,14 @@ def test_the_same_again_is_no_new_version(shop: Shop) -> None:
     assert outcome.version is not None
     assert (outcome.version.version, len(outcome.changes)) == (1, 0)
     assert shop.lake.version(AUDIENCES) == before
+
+
+def test_a_version_is_said_in_the_same_bytes_now_and_after_a_crash(shop: Shop) -> None:
+    outcome = shop.publish(0, "ada")
+    again = present(shop.lake)
+    assert outcome.version is not None
+    assert again is not None
+    assert json.dumps(outcome.version.manifest) == json.dumps(again.manifest)
 
 
 def test_a_later_instant_is_a_new_version_though_nobody_moved(shop: Shop) -> None:
@@ -313,10 +322,6 @@ def test_what_was_written_before_the_last_commit_is_written_again(
         ({"user_id": "ada", "segment_id": "S02"}, "cleo"),
         ("ada", "cleo", "dan"),
     ]
-        ("ada", "ben"),
-        ({"user_id": "ada", "segment_id": "S02"}, "cleo"),
-        ("ada", "cleo", "dan"),
-    ]
     with Lake(tmp_path / "undisturbed") as lake:
         undisturbed = Shop(lake)
         for day in (0, 2):
@@ -425,7 +430,7 @@ def test_no_users_at_all_are_published(shop: Shop) -> None:
     assert (outcome.version.version, shop.members()) == (1, set())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_feed_replayed_is_what_destinations_hold(shop: Shop, seed: int) -> None:
     draw = random.Random(seed)
     users = [f"user-{number}" for number in range(8)]

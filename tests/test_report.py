@@ -11,10 +11,11 @@ import pytest
 from conftest import Ran, habitus
 from mlflow import MlflowClient
 
-import flows.report
 from features.lake import Lake
+from flows.configuration import load
 from flows.snapshot import table_of
 from models.registry import Registry
+from publish.destination import DestinationError
 from publish.destinations.folders import LocalFolder
 from publish.report.content import SUPPRESSED, TOP_USERS, Report, TopUser
 from publish.report.reports import CONTENT, PAGE, USERS, Reports, without_users
@@ -105,6 +106,14 @@ def test_a_forgotten_user_is_in_no_report_any_more_and_counts_stay(reports: Repo
 def test_to_forget_who_is_in_no_report_changes_nothing(reports: Reports) -> None:
     name = reports.add(example(), users_of(IDS), "abc")
     assert reports.forget(["nobody"]) == 0
+    assert reports.folder.versions() == [name]
+
+
+def test_a_report_that_cannot_be_read_is_named_and_stays(reports: Reports, tmp_path: Path) -> None:
+    name = reports.add(example(), users_of(IDS), "abc")
+    (tmp_path / "reports" / name / CONTENT).write_text('{"report_version": "9.0"}')
+    with pytest.raises(DestinationError, match=f"{name}/report.json: is not what"):
+        reports.forget(["ann"])
     assert reports.folder.versions() == [name]
 
 
@@ -229,7 +238,7 @@ def test_before_the_first_version_there_is_nothing_to_report(shop: Path, tmp_pat
 def test_without_the_snapshot_it_says_how_to_take_it(shop: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shop"
     shutil.copytree(shop.parent, folder, symlinks=True)
-    config = flows.report.load(folder / "habitus.toml")
+    config = load(folder / "habitus.toml")
     with Lake(config.lake) as lake:
         table = table_of(config)
         lake.write(table, lake.read(table, only=[]), only=list(lake.partitions(table)))

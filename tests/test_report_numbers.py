@@ -21,7 +21,7 @@ from features.sessions import SESSIONS
 from features.snapshots import FEATURES, snapshots_table
 from publish.assignments import ASSIGNMENTS
 from publish.changes import CHANGES
-from publish.report.content import SUPPRESSED, Report, Segment
+from publish.report.content import SUPPRESSED, Estimate, Report, Segment
 from publish.report.numbers import Source, Trained, make_report
 from publish.report.settings import ReportSettings
 from publish.versions import Version
@@ -228,6 +228,8 @@ def test_what_is_typical_is_told_against_everyone_else_and_chance_is_not(engine:
     assert all(one.q <= 0.05 for one in typical)
     [device] = [one for one in typical if one.feature == "device"]
     assert device.words.startswith("on mobile: 87 %")
+    assert device.here.low is not None
+    assert device.here.high is not None
     assert device.here.low < device.here.value < device.here.high
     assert "everyone else" in device.words
 
@@ -323,6 +325,7 @@ def test_probabilities_are_a_histogram(engine: DuckDB) -> None:
     trained = {"churn": Trained(1, NOW, NOW, {})}
     [churn, conversion] = segment(report_of(engine, users, trained=trained), "S01").propensities
     assert {churn.edges[i]: count for i, count in enumerate(churn.histogram) if count} == {0.1: 6, 0.95: 6}
+    assert isinstance(churn.mean, Estimate)
     assert (churn.scored, churn.mean.value) == (12, 0.545)
     assert (conversion.scored, conversion.mean, conversion.withheld) == (0, None, "no model serves")
 

@@ -15,7 +15,7 @@ from conftest import Ran
 from features.labels import labels_table
 from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
-from flows.publish import write_files
+from flows.publish import publish_version
 from flows.score import assign_users
 from flows.snapshot import describe_label, store_snapshots, table_of
 from flows.train import version_tags
@@ -27,6 +27,8 @@ from publish.assignments import assignments_table
 AS_OF = datetime(2024, 6, 29, tzinfo=UTC)
 REASON = "ECE .081 is above .03"
 CHURN_7D = """
+[publish.brake]
+audience_change_max = 2  # nobody is in a segment any more
 [labels.churn_7d]
 kind = "churn"
 horizon_days = 7
@@ -55,11 +57,11 @@ def shop(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     config.write_text(config.read_text().replace('"mlruns"', '"other"') + CHURN_7D)
     configuration = load(config)
     with pytest.raises(ConfigurationError, match=rf"churn_7d_version is missing: run `habitus score {config}` first"):
-        write_files.fn(str(config), None)
+        publish_version.fn(str(config), None, None)
     serve(configuration, ran)
     store_snapshots.fn(str(config), None, training=True)
     assign_users.fn(str(config), None)
-    write_files.fn(str(config), None)
+    publish_version.fn(str(config), None, None)
     return configuration
 
 

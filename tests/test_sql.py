@@ -340,6 +340,15 @@ def test_a_forgotten_user_is_in_no_version_and_no_change(any_database: Database,
     assert any_database.destination.forget({"ann": ["vip"]}) == 0
 
 
+def test_no_byte_of_a_sqlite_file_names_a_forgotten_user(tmp_path: Path, shop: Shop) -> None:
+    destination = Sql("crm", "sqlite:///crm.db", "habitus", tmp_path)
+    destination.deliver(shop.release(1, {f"user-{number}": ["vip"] for number in range(1000)}))
+    destination.forget({"user-777": ["vip"]})
+
+    for file in tmp_path.iterdir():
+        assert b"user-777" not in file.read_bytes()
+
+
 def test_there_is_nothing_to_forget_where_nothing_was_published(any_database: Database) -> None:
     assert any_database.destination.forget({"ann": []}) == 0
 

@@ -27,11 +27,11 @@ def test_no_small_cell_of_a_table_with_margins_can_be_worked_out(counts: np.ndar
     sums = np.where(hidden.sums, np.nan, counts.sum(axis=0))
     for row, column in np.argwhere(is_small(counts, K)):
         assert hidden.cells[row, column]
-        least, most = bounds(shown, counts.sum(axis=1), sums, row, column)
+        least, most = bounds(shown, counts.sum(axis=1), sums, int(row), int(column))
         assert least < most
     for column in np.flatnonzero(is_small(counts.sum(axis=0), K)):
         assert hidden.sums[column]
-        least, most = bounds(shown, counts.sum(axis=1), sums, -1, column)
+        least, most = bounds(shown, counts.sum(axis=1), sums, -1, int(column))
         assert least < most
 
 

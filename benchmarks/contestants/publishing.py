@@ -121,7 +121,8 @@ def _make_rows(engine: DuckDB, users: int, folder: Path) -> None:
             hash(i, 4) % 999983 / 9999.83 AS conversion_percentile,
             ['No session for ' || i % 60 || ' days, more than usual', 'Fewer sessions than before'] AS churn_reasons,
             CASE WHEN i % 2 = 0 THEN ['Two carts in 7 days, "both" with offers'] ELSE [] END AS conversion_reasons,
-            false AS holdout, 3::BIGINT AS segments_version, CASE WHEN i % 5 > 0 THEN 4::BIGINT END AS churn_version,
+            false AS holdout, []::VARCHAR[] AS held_out_of, 3::BIGINT AS segments_version,
+            CASE WHEN i % 5 > 0 THEN 4::BIGINT END AS churn_version,
             5::BIGINT AS conversion_version
         FROM range({users}) users(i)"""
     )

@@ -135,7 +135,7 @@ class AdAudiences:
         latest = self.folder.latest()
         held = self.folder.manifest(latest) if latest else {}
         if latest and held.get("release") == fingerprint(release) and not held.get("erased"):
-            return Delivery(self.name, "unchanged", f"{self.folder.where}/{latest}", held["members"])
+            return Delivery(self.name, "unchanged", f"{self.folder.where}/{latest}", held["members"], counted="members")
         engine: DuckDB = release.members.get_backend()
         with self.folder.staging() as staging, _tables(engine) as keep:
             fresh = staging / "fresh"
@@ -170,7 +170,7 @@ class AdAudiences:
         self.folder.point(version)
         if latest and latest != version and held.get("erased"):
             self._rewrite(latest, (), set(), is_latest=False)  # the platform is told now
-        return Delivery(self.name, "released", f"{self.folder.where}/{version}", said["members"])
+        return Delivery(self.name, "released", f"{self.folder.where}/{version}", said["members"], counted="members")
 
     def forget(self, memberships: Mapping[str, Sequence[str]]) -> int:
         """Remove users from all versions; the next one tells the platform to remove them, by hash.

@@ -103,7 +103,7 @@ class Sender:
         elif pending.message_count:
             state = "pending"
         where = find_host(self.destination, self.url)
-        return Delivery(self.destination, state, where, sent_count, "; ".join(said))
+        return Delivery(self.destination, state, where, sent_count, "; ".join(said), "changes")
 
     def _send_pending(self) -> tuple[int, str]:
         """Send in order; return how many changes arrived, and why sending ended before all of them had."""

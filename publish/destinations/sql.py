@@ -123,6 +123,7 @@ DIALECTS = {
         once=("PRAGMA busy_timeout = 600000", "PRAGMA journal_mode = WAL"),  # or a large transaction blocks readers
         begin=(
             "PRAGMA busy_timeout = 600000",
+            "PRAGMA secure_delete = ON",  # what an erasure removes is gone from the file
             "CREATE TABLE {schema}_lock (locked)",  # a write, which makes others wait; never there after a commit
             "DROP TABLE {schema}_lock",
         ),

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from publish.destination import Delivery, Destination, Release
+from publish.destination import Delivery, Destination, DestinationError, Release
 from publish.destinations.folders import Folder, write_manifest
 from publish.manifest import MANIFEST_VERSION
 from publish.report.content import Report, Segment
@@ -66,14 +67,15 @@ class Reports:
     def forget(self, users: Collection[str]) -> int:
         """Write each report that names one of these users anew without them; return how many do.
 
-        What it counts stays as it was: from counts nobody is known.
+        What it counts stays as it was: from counts nobody is known. Raises DestinationError where a report cannot be
+        read.
         """
         latest = self.folder.latest()
         rewritten = 0
         for name in self.folder.versions():
             with self.folder.staging() as staging:
                 file, table = (self.folder.fetch(name, path, staging) for path in (CONTENT, USERS))
-                report, listed = Report.model_validate_json(file.read_bytes()), pq.read_table(table)
+                report, listed = self._parsed(file, name), pq.read_table(table)
                 is_gone = pc.is_in(listed["user_id"], value_set=pa.array(sorted(users), pa.string()))
                 gone = int(pc.sum(is_gone).as_py() or 0)
                 named = {user.user_id for segment in report.segments for user in segment.top_users}
@@ -91,6 +93,15 @@ class Reports:
             self.folder.remove(name)
             rewritten += 1
         return rewritten
+
+    def _parsed(self, file: Path, name: str) -> Report:
+        try:
+            return Report.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise DestinationError(
+                f"{self.folder.where}/{name}/{CONTENT}: is not what this version of Habitus wrote; remove that folder, "
+                "run `habitus report`, and forget again"
+            ) from error
 
     def _stage(self, staged: Path, report: Report, users: pa.Table, manifest: Mapping[str, Any]) -> str:
         (staged / TABLES).mkdir(parents=True)
