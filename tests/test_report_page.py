@@ -137,6 +137,19 @@ def test_labels_of_a_chart_that_look_alike_stay_apart() -> None:
     assert charts.draw([drawing])[0].count("<path") == 2
 
 
+def test_a_difference_stands_beside_a_line_at_zero() -> None:
+    drawing = charts.dots("t", [charts.Dot("sessions", 1.0, "6", "2")], "s0", "here", "everyone else")
+
+    assert charts.draw([drawing])[0].count("stroke-dasharray") == 1
+
+
+def test_an_hour_that_is_not_shown_is_marked_and_not_drawn_as_none() -> None:
+    hours = [charts.Cell("00", 0.5, "50 %", None, "hidden"), charts.Cell("01", None, "hidden", 0.5, "50 %")]
+    (drawn,) = charts.draw([charts.strip("t", hours, "s0", "here", "everyone")])
+
+    assert drawn.count(">×</text>") == 2
+
+
 def test_what_is_personal_is_not_in_the_file(users: pa.Table) -> None:
     report = reports.example().model_copy(update={"user_ids_personal": True})
     html = to_html(report, users, reports.Settings(personal=["region", "user_id"]))

@@ -205,7 +205,7 @@ def dots(title: str, dots: Sequence[Dot], slot: str, here: str, other: str) -> D
 def _dots(step: int) -> dict[str, Any]:
     y = _beside(grid=True)
     scale = alt.Scale(domainMin=alt.ExprRef("-reach"), domainMax=alt.ExprRef("reach"), nice=False)
-    axis = alt.Axis(tickCount=5, format="+.1~f", grid=False)
+    axis = alt.Axis(tickCount=4, format="+.1~f", labelExpr="datum.value ? datum.label : '0'", grid=False)
     x = alt.X("difference:Q", scale=scale, title="difference in standard deviations", axis=axis)
     lines = alt.Chart(_ROWS).mark_rule(strokeWidth=2, opacity=0.6).encode(x, y, _HUE, x2="zero:Q")
     points = alt.Chart(_ROWS).mark_point(filled=True, size=90, opacity=1).encode(x, y, _HUE, _SAYS)
@@ -358,7 +358,7 @@ def _calibration(happened: str) -> dict[str, Any]:
 def strip(title: str, cells: Sequence[Cell], slot: str, here: str, other: str) -> Drawing:
     """Draw shares by hour or weekday as a strip of heat, and one below of `other`, if it has a name."""
     rows = [
-        {"at": cell.label, "who": who, "share": share or 0.0, "colour": _COLOUR[slot],
+        {"at": cell.label, "who": who, "share": share or 0.0, "hidden": share is None, "colour": _COLOUR[slot],
          "says": f"{cell.label}, {who}: {text}"}
         for cell in cells
         for who, share, text in ((here, cell.share, cell.text), (other, cell.other, cell.other_text))
@@ -371,7 +371,8 @@ def strip(title: str, cells: Sequence[Cell], slot: str, here: str, other: str) -
         ("", here, other) if other else ("", here),
         tuple((one.label, one.text, *([one.other_text] if other else [])) for one in cells),
         _filled(_strip(), rows, top=top),
-        "The stronger the colour, the more sessions begin then.",
+        "The stronger the colour, the more sessions begin then."
+        + (" ×: a number that is not shown." if any(row["hidden"] for row in rows) else ""),
     )
 
 
@@ -379,18 +380,13 @@ def strip(title: str, cells: Sequence[Cell], slot: str, here: str, other: str) -
 def _strip() -> dict[str, Any]:
     axis = alt.Axis(labelAngle=0, ticks=False, domain=False, labelOverlap="greedy", grid=False)
     scale = alt.Scale(domainMin=0, domainMax=alt.ExprRef("top"), range=[0.06, 1], nice=False)
+    x = alt.X("at:O", sort=None, title=None, axis=axis)
+    y = alt.Y("who:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
     heat = alt.Chart(_ROWS).mark_rect(stroke=_PAPER, strokeWidth=1)
-    return _kind(
-        heat.encode(
-            alt.X("at:O", sort=None, title=None, axis=axis),
-            alt.Y("who:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6)),
-            alt.Fill("colour:N", scale=None),
-            alt.FillOpacity("share:Q", scale=scale, legend=None),
-            _SAYS,
-        ),
-        280,
-        step=_STEP,
-    )
+    opacity = alt.FillOpacity("share:Q", scale=scale, legend=None)
+    filled = heat.encode(x, y, alt.Fill("colour:N", scale=None), opacity, _SAYS)
+    crosses = alt.Chart(_ROWS).transform_filter("datum.hidden").mark_text(text="×", color=_INK, fontSize=12)
+    return _kind(alt.layer(filled, crosses.encode(x, y)), 280, step=_STEP)
 
 
 def moves(title: str, moved: Sequence[Move], slot: str) -> Drawing:
@@ -492,7 +488,9 @@ def _kind(chart: Any, width: int, height: int | None = None, step: int | None = 
         )
     )
     params = [{"name": name, "value": 1.0} for name in _NUMBERS]
-    spec: dict[str, Any] = vl_convert.vegalite_to_vega({**styled.to_dict(), "datasets": {"rows": []}, "params": params})
+    lite = styled.to_dict()
+    datasets = {**lite.get("datasets", {}), "rows": []}
+    spec: dict[str, Any] = vl_convert.vegalite_to_vega({**lite, "datasets": datasets, "params": params})
     return spec
 
 

@@ -43,16 +43,14 @@ BARS_MAX = 12
 PICKED = 5
 """Segments that a comparison begins with."""
 MEASURED = {
+    "base_rate": "How often it happened",
     "log_loss": "Log loss (less is better)",
     "auc": "AUC: how often the likelier of two is the right one",
     "average_precision": "Average precision",
     "brier": "Brier score (less is better)",
     "ece": "How far predictions are off on average",
-    "calibration_slope": "Calibration slope (1 is right)",
-    "calibration_intercept": "Calibration intercept (0 is right)",
-    "lift_1pct": "Lift in the first 1 %",
-    "lift_5pct": "Lift in the first 5 %",
-    "lift_10pct": "Lift in the first 10 %: how many times as many as at random",
+    "precision": "How often it happened",
+    "lift": "How many times as often as at random it happened",
 }
 GAIN = "nats of log loss"
 GAIN_NOTE = "Right of the line the model is better; lines are 95 % intervals."
@@ -215,6 +213,18 @@ def day(at: datetime | None) -> str:
     return NONE if at is None else f"{at.astimezone(UTC):%Y-%m-%d}"
 
 
+def measured(name: str) -> str:
+    """Return what people call a measure of a model.
+
+    >>> measured("lift_10pct"), measured("calibration_slope")
+    ('How many times as often as at random it happened, in the first 10 %', 'Calibration slope')
+    """
+    stem, _, share = name.rpartition("_")
+    if share.endswith("pct") and stem in MEASURED:
+        return f"{MEASURED[stem]}, in the first {share.removesuffix('pct')} %"
+    return MEASURED.get(name, _upper(name.replace("_", " ")))
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -232,7 +242,7 @@ def _environment() -> jinja2.Environment:
         "day": day,
         "signed": charts.signed,
     }
-    environment.globals |= {"measure": measure, "measured": MEASURED}
+    environment.globals |= {"measure": measure, "measured": measured}
     return environment
 
 
@@ -328,7 +338,7 @@ class _Body:
 
     def breakdown(self, breakdown: Breakdown, slot: str, is_compared: bool) -> list[int]:
         title = f"{_upper(breakdown.title)} ({breakdown.counted})"
-        if not breakdown.bars:
+        if not _tells(breakdown):
             return []
         if breakdown.name in STRIPS:
             return [self.add(_strip(title, breakdown, slot, is_compared))]
@@ -402,6 +412,11 @@ def _bar(label: str, share: Rate, other: Rate = None, hue: str = "s0") -> charts
     )
 
 
+def _tells(breakdown: Breakdown) -> bool:
+    """Say whether a value is known of anybody."""
+    return any(bar.value is not None for bar in breakdown.bars)
+
+
 def _stages(bars: list[Bar]) -> Breakdown:
     return Breakdown(name="lifecycle", title="stage of the lifecycle", counted="users", personal=False, bars=bars)
 
@@ -455,7 +470,7 @@ def _comparison(report: Report, views: Sequence[SegmentView]) -> dict[str, objec
             found[what] = (_text(everyone, write), _cells(values, everyone, write))
         features.append((_upper(one.title), found))
     breakdowns = []
-    for number, breakdown in enumerate(report.overview.breakdowns):
+    for breakdown in filter(_tells, report.overview.breakdowns):
         labels = {bar.value: bar.label for bar in breakdown.bars}
         rows = []
         for value, name in labels.items():
@@ -464,7 +479,7 @@ def _comparison(report: Report, views: Sequence[SegmentView]) -> dict[str, objec
             of_all = everyone.value if isinstance(everyone, Estimate) else None
             label = DAYS[int(value) - 1] if breakdown.name == "weekday" and value else name
             rows.append((label, rate(everyone, interval=False), _cells(shares, of_all, percent)))
-        breakdowns.append((number, _upper(breakdown.title), breakdown.counted, rows))
+        breakdowns.append((_upper(breakdown.title), breakdown.counted, rows))
     names = {one.of.segment_id: one for one in views}
     discovered = [one for one in views if one.of.kind == "discovered"]
     overlap = [

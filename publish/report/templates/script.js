@@ -166,7 +166,8 @@
     }
 
     const all = members(segment, kind);
-    const seen = users.columns.filter((of) => kind === "named" || !/^segment_(id|name)$/.test(of.name));
+    const isSame = (of) => kind === "discovered" && /^segment_(id|name)$/.test(of.name);
+    const seen = users.columns.filter((of) => !isSame(of) && (of.name === users.columns[0].name || all.some((row) => of.at(row) !== null)));
     let rows = all, found = all, page = 0, by = null, isDown = false;
     const id = users.columns[0];
 
