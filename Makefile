@@ -19,7 +19,7 @@ INSTALLED := .venv/installed
 SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench picture format lock serve
+.PHONY: help setup demo test test-slow check bench picture report-pictures format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -63,6 +63,9 @@ bench: setup ## Habitus beside other tools, in turn: make bench EVENTS=100000000
 
 picture: setup ## draw docs/demo.svg, what the README shows of make demo
 	@.venv/bin/python docs/make_demo_svg.py
+
+report-pictures: setup ## draw docs/report/*.png, the sections of a report, with Chromium
+	@.venv/bin/python docs/make_report_pictures.py
 
 format: setup ## let ruff format and mend
 	@.venv/bin/ruff format .

@@ -96,10 +96,3 @@ def _touched(events: ir.Table, sessions: ir.Table, instants: Sequence[datetime])
     inside = spans.join(bounds, "user_id").filter(lambda both: both["at"].between(both.from_at, both.until_at))
     user_then = inside.user_id + "\x1f" + epoch_us(inside.as_of).cast("string")
     return inside.select("user_id", "as_of", "from_at", user_then=user_then)
-
-
-def sessions_known_at(events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta) -> ir.Table:
-    """Return SESSIONS as they were known at an instant: what they would be, had there been no later event."""
-    touched, others = sessions_as_known(events, sessions, [as_of], gap)
-    same = sessions.filter(sessions.ended_at < as_of).anti_join(touched, "user_id")
-    return materialize(stack(same, others.select(*SESSIONS.schema.names)))

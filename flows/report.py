@@ -17,10 +17,9 @@ from prefect.artifacts import create_link_artifact
 
 from features.attributes import ATTRIBUTES, contacts
 from features.events import EVENTS, REJECTED
-from features.history import sessions_known_at
 from features.labels import Label
 from features.lake import Lake
-from features.sessions import SESSIONS
+from features.sessions import SESSIONS, sessions_at
 from features.table import ContractError, materialize
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_reports
@@ -163,7 +162,7 @@ def _collect(lake: Lake, configuration: Configuration, version: Version) -> Sour
         earlier=[one for one in versions.read_versions(lake) if one.version < version.version],
         released=released,
         listed=listed,
-        sessions=sessions_known_at(lake.read(EVENTS), lake.read(SESSIONS), as_of, configuration.sessions.gap),
+        sessions=sessions_at(lake.read(EVENTS), lake.read(SESSIONS), as_of, configuration.sessions.gap),
         snapshot=materialize(snapshot),
         changes=changes.filter(changes.destination == LOCAL, changes.version == version.version),
         rejected={row["reason"]: row["rows"] for row in rejected},
@@ -225,11 +224,11 @@ def _importance(model: Any, users: pd.DataFrame) -> dict[str, float]:
 
 def _log(configuration: Configuration, reports: Reports, made: Report, name: str) -> str:
     """Record a report in MLflow, without users: nobody would be erased from there."""
-    registry = Registry(configuration.mlruns)
+    registry, experiment = Registry(configuration.mlruns), f"{configuration.name}/report"
+    known = registry.find_run(experiment, name)
+    if known is not None:
+        return known
     public = without_users(made.without_personal())
-    with reports.folder.staging() as staging:
-        for file, text in ((CONTENT, to_json(public)), (PAGE, reports.page(public, None, reports.settings))):
-            (staging / file).write_text(text, encoding="utf-8")
-        files = [staging / CONTENT, staging / PAGE]
-        title = f"version {made.version} as of {made.as_of:%Y-%m-%d %H:%M}"
-        return registry.record_files(f"{configuration.name}/report", title, name, files)
+    files = {CONTENT: to_json(public), PAGE: reports.page(public, None, reports.settings)}
+    title = f"version {made.version} as of {made.as_of:%Y-%m-%d %H:%M}"
+    return registry.record_texts(experiment, title, name, files)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -332,15 +332,20 @@ class Registry:
             found: dict[str, Any] = json.loads(Path(path).read_text())
             return found
 
-    def record_files(self, experiment: str, name: str, key: str, files: Sequence[Path]) -> str:
-        """Record files as a run of an experiment, once for each key, and return the run's id."""
-        experiment_id = self._experiment(experiment)
-        known = self._client.search_runs([experiment_id], f"tags.key = '{key}' and attributes.status = 'FINISHED'")
-        if known:
-            return str(known[0].info.run_id)
+    def find_run(self, experiment: str, key: str) -> str | None:
+        """Return the id of the finished run of an experiment that was recorded under a key, or None."""
+        found = self._client.get_experiment_by_name(experiment)
+        if found is None:
+            return None
+        asked = f"tags.key = '{key}' and attributes.status = 'FINISHED'"
+        known = self._client.search_runs([found.experiment_id], asked)
+        return str(known[0].info.run_id) if known else None
+
+    def record_texts(self, experiment: str, name: str, key: str, files: Mapping[str, str]) -> str:
+        """Record texts, by file name, as a run of an experiment under a key, and return the run's id."""
         with self.run(experiment, name, {"key": key}) as run:
-            for path in files:
-                self._client.log_artifact(run.run_id, str(path))
+            for file, text in files.items():
+                run.log_text(text, file)
         return run.run_id
 
     def _explain_unknown(self, name: str, number: int) -> str:

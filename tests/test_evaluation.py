@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from models.evaluation import Bootstrap, Estimate, compare, evaluate, gains, losses, top_users
+from models.evaluation import Bootstrap, Estimate, calibration_bins, compare, evaluate, gains, losses, top_users
 
 LABELS = pd.Series([True, True, False, False, True, False, False, False, False, False])
 PROBABILITIES = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
@@ -310,3 +310,31 @@ def test_where_it_happened_to_one_user_it_may_be_none() -> None:
 
 def test_of_few_users_no_top_is_told() -> None:
     assert top_users(LABELS, PROBABILITIES, Bootstrap(each_once(10))) == []
+
+
+# --- calibration in groups ---
+
+
+def test_calibration_compares_predictions_with_what_happened_in_groups_of_equal_size() -> None:
+    probabilities = np.linspace(0.2, 0.8, 2_000)
+    bins = calibration_bins(drawn_from(probabilities), probabilities)
+    assert [one["rows"] for one in bins] == [200] * 10
+    assert [one["predicted"] for one in bins] == sorted(one["predicted"] for one in bins)
+    assert sum(one["low"] <= one["predicted"] <= one["high"] for one in bins) >= 8
+
+
+def test_calibration_has_fewer_groups_where_one_would_count_few() -> None:
+    labels = pd.Series(np.arange(400) % 20 == 0)  # 20 positives
+    bins = calibration_bins(labels, np.linspace(0, 1, 400))
+    assert [(one["rows"], round(one["happened"] * one["rows"])) for one in bins] == [(200, 10), (200, 10)]
+
+
+def test_calibration_of_too_few_is_not_told() -> None:
+    assert calibration_bins(LABELS, PROBABILITIES) == []
+
+
+def test_rows_of_equal_probability_are_in_one_group() -> None:
+    labels, probabilities = pd.Series([True, False] * 50), np.full(100, 0.5)
+    assert [(one["predicted"], one["happened"], one["rows"]) for one in calibration_bins(labels, probabilities)] == [
+        (0.5, 0.5, 100)
+    ]

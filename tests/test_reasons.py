@@ -13,7 +13,7 @@ from sklearn.preprocessing import OrdinalEncoder
 
 import models.reasons
 from features.snapshots import FAVOURITES, FEATURES
-from models.reasons import contributions, reasons, sentence
+from models.reasons import contributions, importance, reasons, sentence
 
 NUMERIC = ["recency_days", "session_count_7d", "session_count_28d", "active_day_count", "purchase_recency_days"]
 CATEGORIES = ["device", "plan"]
@@ -193,6 +193,15 @@ def test_rows_are_taken_apart_without_a_difference(monkeypatch: pytest.MonkeyPat
 def test_no_rows_have_no_contributions_and_no_reasons() -> None:
     assert contributions(MODEL, FRAME.head(0))[0].shape == (0, 9)
     assert reasons(MODEL, FRAME.head(0)) == []
+
+
+def test_importance_is_the_share_of_what_moves_scores() -> None:
+    added = np.abs(contributions(MODEL, OTHERS)[0]).mean(axis=0)
+    found = importance(MODEL, OTHERS)
+    assert sum(found.values()) == pytest.approx(1)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert found["recency_days"] == pytest.approx(added[0] / added.sum())
+    assert importance(MODEL, OTHERS.head(0)) == {}
 
 
 def test_a_model_without_trees_is_refused() -> None:

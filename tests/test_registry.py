@@ -283,6 +283,22 @@ def test_figures_and_dictionaries_are_files_of_a_run(registry: Registry, client:
     assert [file.path for file in client.list_artifacts(run.run_id)] == ["gains.png", "segments.json"]
 
 
+def test_what_a_training_logged_is_read_back(registry: Registry) -> None:
+    with registry.run("ecom/churn", "2026-01-02") as run:
+        run.log_dict({"reason": "Promoted."}, "decision.json")
+        run.log_model(MODEL, "logged", "abc", INPUTS)
+    assert registry.read_dict("logged", 1, "decision.json") == {"reason": "Promoted."}
+    assert registry.read_dict("logged", 1, "other.json") == registry.read_dict("logged", 2, "decision.json") == {}
+
+
+def test_texts_are_recorded_under_a_key(registry: Registry, client: MlflowClient) -> None:
+    assert registry.find_run("ecom/report", "2026-01-01-abc") is None
+    run = registry.record_texts("ecom/report", "version 1", "2026-01-01-abc", {"report.json": "{}"})
+    assert registry.find_run("ecom/report", "2026-01-01-abc") == run
+    assert registry.find_run("ecom/report", "2026-01-01-abd") is None
+    assert [file.path for file in client.list_artifacts(run)] == ["report.json"]
+
+
 def test_a_run_that_dies_is_marked_and_leaves_no_version(registry: Registry, client: MlflowClient) -> None:
     def die() -> None:
         with registry.run("ecom/churn", "2026-01-01") as run:

@@ -205,7 +205,7 @@ def dots(title: str, dots: Sequence[Dot], slot: str, here: str, other: str) -> D
 def _dots(step: int) -> dict[str, Any]:
     y = _beside(grid=True)
     scale = alt.Scale(domainMin=alt.ExprRef("-reach"), domainMax=alt.ExprRef("reach"), nice=False)
-    axis = alt.Axis(tickCount=5, format="+.1~f", grid=False)
+    axis = alt.Axis(tickCount=4, format="+.1~f", labelExpr="datum.value ? datum.label : '0'", grid=False)
     x = alt.X("difference:Q", scale=scale, title="difference in standard deviations", axis=axis)
     lines = alt.Chart(_ROWS).mark_rule(strokeWidth=2, opacity=0.6).encode(x, y, _HUE, x2="zero:Q")
     points = alt.Chart(_ROWS).mark_point(filled=True, size=90, opacity=1).encode(x, y, _HUE, _SAYS)

@@ -328,7 +328,7 @@ class _Body:
 
     def breakdown(self, breakdown: Breakdown, slot: str, is_compared: bool) -> list[int]:
         title = f"{_upper(breakdown.title)} ({breakdown.counted})"
-        if not breakdown.bars:
+        if not _tells(breakdown):
             return []
         if breakdown.name in STRIPS:
             return [self.add(_strip(title, breakdown, slot, is_compared))]
@@ -402,6 +402,11 @@ def _bar(label: str, share: Rate, other: Rate = None, hue: str = "s0") -> charts
     )
 
 
+def _tells(breakdown: Breakdown) -> bool:
+    """Say whether a value is known of anybody."""
+    return any(bar.value is not None for bar in breakdown.bars)
+
+
 def _stages(bars: list[Bar]) -> Breakdown:
     return Breakdown(name="lifecycle", title="stage of the lifecycle", counted="users", personal=False, bars=bars)
 
@@ -455,7 +460,7 @@ def _comparison(report: Report, views: Sequence[SegmentView]) -> dict[str, objec
             found[what] = (_text(everyone, write), _cells(values, everyone, write))
         features.append((_upper(one.title), found))
     breakdowns = []
-    for number, breakdown in enumerate(report.overview.breakdowns):
+    for breakdown in filter(_tells, report.overview.breakdowns):
         labels = {bar.value: bar.label for bar in breakdown.bars}
         rows = []
         for value, name in labels.items():
@@ -464,7 +469,7 @@ def _comparison(report: Report, views: Sequence[SegmentView]) -> dict[str, objec
             of_all = everyone.value if isinstance(everyone, Estimate) else None
             label = DAYS[int(value) - 1] if breakdown.name == "weekday" and value else name
             rows.append((label, rate(everyone, interval=False), _cells(shares, of_all, percent)))
-        breakdowns.append((number, _upper(breakdown.title), breakdown.counted, rows))
+        breakdowns.append((_upper(breakdown.title), breakdown.counted, rows))
     names = {one.of.segment_id: one for one in views}
     discovered = [one for one in views if one.of.kind == "discovered"]
     overlap = [
