@@ -1,5 +1,6 @@
 """Serve: the report and the API, live, until it is told to stop."""
 
+import gc
 import ipaddress
 import logging
 import signal
@@ -42,7 +43,9 @@ def listen(host: str, port: int, open_local: bool) -> Listening:
             f"--host {host}, or make keys with `habitus keys create` and leave out --open-local"
         )
     try:
-        [family, kind, protocol, _, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Without the protocol asyncio leaves Nagle's algorithm on, and answers wait for up to 40 ms.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        [family, kind, protocol, _, address] = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -91,6 +94,8 @@ def serve(configuration: Configuration, listening: Listening) -> None:
     # uvicorn stops at these, and then sends them again to whoever handled them before: nobody.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    gc.collect()
+    gc.freeze()  # what was imported stays; to look through it again and again would delay answers
     try:
         uvicorn.Server(settings).run([listening.listener])
     finally:

@@ -267,6 +267,7 @@ class ListQuery(BaseModel):
     ] = None
 
 
+SEGMENT_ID = {"name": "segment_id", "in": "path", "required": True, "schema": {"type": "string"}}
 ERRORS = {
     400: "the request cannot be read",
     401: "no key, or one that is not valid",
@@ -313,8 +314,8 @@ def create_app(
     )
     app.router.route_class = ScopedRoute
     _answer_errors(app)
+    _add_lists(app, catalogue, lookups)  # first, as they are looked for in this order
     _add_numbers(app, catalogue)
-    _add_lists(app, catalogue, lookups)
     _add_users(app, catalogue, lookups)
     _add_pages(app, catalogue, lookups, draw)
     app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_FROM_BYTES, compresslevel=1)
@@ -378,24 +379,16 @@ def _add_numbers(app: FastAPI, catalogue: Catalogue) -> None:
 
 
 def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
-    @app.get("/manifest", response_model=dict[str, Any], **_needs("lists"))
-    async def manifest(request: Request, version: Version = None) -> Response:
-        """Return what a version says of itself: exact counts, which keys for numbers only may not see, and files."""
-        loaded = await _version(catalogue, version)
-        found = await asyncio.to_thread(catalogue.published_manifest, loaded.version)
-        if found is None:
-            raise HTTPException(404, "the files of this version are not kept")
-        return _answer(request, json.dumps(found, ensure_ascii=False).encode(), PEOPLE)
-
     csv_too: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
     @app.get(
         "/segments/{segment_id}/users",
         response_model=Users,
-        **_needs("lists", {**csv_too, **_errors(410)}, {"parameters": _parameters(ListQuery)}),
+        **_needs("lists", {**csv_too, **_errors(410)}, {"parameters": [SEGMENT_ID, *_parameters(ListQuery)]}),
     )
-    async def users(request: Request, segment_id: str) -> Response:
+    async def users(request: Request) -> Response:
         """List the users of a segment that may be known; as CSV all of them, whatever the limit."""
+        segment_id: str = request.path_params["segment_id"]
         asked = _read_query(ListQuery, request)
         if asked.format == "csv" or (asked.format is None and _prefers_csv(request)):
             return await _csv(request, await _version(catalogue, asked.version), segment_id, asked.sort, asked.search)
@@ -424,6 +417,15 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
     ) -> Response:
         """List all users of a segment that may be known, as CSV."""
         return await _csv(request, await _version(catalogue, version), segment_id, sort, search)
+
+    @app.get("/manifest", response_model=dict[str, Any], **_needs("lists"))
+    async def manifest(request: Request, version: Version = None) -> Response:
+        """Return what a version says of itself: exact counts, which keys for numbers only may not see, and files."""
+        loaded = await _version(catalogue, version)
+        found = await asyncio.to_thread(catalogue.published_manifest, loaded.version)
+        if found is None:
+            raise HTTPException(404, "the files of this version are not kept")
+        return _answer(request, json.dumps(found, ensure_ascii=False).encode(), PEOPLE)
 
     @app.get("/changes", response_model=ChangeFeed, **_needs("lists", _errors(410)))
     async def changes(

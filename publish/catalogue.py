@@ -50,6 +50,8 @@ RETRY_AFTER_S = 5
 """For a version that could not be read."""
 USER_NUMBER = "user_number"
 PERSONAL_ATTRIBUTE = "attribute_"
+LOOK_UP = b'<ul><li><a href="/user">Look up a user</a></li></ul>'
+"""What the page has beside the file's: the file knows no server."""
 SCRIPT_POLICY = "content-security-policy"
 
 Order = NDArray[np.int64]
@@ -129,7 +131,8 @@ class Loaded:
         with self._drawing:
             if scope not in self._pages:
                 page = self._draw(scope, draw)
-                self._pages[scope] = page, _policy_of(page)
+                linked = page if scope == "aggregate" else page.replace(b"</nav>", LOOK_UP + b"</nav>", 1)
+                self._pages[scope] = linked, _policy_of(page)
             return self._pages[scope]
 
     def _draw(self, scope: Scope, draw: Page) -> bytes:

@@ -54,7 +54,7 @@ HOSTILE = [
 SCRIPT_HASH = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
 PAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src '{SCRIPT_HASH}'">
-<title>Report</title></head><body>The report of version {{version}}</body></html>
+<title>Report</title></head><body><nav></nav>The report of version {{version}}</body></html>
 """
 
 

@@ -510,6 +510,7 @@ def test_the_report_names_nobody_for_numbers_only_and_leaves_out_nothing_for_tho
 
     assert aggregate.json() == {"named": [], "columns": None, "attributes": ["plan"], "personal": ["region", "user_id"]}
     assert "The report of version 1" in lists.text
+    assert '<a href="/user">Look up a user</a></li></ul></nav>' in lists.text
     assert personal.json()["named"][:2] == ["user_001", "user_003"]
     assert personal.json()["attributes"] == ["region", "plan"]
     assert (personal.json()["columns"], personal.json()["personal"]) == (SCHEMA.names, [])

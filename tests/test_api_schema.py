@@ -9,7 +9,6 @@ import schemathesis
 from conftest import events_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from served import HOSTILE, add_version, user
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -18,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from served import HOSTILE, add_version, user
 
 from features.events import EVENTS
 from features.lake import Lake

@@ -5,8 +5,10 @@ connections. The client is asyncio's streams, which take less time than either s
 """
 
 import asyncio
+import gc
 import itertools
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -114,11 +116,14 @@ def _serve(kind: str, folder: Path) -> None:
         async def bare() -> dict[str, str]:
             return {"status": "ok"}
 
-    config = uvicorn.Config(app, HOST, 0, access_log=False, log_level="warning")
-    listener = config.bind_socket()
-    listener.listen()
-    print(listener.getsockname()[1], flush=True)
-    uvicorn.Server(config).run([listener])
+    # asyncio turns Nagle's algorithm off only where a socket says that it is TCP; else an answer may wait for 40 ms.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind((HOST, 0))
+        listener.listen()
+        gc.collect()
+        gc.freeze()  # as `habitus serve` does
+        print(listener.getsockname()[1], flush=True)
+        uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run([listener])
 
 
 async def _ask(kind: str, folder: Path, port: int, in_flight: int, seconds: float) -> Load:
