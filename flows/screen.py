@@ -15,6 +15,7 @@ from flows.configuration import LOCAL
 from flows.publish import Published
 from flows.run import Result
 from publish.changes import ENTERED, LEFT
+from publish.report.reports import FOLDER, PAGE
 
 
 def to_json(result: object) -> str:
@@ -30,7 +31,7 @@ def show(result: Result, config: str, program: str, console: Console) -> None:
     _show_rules(result, console)
     _show_models(result, console)
     show_published(result.published, config, program, console)
-    _show_next(result, f"{program} run {shlex.quote(config)}", config, program, console)
+    _show_next(result, config, program, console)
 
 
 def _show_data(result: Result, console: Console) -> None:
@@ -172,13 +173,15 @@ def _changes(published: Published, change: str) -> str:
     return ", ".join(f"{row['users']:,} ({row['reason'].replace('_', ' ')})" for row in rows)
 
 
-def _show_next(result: Result, command: str, config: str, program: str, console: Console) -> None:
+def _show_next(result: Result, config: str, program: str, console: Console) -> None:
     latest = _relative(result.published.latest)
+    report = latest.parent / FOLDER / latest.name / PAGE
     console.print(_heading("Next"))
     for line, purpose in (
+        (f"xdg-open {shlex.quote(str(report))}", "the User Segment Report, in the browser"),
         (f"head -3 {shlex.quote(str(latest / 'assignments.csv'))}", "what marketing tools read"),
         (f"{program} segments {shlex.quote(config)}", "the segments that serve, since when, and how stable they are"),
-        (f"{command} --json", "the same numbers for programs"),
+        (f"{program} serve {shlex.quote(config)} --open-local", "the same live, a page for each user, and an API"),
         ("make serve", "schedules, past runs and models in the browser"),
     ):
         console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
