@@ -1,9 +1,10 @@
 """The report's charts: drawn with Altair without a network, as SVG that takes its colours from the page."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from textwrap import wrap
 from typing import Any
 
@@ -17,6 +18,8 @@ HUES = 10
 """Colours of segments in the page's style: --s0, --s1, ..."""
 WIDTH = 352
 """Of every drawing, so that all have letters of one size; a phone shows them as they are."""
+DRAWN_MAX = 1_000
+"""Drawings that are remembered."""
 LETTERS_MAX, LINES_MAX = 22, 2
 """Of a label beside a chart; the table below it has it whole."""
 
@@ -426,7 +429,7 @@ def _moves(step: int) -> dict[str, Any]:
 
 def draw(drawings: Sequence[Drawing]) -> list[Markup]:
     """Return the SVG of each drawing. Without a network, and the same drawings give the same text."""
-    return [_described(_svg(drawing.spec), drawing, f"c{at}") for at, drawing in enumerate(drawings)]
+    return [_described(_svg(json.dumps(drawing.spec)), drawing, f"c{at}") for at, drawing in enumerate(drawings)]
 
 
 def _described(svg: str, drawing: Drawing, name: str) -> Markup:
@@ -453,9 +456,10 @@ _INKED = re.compile(rf'(<text[^>]*) fill="{_INK}"')  # as the page's style has t
 _STAND_IN = re.compile(r"#0a0[bc][0-9a-f]{2}")
 
 
-def _svg(spec: Mapping[str, Any]) -> str:
-    """Draw, and keep what is seen: marks get tooltips, colours become the page's, and the rest goes."""
-    svg: str = vl_convert.vega_to_svg(dict(spec), allowed_base_urls=[])
+@lru_cache(maxsize=DRAWN_MAX)  # a report is drawn with users and without
+def _svg(spec: str) -> str:
+    """Draw Vega's JSON, and keep what is seen: marks get tooltips, colours become the page's, and the rest goes."""
+    svg: str = vl_convert.vega_to_svg(spec, allowed_base_urls=[])
     svg = _SPOKEN.sub(r"<path\2><title>\1</title></path>", svg)
     svg = _UNSEEN.sub("", _NOT_NEEDED.sub("", svg))
     for bare in (_EMPTY, _BARE):
