@@ -65,7 +65,7 @@ def test_each_stage_says_one_line_of_progress(ran: Ran) -> None:
     said = [line.split(" s  ")[1].split(":")[0] for line in ran.progress.splitlines() if " s  " in line]
 
     stages = [line for line in said if not line.startswith("  ")]
-    assert stages == ["ingest", "sessions", "snapshot", "train", "train", "train", "score", "publish"]
+    assert stages == ["ingest", "sessions", "snapshot", "train", "train", "train", "score", "publish", "report"]
 
 
 def test_nothing_of_other_programs_reaches_the_console(ran: Ran) -> None:
@@ -285,7 +285,7 @@ def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran, ran_a
     assert f"{ran.result['scored']['lifecycle']['stages']['active']} active" in ran_again
     assert f"{ran.result['trained']['churn']['metrics']['metrics']['model']['auc']['value']:.2f}" in ran_again
     assert "latest" in ran_again
-    assert " run " in ran_again
+    assert " serve " in ran_again
 
 
 def test_scoring_without_a_snapshot_says_what_to_run(tmp_path: Path) -> None:
