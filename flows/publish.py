@@ -28,7 +28,6 @@ from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
-from publish.audiences import segments_of
 from publish.consents import consents, unanswered
 from publish.destination import Delivery
 from publish.destinations import drop_unconfigured
@@ -169,17 +168,8 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
             rule.name: {"title": rule.title, "sentence": rule.sentence, "condition": rule.condition}
             for rule in configuration.rules.rules
         },
-        "sizes": _sizes(assignments),
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
-
-
-def _sizes(assignments: ir.Table) -> dict[str, Any]:
-    """Count the users in all and by segment, discovered or named."""
-    segments = assignments.select(segment_id=segments_of(assignments).unnest()).segment_id.value_counts(name="users")
-    counts = segments.order_by("segment_id").to_pyarrow().to_pylist()
-    users = int(assignments.count().to_pyarrow().as_py())
-    return {"users": users, "segments": {row["segment_id"]: row["users"] for row in counts}}
 
 
 def _hash(configuration: Configuration) -> str:

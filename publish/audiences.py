@@ -131,10 +131,9 @@ def rows_for(destination: str, released: ir.Table, audiences: ir.Table, settings
     both = released.inner_join(mine.select("user_id", allowed="segments"), "user_id")
     is_known = both.allowed.contains(both.segment_id).fill_null(False)
     masked = {name: is_known.ifelse(both[name], ibis.null(both[name].type())) for name in MASKED}
-    hidden = {"held_out_of": NO_TEXTS} if "held_out_of" in released.columns else {}
     return both.mutate(
         **masked,
-        **hidden,
+        held_out_of=NO_TEXTS,
         rule_segments=both.rule_segments.filter(lambda name: both.allowed.contains(name)),
         holdout=ibis.literal(False),
     ).select(*released.columns)

@@ -16,7 +16,7 @@ import pandas as pd
 from features.lake import Lake
 from features.table import materialize, stack
 from publish import versions
-from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for
+from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
 from publish.brake import BrakeSettings, judge
 from publish.changes import DECIDED, ENTERED, Causes, compare
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
@@ -125,11 +125,23 @@ def _plan(
     others = known.filter(known.destination.notin(list(policy.destinations)))
     audiences = materialize(stack(allowed, others))
     selected = {name: settings.segments for name, settings in policy.destinations.items()}
-    manifest = {**candidate.manifest, "destinations": {name: {"segments": of} for name, of in selected.items()}}
+    sizes = _sizes(candidate.assignments)
+    manifest = {
+        **candidate.manifest,
+        "sizes": sizes,
+        "destinations": {name: {"segments": of} for name, of in selected.items()},
+    }
     version = Version(before.version + 1 if before else 1, candidate.as_of, candidate.content, manifest)
     causes = _causes(before, version, otherwise)
     changes = materialize(compare(known, audiences, causes, version.version, version.as_of))
     return _Plan(version, candidate.assignments, audiences, changes)
+
+
+def _sizes(assignments: ir.Table) -> dict[str, Any]:
+    """Count the users in all and by segment, discovered or named."""
+    segments = assignments.select(segment_id=segments_of(assignments).unnest()).segment_id.value_counts(name="users")
+    counts = segments.order_by("segment_id").to_pyarrow().to_pylist()
+    return {"users": _rows(assignments), "segments": {row["segment_id"]: row["users"] for row in counts}}
 
 
 def _causes(before: Version | None, now: Version, otherwise: Callable[[Version], ir.Table | None]) -> Causes:
