@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flows.configuration import Configuration, ConfigurationError
 from flows.keys import open_keys
@@ -20,10 +21,39 @@ from publish.report.content import Report
 from publish.report.reports import FOLDER
 from publish.report.settings import ReportSettings
 
-ADDRESS_MAX_BYTES = 128 * 1024
-"""Of a request's line and headers: an id of 10,000 characters fits, percent-encoded."""
+HEAD_MAX_BYTES = 64 * 1024 - 1
+"""Of a request's line and headers: httptools reads no longer address. What is longer is looked up by POST."""
 STOP_WITHIN_S = 10
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+class BoundedHead(HttpToolsProtocol):
+    """Refuse a request whose head does not end: uvicorn would keep all of it, from whoever sends it."""
+
+    head_bytes: int | None = 0
+    """What has arrived of a head, or None while a body arrives."""
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        super().on_message_begin()
+        self.head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Stop counting."""
+        super().on_headers_complete()
+        self.head_bytes = None
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless the head is still open after too many bytes."""
+        super().data_received(data)
+        if self.head_bytes is not None and not self.transport.is_closing():
+            self.head_bytes += len(data)
+            if self.head_bytes > HEAD_MAX_BYTES:
+                self.send_400_response("The head of the request does not end.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what to do about an id that is too long for an address."""
+        super().send_400_response(f"{msg} A head has at most 64 KiB: look a longer id up with POST /users/lookup.")
 
 
 @dataclass(frozen=True)
@@ -88,7 +118,7 @@ def serve(configuration: Configuration, listening: Listening) -> None:
         access_log=False,  # it would hold addresses, and so ids; the application logs routes
         log_config=None,
         server_header=False,
-        h11_max_incomplete_event_size=ADDRESS_MAX_BYTES,
+        http=BoundedHead,
         timeout_graceful_shutdown=STOP_WITHIN_S,
     )
     # uvicorn stops at these, and then sends them again to whoever handled them before: nobody.
