@@ -40,12 +40,13 @@ $(INSTALLED): requirements.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
 demo: setup ## run the main job on examples/ecom
 	@.venv/bin/habitus run examples/ecom/habitus.toml
 
+# As many processes as cores run tests already: more threads would wait for each other.
 test: setup ## run the whole suite
-	@.venv/bin/pytest -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --dist loadfile
 
-test-slow: setup ## the tests that take minutes, Spark's among them
+test-slow: setup ## the tests that take long, Spark's among them, and the laws on many more examples
 	@$(UV) pip install --quiet --python .venv/bin/python $(SPARK)
-	@.venv/bin/pytest -m slow
+	@HABITUS_EXAMPLES=10 .venv/bin/pytest -m "slow or law"
 
 check: setup ## ruff, mypy strict, pytest with doctests and the README's code
 	@.venv/bin/ruff format --check .

@@ -1,4 +1,5 @@
 import fcntl
+import gc
 import gzip
 import json
 import logging
@@ -6,19 +7,19 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
 from databases import run_postgres
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from ibis.backends.duckdb import Backend as DuckDB
 from typer.testing import CliRunner
 
@@ -28,8 +29,27 @@ from features.lake import Lake
 from flows.cli import ONE_OFF_SETTINGS, app
 from flows.configuration import Configuration, load
 
-settings.register_profile("house", deadline=None)  # a timing never decides a test
+Test = TypeVar("Test", bound=Callable[..., None])
+
+settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)  # a timing never decides a test
 settings.load_profile("house")
+
+
+def law(examples: int) -> Callable[[Test], Test]:
+    """Try a law on some examples, and by `make test-slow` on many more."""
+    allowed = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    tried = settings(
+        max_examples=examples * int(os.environ.get("HABITUS_EXAMPLES", "1")), suppress_health_check=allowed
+    )
+    return lambda test: pytest.mark.law(tried(test))
+
+
+def pytest_collection_finish() -> None:
+    """Look through what tests make, not again and again through all that was imported: a twelfth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
 
 # Read when Prefect is imported, which nothing above does and collecting the tests will.
 os.environ |= ONE_OFF_SETTINGS | {
@@ -97,7 +117,9 @@ def small_shop(folder: Path) -> Path:
     ]
     (folder / "events.csv.gz").write_bytes(gzip.compress("\n".join([lines[0], *kept, *broken]).encode(), mtime=0))
     text = (ECOM / "habitus.toml").read_text()
-    text = text.replace('"../../mlruns"', '"mlruns"') + "\n[training]\nsnapshots = 4\ntrials = 2\n"
+    text = (
+        text.replace('"../../mlruns"', '"mlruns"') + "\n[training]\nsnapshots = 4\ntrials = 2\n[segments]\nk_max = 4\n"
+    )
     (folder / "habitus.toml").write_text(text)
     return folder / "habitus.toml"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import S3_KEYS, Bucket
-from hypothesis import HealthCheck, given, settings
+from conftest import S3_KEYS, Bucket, law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from jsonschema import Draft202012Validator
@@ -290,7 +290,7 @@ PEOPLE = st.lists(
 
 
 @given(st.lists(PEOPLE, min_size=1, max_size=4))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(3)
 def test_added_and_removed_lead_from_one_version_to_the_next(
     made: Make, tmp_path_factory: pytest.TempPathFactory, history: list[list[tuple[str, str, str | None, bool]]]
 ) -> None:

@@ -5,8 +5,8 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import instant
-from hypothesis import HealthCheck, given, settings
+from conftest import instant, law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 
@@ -210,7 +210,7 @@ DESTINATIONS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(12)
 @given(users=USERS, crm=DESTINATIONS)
 def test_no_unconsented_and_no_held_out_id_is_in_what_leaves(
     engine: DuckDB, users: dict[str, dict[str, Any]], crm: DestinationSettings

@@ -4,8 +4,8 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import instant
-from hypothesis import HealthCheck, given, settings
+from conftest import instant, law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 
@@ -160,7 +160,7 @@ STATES = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(8)
 @given(states=st.lists(STATES, min_size=1, max_size=4))
 def test_replaying_the_feed_gives_the_present_audiences(engine: DuckDB, states: list[dict[Any, Any]]) -> None:
     feed = None

@@ -122,6 +122,7 @@ def test_two_users_on_two_days_are_published_without_segments_and_told_why(tmp_p
     assert (tmp_path / "published" / "latest" / "assignments.csv").read_text().splitlines()[1].startswith("u1,")
 
 
+@pytest.mark.slow
 def test_a_single_day_of_events_is_taken_whole(tmp_path: Path) -> None:
     done = attempt(tmp_path, events="user,at,event\nu1,2024-03-01 10:00:00,home\nu2,2024-03-01 23:59:59,home\n")
 

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from models.clusters import (
     columns_of,
     distances,
     find,
+    mean_adjusted_rand,
     profiles_of,
     shrunk,
 )
@@ -172,7 +175,7 @@ def test_a_whale_owns_no_cluster() -> None:
 # --- how many, and how surely ---
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_planted_groups_are_found(seed: int) -> None:
     frame, group = population(seed=seed)
     clusters = find(frame, 3, 6, seed=seed)
@@ -237,12 +240,24 @@ def test_what_serves_is_no_candidate_with_another_number_of_clusters_than_asked(
     assert not any(one.kept for one in again.candidates)
 
 
+@pytest.mark.slow
 def test_other_seeds_and_orders_find_the_same_clusters(found: Clusters) -> None:
     frame, _ = population()
     for seed in (11, 12):
         shuffled = frame.sample(frac=1, random_state=seed)
         again = find(shuffled.sort_values("user_id", ignore_index=True), 3, 6, seed=seed)
         assert adjusted_rand_score(again.of_users, found.of_users) > 0.99
+
+
+@pytest.mark.parametrize(("rows", "k"), [(300, 4), (40, 9), (5, 1), (3, 3)])
+def test_agreement_is_the_mean_of_scikit_learns_adjusted_rand_index_of_all_pairs(rows: int, k: int) -> None:
+    random = np.random.default_rng(rows)
+    labels = random.integers(k, size=rows)
+    labellings = [np.where(random.random(rows) < 0.3, random.integers(k, size=rows), labels) for _ in range(6)]
+    labellings += [np.arange(rows) % k, np.zeros(rows, dtype=np.intp)]
+    pairs = [adjusted_rand_score(one, other) for one, other in combinations(labellings, 2)]
+
+    assert mean_adjusted_rand(labellings) == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
 def test_too_few_users_are_refused_in_numbers() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import law
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
@@ -349,7 +350,7 @@ frames = st.lists(
 ).map(lambda rows: pd.DataFrame(rows, columns=["x", "y", "t"]).astype({"x": "float64", "y": "float64", "t": "str"}))
 
 
-@settings(max_examples=100, deadline=None)
+@law(50)
 @given(condition=conditions_of(known_comparisons), frame=frames)
 def test_the_same_users_meet_it_in_a_table_and_in_a_frame(
     duckdb: DuckDB, condition: Condition, frame: pd.DataFrame

@@ -11,8 +11,8 @@ import ibis.expr.types as ir
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import events_of
-from hypothesis import given, settings
+from conftest import events_of, law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
@@ -110,7 +110,7 @@ def test_one_event_may_say_it_of_several_purposes(engine: DuckDB) -> None:
     said=st.lists(st.tuples(st.sampled_from(["ada", "ben"]), st.booleans(), st.integers(0, 5)), max_size=12),
     missing=st.sampled_from(["no", "yes"]),
 )
-@settings(max_examples=25, deadline=None)
+@law(12)
 def test_events_mean_what_a_walk_through_them_in_order_ends_with(
     shared_engine: DuckDB, said: list[tuple[str, bool, int]], missing: Any
 ) -> None:

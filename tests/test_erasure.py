@@ -445,7 +445,12 @@ def state_of(lake: Lake) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "before",
-    ["_commit rejected", "_commit sessions", "_commit events", "note sessions", "_commit audiences", "purge events"],
+    [
+        "_commit events",
+        "purge events",
+        *(pytest.param(f"_commit {name}", marks=pytest.mark.slow) for name in ("rejected", "sessions", "audiences")),
+        pytest.param("note sessions", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_before_any_step_the_same_again_ends_in_the_same_state(
     shop: Lake, undisturbed: dict[str, Any], before: str, monkeypatch: pytest.MonkeyPatch

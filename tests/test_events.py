@@ -11,8 +11,8 @@ from typing import Any
 import ibis
 import pyarrow as pa
 import pytest
-from conftest import events_of
-from hypothesis import HealthCheck, given, settings
+from conftest import events_of, law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 
@@ -570,11 +570,10 @@ GARBAGE = st.fixed_dictionaries(
         **{"row": st.sampled_from(["one", "two"]), "malformed": st.booleans()},
     }
 )
-slowly = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(rows=st.lists(GARBAGE, min_size=1, max_size=12), unit=st.sampled_from(["iso", "s", "ns", "day"]))
-@slowly
+@law(4)
 def test_every_row_is_accepted_or_rejected(engine: DuckDB, rows: list[Row], unit: str) -> None:
     events, rejected = judge(engine, rows, time_unit=unit)
     assert len(events) + len(rejected) == len(rows)
@@ -585,14 +584,14 @@ def test_every_row_is_accepted_or_rejected(engine: DuckDB, rows: list[Row], unit
 
 
 @given(rows=st.lists(GARBAGE, min_size=2, max_size=8).map(lambda rows: rows + rows[:2]), seed=st.integers(0, 10**6))
-@slowly
+@law(4)
 def test_the_order_of_rows_changes_nothing(engine: DuckDB, rows: list[Row], seed: int) -> None:
     shuffled = Random(seed).sample(rows, len(rows))
     assert judge(engine, shuffled) == judge(engine, rows)
 
 
 @given(moments=st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2025, 12, 30)), min_size=20, max_size=60))
-@settings(slowly, max_examples=3)
+@law(2)
 def test_every_way_to_write_a_time_is_the_same_instant(engine: DuckDB, moments: list[datetime]) -> None:
     instants = [moment.replace(tzinfo=UTC) for moment in moments]
     micros = [(instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) for instant in instants]

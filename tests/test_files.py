@@ -19,8 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import S3_KEYS, Bucket, enforce_permissions
-from hypothesis import HealthCheck, given, settings
+from conftest import S3_KEYS, Bucket, enforce_permissions, law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from jsonschema import Draft202012Validator
@@ -364,7 +364,7 @@ def test_odd_user_ids_survive(made: Make, tmp_path: Path) -> None:
 @given(
     users=st.sets(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1, max_size=8)
 )
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(3)
 def test_every_user_id_survives_publishing_and_the_forgetting_of_another(
     made: Make, tmp_path: Path, users: set[str]
 ) -> None:

@@ -222,6 +222,7 @@ def test_a_second_run_writes_the_same_bytes_and_trains_nothing(ran: Ran) -> None
         assert len(registry.runs(f"ecom/{kind}")) == 1
 
 
+@pytest.mark.slow
 def test_each_stage_alone_changes_nothing_after_a_run(ran: Ran) -> None:
     folder = ran.configuration.folder
     before = bytes_of(folder / "lake") | bytes_of(folder / "published")

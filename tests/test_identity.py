@@ -36,7 +36,7 @@ def shop(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     folder = tmp_path_factory.mktemp("identity") / "shop"
     shutil.copytree(ran.configuration.folder, folder, symlinks=True)
     config = folder / "habitus.toml"
-    config.write_text(config.read_text().replace('"mlruns"', '"other"') + "\n[segments]\ndwell_margin = 0.9\n")
+    config.write_text(config.read_text().replace('"mlruns"', '"other"') + "dwell_margin = 0.9\n")
     assert train_segments.fn(str(config), None).version == 1
     done = habitus("segments", "rename", "S01", f" {NAME} ", "--config", str(config))
     assert done.exit_code == 0, done.stderr
@@ -103,7 +103,7 @@ def retrained(shop: Configuration, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("retrained") / "shop"
     shutil.copytree(shop.folder, folder, symlinks=True)
     config = folder / "habitus.toml"
-    config.write_text(config.read_text() + "k_min = 3\nk_max = 3\n")
+    config.write_text(config.read_text().replace("k_max = 4", "k_min = 3\nk_max = 3"))
     assert train_segments.fn(str(config), None).version == 2
     return load(config)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import ibis.expr.types as ir
 import pytest
-from conftest import events_of, instant
+from conftest import events_of, instant, law
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -306,7 +306,7 @@ def always_increments(module: types.ModuleType, most_events: int = 100) -> Itera
 USERS_OF_A_HISTORY = 20
 
 
-@settings(max_examples=4, deadline=None)
+@law(2)
 @given(st.integers(0, 2**32))
 def test_no_row_differs_whatever_the_batches(seed: int) -> None:
     with always_increments(features.increments):

@@ -12,8 +12,8 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import events_of, habitus
-from hypothesis import given, settings
+from conftest import events_of, habitus, law
+from hypothesis import given
 from hypothesis import strategies as st
 
 from features.attributes import ATTRIBUTES
@@ -290,7 +290,7 @@ FILE = st.lists(LINE, min_size=1, max_size=8).map(tuple)
 
 
 @given(files=st.lists(FILE, min_size=2, max_size=4, unique=True), seed=st.integers(0, 10**6))
-@settings(max_examples=4, deadline=None)
+@law(2)
 def test_any_batches_in_any_order_give_the_tables_of_one_batch(files: list[tuple[str, ...]], seed: int) -> None:
     chance = random.Random(seed)
     names = [f"{number}.csv" for number in range(len(files))]

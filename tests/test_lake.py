@@ -12,9 +12,9 @@ import ibis.expr.types as ir
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import events_of
+from conftest import events_of, law
 from deltalake import DeltaTable
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from features.events import EVENTS
@@ -195,7 +195,7 @@ KEY = st.tuples(st.text(max_size=3), st.sampled_from([MAY, JUNE, JULY]))
 
 
 @given(balances=st.dictionaries(KEY, AMOUNT, max_size=12), seed=st.integers(0, 10**6))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(6)
 def test_the_order_of_rows_is_no_change(lake: Lake, balances: dict[tuple[str, datetime], float], seed: int) -> None:
     rows = [(*key, amount) for key, amount in balances.items()]
     lake.write(BALANCES, rows_of(BALANCES, rows))

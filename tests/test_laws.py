@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import events_of
-from hypothesis import HealthCheck, given, settings
+from conftest import events_of, law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 
@@ -88,11 +88,6 @@ def worlds(draw: st.DrawFn, min_users: int = 2, max_users: int = 6) -> World:
             now += draw(pauses)
     as_of = draw(st.sampled_from(rows))["occurred_at"] + draw(st.sampled_from([*AFTER, gap]))
     return World(gap, rows, as_of)
-
-
-def law(max_examples: int) -> settings:
-    allowed = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=max_examples, deadline=None, suppress_health_check=allowed)
 
 
 A_CROWD = worlds(min_users=8, max_users=12)
@@ -182,13 +177,13 @@ def measure(acts: list[Row]) -> Row:
     }
 
 
-@law(20)
+@law(10)
 @given(world=worlds())
 def test_sessions_are_what_a_walk_along_the_events_says(engine: DuckDB, world: World) -> None:
     assert sessions_of(engine, world.rows, world.gap) == sessionize_by_walking(world.rows, world.gap)
 
 
-@law(10)
+@law(5)
 @given(world=worlds())
 def test_every_event_is_in_exactly_one_session(engine: DuckDB, world: World) -> None:
     sessions = sessions_of(engine, world.rows, world.gap)
@@ -204,7 +199,7 @@ def test_every_event_is_in_exactly_one_session(engine: DuckDB, world: World) -> 
         assert len(around) == 1
 
 
-@law(10)
+@law(5)
 @given(world=worlds(), random=st.randoms(use_true_random=False))
 def test_the_order_of_rows_does_not_matter_for_sessions(engine: DuckDB, world: World, random: Random) -> None:
     shuffled = random.sample(world.rows, len(world.rows))
@@ -212,7 +207,7 @@ def test_the_order_of_rows_does_not_matter_for_sessions(engine: DuckDB, world: W
     assert sessions_of(engine, shuffled, world.gap) == sessions_of(engine, world.rows, world.gap)
 
 
-@law(10)
+@law(5)
 @given(world=worlds())
 def test_sessions_at_an_instant_are_those_of_the_history_known_then(engine: DuckDB, world: World) -> None:
     events = events_of(engine, world.rows)
@@ -222,7 +217,7 @@ def test_sessions_at_an_instant_are_those_of_the_history_known_then(engine: Duck
     assert listed(known, "user_id", "started_at") == sessions_of(engine, world.known(), world.gap)
 
 
-@law(10)
+@law(5)
 @given(world=worlds())
 def test_another_user_changes_no_ones_sessions(engine: DuckDB, world: World) -> None:
     others = [row for row in world.rows if row["user_id"] != "u0"]
@@ -234,7 +229,7 @@ def test_another_user_changes_no_ones_sessions(engine: DuckDB, world: World) -> 
 # --- snapshots ---
 
 
-@law(3)
+@law(2)
 @given(world=A_CROWD, random=st.randoms(use_true_random=False))
 def test_the_order_of_rows_does_not_matter_for_features(engine: DuckDB, world: World, random: Random) -> None:
     shuffled = random.sample(world.rows, len(world.rows))
@@ -244,7 +239,7 @@ def test_the_order_of_rows_does_not_matter_for_features(engine: DuckDB, world: W
     )
 
 
-@law(5)
+@law(2)
 @given(world=A_CROWD)
 def test_what_was_not_known_at_as_of_changes_no_feature(engine: DuckDB, world: World) -> None:
     assert snapshot_of(engine, world.rows, world.as_of, world.gap) == snapshot_of(
@@ -252,7 +247,7 @@ def test_what_was_not_known_at_as_of_changes_no_feature(engine: DuckDB, world: W
     )
 
 
-@law(4)
+@law(2)
 @given(world=A_CROWD, numbers=st.lists(st.integers(0, 99), max_size=2), after=st.sampled_from(AFTER))
 def test_many_snapshots_are_those_of_what_was_known_at_each_instant(
     engine: DuckDB, world: World, numbers: list[int], after: timedelta
@@ -267,7 +262,7 @@ def test_many_snapshots_are_those_of_what_was_known_at_each_instant(
     assert snapshots_of(engine, world.rows, [world.as_of, *others], world.gap) == alone
 
 
-@law(3)
+@law(2)
 @given(world=A_CROWD)
 def test_another_user_changes_no_ones_features(engine: DuckDB, world: World) -> None:
     others = [row for row in world.rows if row["user_id"] not in ("u0", "u1")]
@@ -346,7 +341,7 @@ def snapshots_in(world: World) -> list[Row]:
     ]
 
 
-@law(15)
+@law(8)
 @given(world=worlds())
 def test_labels_are_what_a_look_at_the_window_says(engine: DuckDB, world: World) -> None:
     users = snapshots_in(world)
@@ -354,7 +349,7 @@ def test_labels_are_what_a_look_at_the_window_says(engine: DuckDB, world: World)
     assert labels_of(engine, users, world.rows, world.as_of) == label_by_looking(users, world.rows, world.as_of)
 
 
-@law(10)
+@law(5)
 @given(world=worlds())
 def test_what_was_not_known_changes_no_label(engine: DuckDB, world: World) -> None:
     users = snapshots_in(world)
@@ -362,7 +357,7 @@ def test_what_was_not_known_changes_no_label(engine: DuckDB, world: World) -> No
     assert labels_of(engine, users, world.rows, world.as_of) == labels_of(engine, users, world.known(), world.as_of)
 
 
-@law(10)
+@law(5)
 @given(world=worlds())
 def test_another_user_changes_no_ones_labels(engine: DuckDB, world: World) -> None:
     users = snapshots_in(world)

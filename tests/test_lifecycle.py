@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from conftest import law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
@@ -48,7 +49,7 @@ days = st.sampled_from([0, 6.9, 7, 14, 14.1, 28, 28.1, 60, 90, 90.1, 400, NULL])
 thresholds = st.lists(st.floats(0.5, 400), min_size=2, max_size=2, unique=True).map(sorted)
 
 
-@settings(max_examples=60, deadline=None)
+@law(30)
 @given(
     users=st.lists(st.tuples(days, days, days), max_size=20),
     new_days=st.floats(0.5, 100),

@@ -4,7 +4,8 @@ import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from conftest import law
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
@@ -156,7 +157,7 @@ def test_trees_without_a_split_contribute_nothing_to_their_base() -> None:
     assert base == raw_scores(pipeline, OTHERS)[0]
 
 
-@settings(max_examples=25, deadline=None)
+@law(12)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(10, 120),

@@ -313,7 +313,7 @@ def rows_of(lake: Lake) -> dict[str, Any]:
     return found | {"released": released, "number": version.version}
 
 
-@pytest.mark.parametrize("survived", range(4))
+@pytest.mark.parametrize("survived", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 2, 3))])
 def test_what_was_written_before_the_last_commit_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
@@ -430,11 +430,11 @@ def test_no_users_at_all_are_published(shop: Shop) -> None:
     assert (outcome.version.version, shop.members()) == (1, set())
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
 def test_the_feed_replayed_is_what_destinations_hold(shop: Shop, seed: int) -> None:
     draw = random.Random(seed)
     users = [f"user-{number}" for number in range(8)]
-    for _ in range(5):
+    for _ in range(4):
         shop.granted = set(draw.sample(users, 5))
         shop.model = draw.choice([1, 2])
         shop.destinations = {

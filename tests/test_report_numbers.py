@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from attacker import bounds
-from hypothesis import HealthCheck, given, settings
+from conftest import law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 
@@ -412,7 +413,7 @@ SHOPS = st.lists(
 
 
 @given(SHOPS)
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@law(6)
 def test_no_small_count_is_shown_and_none_of_devices_can_be_worked_out(shop: list[Any]) -> None:
     k = 4
     users = [

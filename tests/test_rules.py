@@ -7,8 +7,8 @@ import ibis
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import Ran
-from hypothesis import given, settings
+from conftest import Ran, law
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -151,7 +151,7 @@ def test_without_rules_nobody_is_in_any() -> None:
     assert match(snapshot({}, {}), []).to_dict() == {"u0": [], "u1": []}
 
 
-@settings(max_examples=15, deadline=None)
+@law(15)
 @given(st.lists(st.lists(st.booleans(), min_size=70, max_size=70), max_size=6))
 def test_any_number_of_rules_is_matched_as_one_by_one(met: list[list[bool]]) -> None:
     frame = pd.DataFrame(met, columns=[f"f{number}" for number in range(70)], dtype="float64")

@@ -2,7 +2,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from conftest import law
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -170,7 +171,7 @@ def test_a_column_whose_name_cannot_be_written_is_left_out() -> None:
 # --- how good ---
 
 
-@settings(max_examples=15, deadline=None)
+@law(8)
 @given(st.integers(0, 10_000), st.floats(0.05, 0.6), st.integers(2, 60))
 def test_figures_are_what_evaluating_the_text_gives(seed: int, null_share: float, count: int) -> None:
     rng = np.random.default_rng(seed)

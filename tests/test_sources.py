@@ -12,7 +12,8 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
@@ -367,7 +368,7 @@ FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 
 @given(table=st.lists(st.tuples(FIELD, FIELD, FIELD), max_size=8), delimiter=st.sampled_from(",\t;|"))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(10)
 def test_whatever_a_csv_holds_comes_back(
     engine: DuckDB, tmp_path: Path, table: list[tuple[str, str, str]], delimiter: str
 ) -> None:
@@ -381,7 +382,7 @@ def test_whatever_a_csv_holds_comes_back(
 
 
 @given(lines=st.lists(st.binary(max_size=12).map(lambda line: line.translate(None, b'\r\n"\0')), max_size=8))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(10)
 def test_every_line_that_is_not_blank_is_a_row_or_malformed(engine: DuckDB, tmp_path: Path, lines: list[bytes]) -> None:
     rows = read(engine, tmp_path, {"e.csv": b"user,time,name\n" + b"\n".join(lines) + b"\n"})
     assert len(rows) == sum(line != b"" for line in lines)
@@ -486,7 +487,7 @@ def test_a_json_string_of_three_megabytes_is_read(engine: DuckDB, tmp_path: Path
 
 
 @given(users=st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=8))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(10)
 def test_whatever_text_json_lines_hold_comes_back(engine: DuckDB, tmp_path: Path, users: list[str]) -> None:
     text = "".join(json.dumps({"user": user, "time": "1", "name": "view"}) + "\n" for user in users)
     assert users_of(read(engine, tmp_path, {"e.jsonl": text})) == users

@@ -18,7 +18,8 @@ import adbc_driver_sqlite.dbapi as sqlite
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from conftest import law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
@@ -274,7 +275,7 @@ def test_after_missed_versions_all_changes_are_there_and_the_history_has_the_new
 SOME_MEMBERS = st.dictionaries(st.sampled_from("abcd"), st.lists(st.sampled_from(["vip", "cart"]), unique=True))
 
 
-@settings(max_examples=6, deadline=None)
+@law(3)
 @given(versions=st.lists(st.tuples(SOME_MEMBERS, st.booleans()), min_size=1, max_size=5))
 def test_replaying_the_changes_gives_the_present_version(postgres: str, versions: list[tuple[Members, bool]]) -> None:
     engine = engines.connect()

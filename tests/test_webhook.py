@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import law
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from receiver import Receiver, Request
@@ -495,7 +496,7 @@ TROUBLES = st.lists(st.sampled_from(["ok", 500, 429, 400, 301, "close_unread", "
 
 
 @given(states=STATES, troubles=TROUBLES, delivered=st.sets(st.integers(0, 4)))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@law(10)
 def test_whatever_happens_the_receiver_ends_with_the_present_membership(
     tmp_path_factory: pytest.TempPathFactory,
     shared_engine: DuckDB,
