@@ -4,9 +4,6 @@ Every route says which scope it needs (`x-scope` in the OpenAPI document, too); 
 """
 
 import asyncio
-import base64
-import binascii
-import hashlib
 import json
 import logging
 import secrets
@@ -24,16 +21,31 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
+from publish.answers import (
+    Change,
+    ChangeFeed,
+    Health,
+    LookUp,
+    OneSegment,
+    OneUser,
+    OneVersion,
+    Problem,
+    Segments,
+    SegmentSummary,
+    Users,
+    Versions,
+)
+from publish.caching import NUMBERS, PEOPLE, answer, cache_headers, is_known, tag_of
 from publish.catalogue import BrokenVersionError, Catalogue, Loaded, NoVersionError, csv_chunks
+from publish.cursors import digest, read_cursor, write_cursor
 from publish.guard import HEALTH, PROBLEM, Guard, problem
 from publish.keys import Keys, Scope
 from publish.lookups import LakeAwayError, Lookups
-from publish.report.content import Count, Rate, Segment
 from publish.report.reports import Page
 from publish.report.settings import USER_ID
 from publish.user_page import render_lookup, render_user
@@ -46,8 +58,6 @@ SEARCH_MAX = 200
 FIELDS_MAX = 10
 """Of a form."""
 COMPRESSED_FROM_BYTES = 1_000
-NUMBERS, PEOPLE = "private, no-cache", "private, no-store"
-"""What may be kept, and asked for again with its ETag; and what nobody may keep."""
 CSV = "text/csv; charset=utf-8"
 API_VERSION = "1.0"
 DESCRIPTION = """\
@@ -61,166 +71,6 @@ the answer is 410, and the list is to be read from its start.
 
 
 Asked = TypeVar("Asked", bound=BaseModel)
-
-
-class Model(BaseModel):
-    """A part of an answer."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is no such segment"}
-            ]
-        }
-    )
-
-    type: str
-    title: str
-    status: int
-    detail: str
-
-
-class Health(Model):
-    """That the server answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class SegmentSummary(Model):
-    """A segment: how many users of the version are in it, and which share of all."""
-
-    segment_id: str
-    name: str
-    kind: Literal["discovered", "named"]
-    description: str
-    users: Count
-    share: Rate
-    active_28d: Count
-    withheld: str | None
-
-
-class Segments(Model):
-    """The segments of a version."""
-
-    version: int
-    as_of: datetime
-    k: int = Field(description="the smallest count that is shown")
-    segments: list[SegmentSummary]
-
-
-class OneSegment(Model):
-    """A segment, and all that the report says of it."""
-
-    version: int
-    as_of: datetime
-    segment: Segment
-
-
-class User(BaseModel):
-    """A user: the row of users.parquet, without the columns that the key is too narrow for."""
-
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "examples": [
-                {
-                    "user_id": "user_0001",
-                    "user_number": 17,
-                    "segment_id": "S01",
-                    "segment_name": "Weekend browsers",
-                    "segment_strength": 0.62,
-                    "rule_segments": ["cart_abandoners"],
-                    "churn_probability": 0.31,
-                    "churn_reasons": ["last session 12 days ago"],
-                }
-            ]
-        },
-    )
-
-    user_id: str | None = Field(default=None, description="not there where ids are personal and the key is not")
-    user_number: int = Field(description="stands for the user within the version")
-    segment_id: str | None
-    rule_segments: list[str]
-
-
-class Users(Model):
-    """A part of a list of users."""
-
-    version: int
-    segment_id: str
-    users: int = Field(description="how many are in the whole list")
-    next: str | None = Field(description="the cursor of what follows; null at the end")
-    items: list[User]
-
-
-class Session(BaseModel):
-    """A session, as SESSIONS of the lake has it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    session_id: str
-    started_at: datetime
-    ended_at: datetime
-
-
-class OneUser(Model):
-    """A user, and the sessions before as_of, the latest first."""
-
-    version: int
-    as_of: datetime
-    user: User
-    sessions: list[Session] | None = Field(description="null where the key's scope is not personal")
-
-
-class LookUp(Model):
-    """Whom to look up."""
-
-    user_id: str = Field(max_length=100_000, examples=["user_0001"])
-    version: int | None = Field(default=None, ge=1)
-
-
-class Change(Model):
-    """Who entered or left which segment, at which version, and why."""
-
-    version: int
-    as_of: datetime
-    user_id: str
-    segment_id: str
-    segment_name: str
-    change: Literal["entered", "left"]
-    reason: str
-    from_segment_id: str | None
-    to_segment_id: str | None
-
-
-class ChangeFeed(Model):
-    """A part of the changes after one version until another."""
-
-    since: int
-    until: int
-    changes: int = Field(description="how many there are in all")
-    next: str | None = Field(description="the cursor of what follows; null at the end")
-    items: list[Change]
-
-
-class OneVersion(Model):
-    """A version that is kept."""
-
-    version: int
-    as_of: datetime
-    latest: bool
-
-
-class Versions(Model):
-    """The versions that are kept, the latest first."""
-
-    versions: list[OneVersion]
 
 
 class ScopedRoute(APIRoute):
@@ -335,7 +185,7 @@ def _add_numbers(app: FastAPI, catalogue: Catalogue) -> None:
     @app.get("/openapi.json", include_in_schema=False, openapi_extra={"x-scope": "aggregate"})
     async def openapi(request: Request) -> Response:
         """Return the description of this API."""
-        return _answer(request, _openapi(app), NUMBERS)
+        return answer(request, _openapi(app), NUMBERS)
 
     @app.get("/segments", response_model=Segments, **_needs("aggregate"))
     async def segments(request: Request, version: Version = None) -> Response:
@@ -349,7 +199,7 @@ def _add_numbers(app: FastAPI, catalogue: Catalogue) -> None:
             k=report.k,
             segments=[SegmentSummary(**{name: getattr(one, name) for name in names}) for one in report.segments],
         )
-        return _answer(request, found, NUMBERS, loaded)
+        return answer(request, found, NUMBERS, loaded)
 
     @app.get("/segments/{segment_id}", response_model=OneSegment, **_needs("aggregate"))
     async def segment(request: Request, segment_id: str, version: Version = None) -> Response:
@@ -361,7 +211,7 @@ def _add_numbers(app: FastAPI, catalogue: Catalogue) -> None:
         sees_lists = request.state.key.may("lists")
         shown = found if sees_lists else found.model_copy(update={"top_users": []})
         whole = OneSegment(version=loaded.version, as_of=loaded.report.as_of, segment=shown)
-        return _answer(request, whole, PEOPLE if sees_lists else NUMBERS, loaded)
+        return answer(request, whole, PEOPLE if sees_lists else NUMBERS, loaded)
 
     @app.get("/versions", response_model=Versions, **_needs("aggregate"))
     async def versions(request: Request) -> Response:
@@ -372,7 +222,7 @@ def _add_numbers(app: FastAPI, catalogue: Catalogue) -> None:
             OneVersion(version=said["version"], as_of=said["as_of"], latest=said["version"] == latest.version)
             for said in found.values()
         ]
-        return _answer(request, Versions(versions=kept), NUMBERS)
+        return answer(request, Versions(versions=kept), NUMBERS)
 
 
 # --- lists ---
@@ -393,11 +243,11 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
         if asked.format == "csv" or (asked.format is None and _prefers_csv(request)):
             return await _csv(request, await _version(catalogue, asked.version), segment_id, asked.sort, asked.search)
         is_personal = _is_personal(request)
-        of_list = _digest(segment_id, asked.sort, asked.search, is_personal)
+        of_list = digest(segment_id, asked.sort, asked.search, is_personal)
         if asked.cursor is None:
             loaded, offset = await _version(catalogue, asked.version), 0
         else:
-            name, offset = _read_cursor(asked.cursor, of_list, str)
+            name, offset = read_cursor(asked.cursor, of_list, str)
             loaded = await _of_cursor(catalogue, name)
         order = await _order(loaded, segment_id, asked.sort, asked.search, is_personal)
         following = offset + asked.limit
@@ -406,10 +256,10 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
             "version": loaded.version,
             "segment_id": segment_id,
             "users": len(order),
-            "next": _cursor(of_list, loaded.name, following) if following < len(order) else None,
+            "next": write_cursor(of_list, loaded.name, following) if following < len(order) else None,
         }
         body = f'{json.dumps(head)[:-1]}, "items": [{",".join(items)}]}}'
-        return _answer(request, body.encode(), PEOPLE, loaded)
+        return answer(request, body.encode(), PEOPLE, loaded)
 
     @app.get("/segments/{segment_id}/users.csv", response_class=_CsvResponse, **_needs("lists"))
     async def users_as_csv(
@@ -425,7 +275,7 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
         found = await asyncio.to_thread(catalogue.published_manifest, loaded.version)
         if found is None:
             raise HTTPException(404, "the files of this version are not kept")
-        return _answer(request, json.dumps(found, ensure_ascii=False).encode(), PEOPLE)
+        return answer(request, json.dumps(found, ensure_ascii=False).encode(), PEOPLE)
 
     @app.get("/changes", response_model=ChangeFeed, **_needs("lists", _errors(410)))
     async def changes(
@@ -437,9 +287,9 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
         """Tell who entered and left which segment after a version, in order: replayed, they give the latest one."""
         loaded = await _version(catalogue, None)
         _see_ids(request, loaded)
-        asked, until, offset, known = _digest("changes", since), loaded.version, 0, None
+        asked, until, offset, known = digest("changes", since), loaded.version, 0, None
         if cursor is not None:
-            (until, known), offset = _read_cursor(cursor, asked, list)
+            (until, known), offset = read_cursor(cursor, asked, list)
             if not since <= until <= loaded.version:
                 raise HTTPException(410, "the version of this cursor is gone; read the changes from the start")
         items, count = await asyncio.to_thread(lookups.changes, since, until, limit, offset)
@@ -450,10 +300,10 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
             since=since,
             until=until,
             changes=count,
-            next=_cursor(asked, [until, count], following) if following < count else None,
+            next=write_cursor(asked, [until, count], following) if following < count else None,
             items=[Change(**item) for item in items],
         )
-        return _answer(request, found, PEOPLE, loaded)
+        return answer(request, found, PEOPLE, loaded)
 
 
 # --- users ---
@@ -466,7 +316,7 @@ def _add_users(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
         head = json.dumps({"version": loaded.version, "as_of": loaded.report.as_of.isoformat()})[:-1]
         text = json.dumps(sessions, default=datetime.isoformat, ensure_ascii=False)
         user = loaded.view(_is_personal(request)).rows[row].as_py()
-        return _answer(request, f'{head}, "user": {user}, "sessions": {text}}}'.encode(), PEOPLE, loaded)
+        return answer(request, f'{head}, "user": {user}, "sessions": {text}}}'.encode(), PEOPLE, loaded)
 
     @app.post("/users/lookup", response_model=OneUser, **_needs("lists"))
     async def look_up(request: Request, asked: LookUp) -> Response:
@@ -502,7 +352,7 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, lookups: Lookups, draw: Page)
         known = loaded.known_page(scope)
         found, policy = known if known else await asyncio.to_thread(loaded.page_for, scope, draw)
         caching = PEOPLE if request.state.key.may("lists") else NUMBERS
-        return _answer(request, found, caching, loaded, "text/html; charset=utf-8", f"{policy}; frame-ancestors 'none'")
+        return answer(request, found, caching, loaded, "text/html; charset=utf-8", f"{policy}; frame-ancestors 'none'")
 
     @app.get("/", response_class=HTMLResponse, **_needs("aggregate"))
     async def home(request: Request) -> Response:
@@ -631,45 +481,13 @@ async def _order(loaded: Loaded, segment_id: str, sort: str, search: str, is_per
 async def _csv(request: Request, loaded: Loaded, segment_id: str, sort: str, search: str) -> Response:
     is_personal = _is_personal(request)
     order = await _order(loaded, segment_id, sort, search, is_personal)
-    tag = _tag(f"{loaded.name} csv {_digest(segment_id, sort, search, is_personal)}".encode())
+    tag = tag_of(f"{loaded.name} csv {digest(segment_id, sort, search, is_personal)}".encode())
     name = f"{loaded.report.source}-{segment_id}-v{loaded.version}.csv"
     quoted = urllib.parse.quote(name, safe="")
-    headers = _headers(tag, PEOPLE) | {"content-disposition": f"attachment; filename*=UTF-8''{quoted}"}
-    if _is_known(request, tag):
+    headers = cache_headers(tag, PEOPLE) | {"content-disposition": f"attachment; filename*=UTF-8''{quoted}"}
+    if is_known(request, tag):
         return Response(status_code=304, headers=headers)
     return StreamingResponse(csv_chunks(loaded.view(is_personal).table, order), headers=headers, media_type=CSV)
-
-
-def _answer(
-    request: Request,
-    found: BaseModel | bytes,
-    caching: str,
-    loaded: Loaded | None = None,
-    media_type: str = "application/json",
-    policy: str | None = None,
-) -> Response:
-    """Return an answer with its ETag, or 304 where the tool has it already."""
-    body = found if isinstance(found, bytes) else found.model_dump_json().encode()
-    tag = _tag((loaded.name if loaded else "").encode() + body)
-    headers = _headers(tag, caching) | ({"content-security-policy": policy} if policy else {})
-    if _is_known(request, tag):
-        return Response(status_code=304, headers=headers)
-    return Response(body, headers=headers, media_type=media_type)
-
-
-def _headers(tag: str, caching: str) -> dict[str, str]:
-    return {"etag": tag, "cache-control": caching, "vary": "Authorization, Accept"}
-
-
-def _tag(content: bytes) -> str:
-    return f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
-
-
-def _is_known(request: Request, tag: str) -> bool:
-    given = request.headers.get("if-none-match", "")
-    return given.strip() == "*" or tag.removeprefix("W/") in {
-        one.strip().removeprefix("W/") for one in given.split(",")
-    }
 
 
 def _prefers_csv(request: Request) -> bool:
@@ -677,35 +495,10 @@ def _prefers_csv(request: Request) -> bool:
     return "text/csv" in accepted and "application/json" not in accepted[: accepted.index("text/csv")]
 
 
-def _digest(*asked: object) -> str:
-    """Return what tells lists apart, without saying what was searched for."""
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-
-
-def _cursor(asked: str, of: object, offset: int) -> str:
-    return (
-        base64.urlsafe_b64encode(json.dumps([asked, of, offset], separators=(",", ":")).encode()).decode().rstrip("=")
-    )
-
-
-def _read_cursor(cursor: str, asked: str, kind: type) -> tuple[Any, int]:
-    """Return what a cursor is of, and where it goes on."""
-    try:
-        given = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError, RecursionError):
-        given = None
-    match given:
-        case [str(of_list), str() | [int(), int()] as of, int(offset)] if (
-            of_list == asked and isinstance(of, kind) and 0 <= offset < 2**40
-        ):
-            return of, offset
-    raise HTTPException(422, "cursor: is none of this list; give `next` as it was, with the same parameters")
-
-
 def _answer_errors(app: FastAPI) -> None:
-    def handle(kind: type[Exception], answer: Callable[[Any], Response]) -> None:
+    def handle(kind: type[Exception], explain: Callable[[Any], Response]) -> None:
         async def handler(_: Request, error: Exception) -> Response:
-            return answer(error)
+            return explain(error)
 
         app.add_exception_handler(kind, handler)
 
