@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ import typer
 from apart import FailedError, Taken, call_apart
 from contestants import increment as day
 from contestants import publishing as publishings
+from contestants import report as reports
 from contestants import scoring as scores
 from contestants import serving as servings
 from contestants import snapshots as weekly
@@ -92,7 +94,7 @@ def sessions(
         if found != made:
             raise SystemExit(f"{name} makes other sessions than habitus: {found}, not {made}")
         runs[name].append(taken)
-        print(f"  {number}/{rounds} {name:16} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+        _say(number, rounds, name, taken)
     through = {name: taken for name, taken in runs.items() if name not in failed}
     _store(
         f"sessions-{events}",
@@ -101,7 +103,7 @@ def sessions(
             "events": events,
             "days": days,
             "sessions": int(made.partition("-")[0]),
-            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in through.items()},
+            "runs": _told(through),
             "failed": failed,
         },
     )
@@ -135,7 +137,7 @@ def increment(
             if found != made.setdefault(length, found):
                 raise SystemExit(f"the {kind} makes other sessions: {found}, not {made[length]}")
             runs[f"{kind} {length}"].append(taken)
-            print(f"  {number}/{rounds} {length:4} days {kind:10} {taken.seconds:7.2f} s", flush=True)
+            _say(number, rounds, f"{kind} {length}", taken)
     _store(
         f"increment-{events_per_day}",
         {
@@ -143,7 +145,7 @@ def increment(
             "events": events_per_day,
             "days": lengths,
             "added": added,
-            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+            "runs": _told(runs),
         },
     )
 
@@ -160,14 +162,14 @@ def memory(
     for number, name in itertools.product(range(1, rounds + 1), runs):
         _, taken = _run(f"contestants.habitus:{name}", lake)
         runs[name].append(taken)
-        print(f"  {number}/{rounds} {name:20} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+        _say(number, rounds, name, taken)
     _store(
         f"memory-{events}",
         {
             "measure": "memory",
             "events": events,
             "days": days,
-            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+            "runs": _told(runs),
         },
     )
 
@@ -180,13 +182,9 @@ def snapshots(
 ) -> None:
     """Take a snapshot of every feature, and 12 weekly ones at once."""
     lake = lake_of(Traffic(events, days))
-    runs: dict[str, list[Taken]] = {"take_one": [], "take_weekly": []}
     with tempfile.TemporaryDirectory(prefix="prepared-", dir=KEPT) as folder:
         session_count = weekly.prepare(lake, Path(folder))
-        for number, name in itertools.product(range(1, rounds + 1), runs):
-            taken = call_apart(f"contestants.snapshots:{name}", folder)
-            runs[name].append(taken)
-            print(f"  {number}/{rounds} {name:12} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+        runs = _in_turn("snapshots", ["take_one", "take_weekly"], rounds, folder)
     _store(
         f"snapshots-{events}",
         {
@@ -194,7 +192,7 @@ def snapshots(
             "events": events,
             "days": days,
             "sessions": session_count,
-            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+            "runs": _told(runs),
         },
     )
 
@@ -205,14 +203,11 @@ def scoring(
     rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 3,
 ) -> None:
     """Score users by two models, and give the reasons, beside LightGBM's own contributions for a sample."""
-    runs: dict[str, list[Taken]] = {"probabilities": [], "reasons_of_all": [], "contributions_by_lightgbm": []}
     KEPT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scoring-", dir=KEPT) as folder:
         scores.prepare(Path(folder), users)
-        for number, name in itertools.product(range(1, rounds + 1), runs):
-            taken = call_apart(f"contestants.scoring:{name}", folder)
-            runs[name].append(taken)
-            print(f"  {number}/{rounds} {name:26} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+        measured = ["probabilities", "reasons_of_all", "contributions_by_lightgbm"]
+        runs = _in_turn("scoring", measured, rounds, folder)
     _store(
         f"scoring-{users}",
         {
@@ -220,7 +215,7 @@ def scoring(
             "users": users,
             "features": len(scores.NUMERIC) + len(scores.CATEGORIES),
             "sample": min(users, scores.SAMPLE),
-            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+            "runs": _told(runs),
         },
     )
 
@@ -231,14 +226,10 @@ def training(
     rounds: Annotated[int, typer.Option(help="How often it is measured.")] = 1,
 ) -> None:
     """Learn a propensity from 12 weekly snapshots within the default budget, and judge it."""
-    runs = []
     KEPT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="training-", dir=KEPT) as folder:
         scores.prepare_training(Path(folder), users)
-        for number in range(1, rounds + 1):
-            taken = call_apart("contestants.scoring:train", folder)
-            runs.append(taken)
-            print(f"  {number}/{rounds} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+        runs = _in_turn("scoring", ["train"], rounds, folder)
     _store(
         f"training-{users}",
         {
@@ -247,7 +238,7 @@ def training(
             "weeks": scores.WEEKS,
             "features": len(scores.NUMERIC) + len(scores.CATEGORIES),
             "budget_seconds": scores.BUDGET.seconds,
-            "runs": {"train": [asdict(taken) for taken in runs]},
+            "runs": _told(runs),
         },
     )
 
@@ -258,21 +249,17 @@ def segments(
     rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.")] = 1,
 ) -> None:
     """Find and describe the segments of users, and assign all of them."""
-    runs: dict[str, list[Taken]] = {"find_segments": [], "assign_segments": []}
     KEPT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="segments-", dir=KEPT) as folder:
         scores.prepare_segments(Path(folder), users)
-        for number, name in itertools.product(range(1, rounds + 1), runs):
-            taken = call_apart(f"contestants.scoring:{name}", folder)
-            runs[name].append(taken)
-            print(f"  {number}/{rounds} {name:16} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+        runs = _in_turn("scoring", ["find_segments", "assign_segments"], rounds, folder)
     _store(
         f"segments-{users}",
         {
             "measure": "segments",
             "users": users,
             "features": scores.SEGMENTED,
-            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+            "runs": _told(runs),
         },
     )
 
@@ -291,11 +278,8 @@ def publishing(
     ):
         for number in range(1, rounds + 1):
             for name in runs:
-                taken = call_apart(f"contestants.publishing:{name}", folder)
-                runs[name].append(taken)
-                print(
-                    f"  {number}/{rounds} {name:16} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True
-                )
+                runs[name].append(taken := call_apart(f"contestants.publishing:{name}", folder))
+                _say(number, rounds, name, taken)
                 if name == "deliver":
                     publishings.make_tables_by_hand(Path(folder))
             if differing := publishings.differing_rows(Path(folder)):
@@ -306,9 +290,23 @@ def publishing(
             "measure": "publishing",
             "users": users,
             "columns": len(publishings.COLUMNS["assignments_history"]),
-            "runs": {name: [asdict(taken) for taken in taken_by_round] for name, taken_by_round in runs.items()},
+            "runs": _told(runs),
         },
     )
+
+
+@app.command()
+def report(
+    users: Annotated[int, typer.Option(help="How many users there are.")] = 110_000,
+    rounds: Annotated[int, typer.Option(help="How often it is measured.")] = 3,
+) -> None:
+    """Write the report of a version; of the least active users, some never come, and are in no report."""
+    KEPT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="report-", dir=KEPT) as folder:
+        reports.prepare(Path(folder), users)
+        runs = _in_turn("report", ["report"], rounds, folder)
+        told = reports.told(Path(folder))
+    _store(f"report-{users}", {"measure": "report", **told, "runs": _told(runs)})
 
 
 @app.command()
@@ -389,6 +387,23 @@ def _run(function: str, lake: Path) -> tuple[str, Taken]:
     with tempfile.TemporaryDirectory(prefix="out-", dir=lake.parent) as out:
         taken = call_apart(function, lake, out)
         return digest(Path(out) / "sessions"), taken
+
+
+def _in_turn(contestant: str, names: Sequence[str], rounds: int, folder: str) -> dict[str, list[Taken]]:
+    """Call functions of a contestant in turn, each in a process of its own, with the folder that it prepared."""
+    runs: dict[str, list[Taken]] = {name: [] for name in names}
+    for number, name in itertools.product(range(1, rounds + 1), names):
+        runs[name].append(taken := call_apart(f"contestants.{contestant}:{name}", folder))
+        _say(number, rounds, name, taken)
+    return runs
+
+
+def _say(number: int, rounds: int, name: str, taken: Taken) -> None:
+    print(f"  {number}/{rounds} {name:26} {taken.seconds:7.2f} s {taken.peak_bytes / 1e9:6.2f} GB", flush=True)
+
+
+def _told(runs: Mapping[str, Sequence[Taken]]) -> dict[str, list[dict[str, float]]]:
+    return {name: [asdict(taken) for taken in of_rounds] for name, of_rounds in runs.items()}
 
 
 def _store(name: str, result: dict[str, object]) -> None:

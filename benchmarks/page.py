@@ -231,6 +231,24 @@ def publishing_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def report_section(results: list[Result]) -> str:
+    """Return what the report of a version costs."""
+    lines = [
+        "## The User Segment Report\n",
+        "What `habitus report` does with a version that the whole job made of synthetic events over 90 days: numbers,",
+        "charts, the page with all lists of users, tables, and the record in MLflow. `benchmarks/bench.py report`.\n",
+        "| users | segments | sessions | time | peak | page |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        taken = result["runs"]["report"]
+        lines.append(
+            f"| {result['users']:,} | {result['segments']} | {result['sessions']:,} | {_spread(taken)} "
+            f"| {_median(taken, 'peak_bytes') / 1e9:.1f} GB | {result['page_bytes'] / 1e6:.1f} MB |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def serving_section(results: list[Result]) -> str:
     """Return how long the API takes to answer, beside a bare route."""
     lines = [
@@ -293,6 +311,7 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "training": training_section,
     "scoring": scoring_section,
     "publishing": publishing_section,
+    "report": report_section,
     "serving": serving_section,
 }
 """What is told of each measure, in this order."""

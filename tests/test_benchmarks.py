@@ -186,6 +186,7 @@ def test_habitus_leaves_the_events_that_it_is_measured_with_as_they_were(events:
         ("snapshots --events 2000 --days 90 --rounds 1", "| sessions | one | 12 weekly |"),
         ("scoring --users 2000 --rounds 1", "| 2,000 | 62 |"),
         ("publishing --users 2000 --rounds 1", "| 2,000 | 20 |"),
+        ("report --users 400 --rounds 1", "| 382 | "),
         ("serving --users 2000 --in-flight 5 --seconds 0.3 --rounds 1", "| 2,000 | 5 |"),
         pytest.param("segments --users 2000", "| 2,000 | 30 |", marks=pytest.mark.slow),
     ],
