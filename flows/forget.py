@@ -29,11 +29,9 @@ from publish import erasure
 from publish.destination import Destination
 from publish.destinations import drop_unconfigured
 from publish.erasure import Found, Receipt, TrainedModel
-from publish.lock import publishing_lock
+from publish.lock import WAIT_S, publishing_lock
 
 logger = logging.getLogger("habitus")
-
-WAIT_S = 60
 
 
 @dataclass(frozen=True)

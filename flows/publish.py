@@ -31,14 +31,11 @@ from publish.assignments import assignments_table
 from publish.consents import consents, unanswered
 from publish.destination import Delivery
 from publish.destinations import drop_unconfigured
-from publish.lock import publishing_lock
+from publish.lock import WAIT_S, publishing_lock
 from publish.release import Candidate, Outcome, Policy, deliver
 from publish.release import publish as release
 
 logger = logging.getLogger("habitus")
-
-WAIT_S = 60
-"""For how long a publish waits for another."""
 
 
 @dataclass(frozen=True)

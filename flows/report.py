@@ -32,16 +32,16 @@ from models.reasons import NoTreesError, importance
 from models.registry import Registry, UnknownVersionError
 from models.segments import SegmentModel
 from publish import versions
-from publish.lock import publishing_lock
+from publish.lock import WAIT_S, publishing_lock
 from publish.release import release_for
 from publish.report.content import REPORT_VERSION, Report
-from publish.report.numbers import Source, Trained, make_report
+from publish.report.numbers import Source, make_report
+from publish.report.propensities import Trained
 from publish.report.reports import CONTENT, PAGE, Reports, to_json, without_users
 from publish.versions import Version
 
 logger = logging.getLogger("habitus")
 
-WAIT_S = 60
 SAMPLE_MAX = 5_000
 """Users on whom is measured which features move scores."""
 

@@ -8,6 +8,8 @@ from os import getpid
 from pathlib import Path
 
 FILE = "publish.lock"
+WAIT_S = 60
+"""For how long a command waits for another."""
 POLL_S = 0.2
 
 

@@ -23,7 +23,8 @@ from features.snapshots import FEATURES, snapshots_table
 from publish.assignments import ASSIGNMENTS
 from publish.changes import CHANGES
 from publish.report.content import SUPPRESSED, Estimate, Report, Segment
-from publish.report.numbers import Source, Trained, make_report
+from publish.report.numbers import Source, make_report
+from publish.report.propensities import Trained
 from publish.report.settings import ReportSettings
 from publish.versions import Version
 

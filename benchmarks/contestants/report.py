@@ -14,6 +14,18 @@ from flows.report import write_report
 from publish.report.reports import CONTENT, FOLDER, PAGE
 
 CONFIG = "habitus.toml"
+CONFIGURATION = """\
+name = "shop"
+[events]
+files = "files/*.parquet"
+[events.columns]
+{columns}
+[storage]
+mlruns = "mlruns"
+[training]
+snapshots = 4
+trials = 2
+"""
 DAYS = 90
 EVENTS_PER_USER = 50
 COLUMNS = [name for name in EVENTS.schema.names if name not in ("session_id", "source_file", "ingested_at")]
@@ -23,10 +35,7 @@ def prepare(folder: Path, users: int) -> None:
     """Publish a version of so many users, with all that the whole job makes of their events."""
     files = write_deliveries(folder / "files", Traffic(users * EVENTS_PER_USER, DAYS, users=users))
     columns = "\n".join(f'{name} = "{name}"' for name in COLUMNS)
-    (folder / CONFIG).write_text(
-        f'name = "shop"\n[storage]\nmlruns = "mlruns"\n[events]\nfiles = "files/*.parquet"\n[events.columns]\n{columns}\n'
-        "[training]\nsnapshots = 4\ntrials = 2\n"
-    )
+    (folder / CONFIG).write_text(CONFIGURATION.format(columns=columns))
     last = datetime.fromisoformat(files[-1].stem).replace(tzinfo=UTC)
     command = [sys.executable, "-m", "flows.cli", "run", CONFIG, "--as-of", f"{last - timedelta(days=7):%Y-%m-%d}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)

@@ -8,19 +8,21 @@ interval of Wilson (1927) for as many rows as would have that variance (Korn and
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from publish.report.content import SUPPRESSED, Estimate, Metric, Rate
+from publish.report.content import SUPPRESSED, Count, Estimate, Metric, Rate
 from publish.report.groups import Groups
 
 Unit = Literal["seconds", "share", "number"]
 Z = NormalDist().inv_cdf(0.975)
 DIGITS = 6
 """Significant digits of a figure: what is more differs between machines."""
+PERCENT = 2
+"""Decimals of a share among users of a training, so that nobody counts in it."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,15 @@ def share(value: float, rows: float) -> Estimate:
 def rounded(value: float) -> float:
     """Return a figure with as many digits as are the same on every machine."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def shown_count(count: Any, is_hidden: Any) -> Count:
+    """Return a count, or that it is not shown."""
+    return SUPPRESSED if is_hidden else int(count)
+
+
+def shown_share(count: Any, total: int, is_hidden: Any) -> Rate:
+    """Return the share of a count with its interval, or that it is not shown; None of nothing."""
+    if is_hidden:
+        return SUPPRESSED
+    return share(int(count) / total, total) if total else None

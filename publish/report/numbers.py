@@ -1,11 +1,9 @@
 """Numbers: a version's report is computed from the lake's tables and from what the registry says of models."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
-from typing import Any
 
 import ibis.expr.types as ir
 import numpy as np
@@ -16,77 +14,52 @@ from numpy.typing import NDArray
 
 from features.labels import Label
 from features.snapshots import FAVOURITES, title
-from models import descriptions, label_card, rules
+from models import descriptions, rules
 from models.comparison import OTHERS, VALUES_MAX
 from models.condition_words import say
 from models.conditions import ConditionError, parse
 from models.descriptions import cut
 from models.lifecycle import STAGES
-from models.promotion import RIVALS
 from models.segments import Segment as KnownSegment
 from models.segments import SegmentModel
 from publish.changes import ENTERED, REASONS
 from publish.report import differences, metrics
 from publish.report.activity import HOURS, WEEKDAYS, measure_activity
 from publish.report.changes import count_changes
+from publish.report.comparison import compare_features, count_overlap
 from publish.report.content import (
     SUPPRESSED,
     TOP_USERS,
     Attribute,
     Bar,
     Breakdown,
-    CalibrationBin,
     Changes,
-    Compared,
-    ComparedFeature,
     Comparison,
     Count,
     Difference,
-    Driver,
-    Estimate,
-    Gain,
     Lineage,
     Metric,
-    Model,
-    Overlap,
     Overview,
     Propensity,
-    Rate,
     Report,
     Rule,
     Segment,
     TopUser,
     TrendPoint,
 )
-from publish.report.groups import Counted, Groups, hide_segments
-from publish.report.metrics import rounded, share
+from publish.report.groups import Counted, Groups
+from publish.report.metrics import PERCENT, rounded, shown_count, shown_share
+from publish.report.propensities import Trained, describe_model, measure_propensities
 from publish.report.settings import USER_ID, ReportSettings
 from publish.report.suggestions import suggest
 from publish.report.suppression import Mask, hide_parts, is_small
+from publish.report.trends import follow_sizes
 from publish.report.users import list_users
 from publish.versions import Version
 
-EDGES = [round(i / 20, 2) for i in range(21)]
-"""Of histograms of probabilities."""
-PERCENT = 2
-"""Digits of a share among users of a training, so that nobody counts in it."""
 WEEKDAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 ALL_OTHERS = "\0others"
 """Stands for rare values among the codes of a text column."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Hold what the registry says of the model that gave a version its scores of a label.
-
-    `decision` is what its training logged as decision.json, `importance` of which feature moves its scores how much.
-    """
-
-    version: int
-    trained_at: datetime
-    serves_since: datetime | None
-    decision: Mapping[str, Any]
-    importance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,6 +127,7 @@ class _Maker:
 
     def make(self) -> tuple[Report, pa.Table]:
         source, version, groups = self.source, self.source.version, self.groups
+        withheld = version.manifest["withheld"]
         listed = list_users(source.listed.to_pyarrow(), self.activity, self.snapshot, source.attributes, version)
         measured = metrics.measure(self.activity, groups, source.day_level)
         texts = {name: self._count_texts(name) for name in (*FAVOURITES, *source.attributes) if name in self.snapshot}
@@ -161,8 +135,8 @@ class _Maker:
         typical = differences.find(self.snapshot, groups, texts, self.may_tell, self.personal)
         active = self._active()
         all_changes, changes = self._changes()
-        propensities = self._propensities()
-        trend, all_trend = self._trend()
+        propensities = measure_propensities(self.users, groups, source.labels, source.trained, withheld)
+        trend, all_trend = follow_sizes(version, source.earlier, groups)
         top = self._top_users(listed)
         order = sorted(self.groups.ids, key=lambda name: (name in groups.named, -groups.sizes[name], name))
         segments = [
@@ -186,8 +160,16 @@ class _Maker:
             users_listed=len(listed),
             overview=self._overview(measured[None], breakdowns[None], all_trend, all_changes),
             segments=segments,
-            comparison=Comparison(features=self._compare_features(order), overlap=self._overlap(order)),
-            models=[self._model(label) for label in source.labels.values()],
+            comparison=Comparison(
+                features=compare_features(self.snapshot, groups, order, self.may_tell),
+                overlap=count_overlap(groups, order),
+            ),
+            models=[
+                describe_model(
+                    label, source.trained.get(name), version.manifest["withheld"].get(name), self.k, self.personal
+                )
+                for name, label in source.labels.items()
+            ],
             withheld=self._withheld(segments, len(listed)),
         )
         return report, listed
@@ -202,9 +184,9 @@ class _Maker:
             Bar(
                 value=value,
                 label=label,
-                count=_count(counts[i], hidden[i]),
-                share=_share(counts[i], total, hidden[i]),
-                share_of_all=_share(of_all.everyone[i], whole, of_all.everyone_hidden[i]),
+                count=shown_count(counts[i], hidden[i]),
+                share=shown_share(counts[i], total, hidden[i]),
+                share_of_all=shown_share(of_all.everyone[i], whole, of_all.everyone_hidden[i]),
             )
             for i, (value, label) in enumerate(values)
         ]
@@ -282,7 +264,7 @@ class _Maker:
         for name in (None, *self.groups.shown):
             counts = counted.everyone if name is None else counted.segments[name]
             hidden, both = (one.everyone_hidden if name is None else one.hidden[name] for one in (counted, month))
-            found[name] = _count(counts[0], hidden[0]), _count(counts[0] + counts[1], hidden[2] or both.any())
+            found[name] = shown_count(counts[0], hidden[0]), shown_count(counts[0] + counts[1], hidden[2] or both.any())
         return found
 
     def _overview(
@@ -302,13 +284,13 @@ class _Maker:
         labels = [(stage, stage.replace("_", " ")) for stage in STAGES]
         users = np.array([len(self.users)])
         return Overview(
-            users=_count(users[0], is_small(users, self.k)[0]),
-            sessions=_count(self.activity["session_count"].sum(), is_small(users, self.k)[0]),
+            users=shown_count(users[0], is_small(users, self.k)[0]),
+            sessions=shown_count(self.activity["session_count"].sum(), is_small(users, self.k)[0]),
             active_7d=active[0],
             active_28d=active[1],
-            new_28d=_count(visits[0], hidden[0][0]),
-            returning_28d=_count(visits[1], hidden[0][1]),
-            lost_28d=_count(absent[0], hidden[1][0]),
+            new_28d=shown_count(visits[0], hidden[0][0]),
+            returning_28d=shown_count(visits[1], hidden[0][1]),
+            lost_28d=shown_count(absent[0], hidden[1][0]),
             rejected_rows=dict(self.source.rejected),
             lifecycle=self._bars(labels, stages.everyone, stages.everyone_hidden, stages),
             metrics=measured,
@@ -349,7 +331,7 @@ class _Maker:
             kind="named" if is_named else "discovered",
             description=description,
             users=users,
-            share=_share(size, everyone, users == SUPPRESSED),
+            share=shown_share(size, everyone, users == SUPPRESSED),
             active_7d=in_7d,
             active_28d=in_28d,
             trend=trend,
@@ -446,30 +428,6 @@ class _Maker:
 
     # --- versions ---
 
-    def _trend(self) -> tuple[dict[str, list[TrendPoint]], list[TrendPoint]]:
-        """Return each segment's size at this version and those before that say it, and that of all users."""
-        versions = [one for one in (*self.source.earlier, self.source.version) if "sizes" in one.manifest]
-        now: dict[str, Any] = {"users": self.groups.user_count, "segments": self.groups.sizes}
-        trend: dict[str, list[TrendPoint]] = {name: [] for name in self.groups.ids}
-        everyone: list[TrendPoint] = []
-        for one in sorted(versions, key=lambda one: one.version):
-            manifest = one.manifest
-            sizes = now if one.version == self.source.version.version else manifest["sizes"]
-            named = {name: sizes["segments"].get(name, 0) for name in manifest["rules"]}
-            discovered = {name: sizes["segments"].get(name, 0) for name in manifest["segments"]}
-            hidden = hide_segments(discovered, named, sizes["users"], self.k)
-            at: dict[str, Any] = {"version": one.version, "as_of": one.as_of.astimezone(UTC)}
-            is_small_version = bool(is_small(np.array([sizes["users"]]), self.k)[0])
-            everyone.append(TrendPoint(users=_count(sizes["users"], is_small_version), share=None, **at))
-            for name, size in {**discovered, **named}.items():
-                if name in trend:
-                    is_hidden = name in hidden or is_small_version
-                    point = TrendPoint(
-                        users=_count(size, is_hidden), share=_share(size, sizes["users"], is_hidden), **at
-                    )
-                    trend[name].append(point)
-        return trend, everyone
-
     def _changes(self) -> tuple[Changes | None, dict[str, Changes]]:
         if not self.source.earlier:
             return None, {}
@@ -480,161 +438,11 @@ class _Maker:
             counts.setdefault(row["segment_id"], {})[row["change"] == ENTERED, row["reason"]] = row["users"]
         return count_changes(counts, self.groups, REASONS, before.version, before.as_of.astimezone(UTC))
 
-    # --- probabilities ---
-
-    def _propensities(self) -> dict[str, list[Propensity]]:
-        found: dict[str, list[Propensity]] = {name: [] for name in self.groups.shown}
-        for label in self.source.labels.values():
-            probability = self.users[f"{label.name}_probability"].to_numpy(dtype=np.float64)
-            bins = np.minimum(np.floor(np.nan_to_num(probability, nan=0) * (len(EDGES) - 1)), len(EDGES) - 2)
-            bins = np.where(np.isnan(probability), len(EDGES) - 1, bins).astype(np.intp)
-            counted = self.groups.count_values(bins, len(EDGES))
-            _, sums = self.groups.sum(
-                np.column_stack([np.nan_to_num(probability), np.nan_to_num(probability) ** 2, ~np.isnan(probability)])
-            )
-            for name in self.groups.shown:
-                found[name].append(
-                    self._propensity(label, counted.segments[name], counted.hidden[name], sums[name], name)
-                )
-        return found
-
-    def _propensity(
-        self, label: Label, counts: NDArray[np.int64], hidden: Mask, sums: NDArray[np.float64], name: str
-    ) -> Propensity:
-        scored = int(counts[:-1].sum())
-        trained = self.source.trained.get(label.name)
-        tested = (trained.decision.get("calibration_by_segment") or {}).get(name, {}) if trained else {}
-        withheld = self.source.version.manifest["withheld"].get(label.name)
-        if trained is None:
-            withheld = "no model serves"
-        mean: Rate = None
-        if hidden[-1] or is_small(np.array([scored]), self.k)[0]:
-            mean = SUPPRESSED
-        elif scored:
-            value, squares = sums[0] / scored, sums[1] / scored
-            half = metrics.Z * np.sqrt(max(squares - value**2, 0.0) / scored)
-            mean = Estimate(value=rounded(value), low=rounded(max(value - half, 0)), high=rounded(min(value + half, 1)))
-        return Propensity(
-            label=label.name,
-            title=label.name.replace("_", " "),
-            scored=_count(scored, hidden[-1] or is_small(np.array([scored]), self.k)[0]),
-            mean=mean,
-            edges=EDGES if scored else [],
-            histogram=[_count(count, is_hidden) for count, is_hidden in zip(counts, hidden, strict=True)][:-1]
-            if scored
-            else [],
-            happened=_estimate(tested.get("base_rate"), PERCENT),
-            predicted_off=_estimate(tested.get("ece"), PERCENT),
-            withheld=withheld,
-        )
-
-    def _model(self, label: Label) -> Model:
-        trained = self.source.trained.get(label.name)
-        told: dict[str, Any] = {
-            "label": label.name,
-            "title": label.name.replace("_", " "),
-            "kind": label.kind,
-            "definition": label_card.define(label),
-        }
-        if trained is None:
-            nothing: dict[str, Any] = dict.fromkeys(
-                (
-                    "version",
-                    "trained_at",
-                    "serves_since",
-                    "tested_at",
-                    "tested_users",
-                    "base_rate",
-                    "reason",
-                    "withheld",
-                )
-            )
-            return Model(metrics={}, gains=[], calibration=[], drivers=[], **told, **nothing)
-        decision = trained.decision
-        measured = (decision.get("metrics") or {}).get("model", {})
-        tested = (decision.get("rows") or {}).get("test")
-        known = {
-            name: one
-            for name, given in measured.items()
-            if (one := _estimate(given)) and not _tells_few(name, tested, self.k)
-        }
-        gains = {who: one for who, given in (decision.get("gains") or {}).items() if (one := _estimate(given))}
-        tested_at = decision.get("test_as_of")
-        return Model(
-            **told,
-            version=trained.version,
-            trained_at=trained.trained_at,
-            serves_since=trained.serves_since,
-            tested_at=datetime.fromisoformat(tested_at) if tested_at else None,
-            tested_users=tested,
-            base_rate=known.get("base_rate"),
-            metrics=known,
-            gains=[Gain(rival=who, title=RIVALS.get(who, who), gain=gain) for who, gain in gains.items()],
-            calibration=self._calibration(decision.get("calibration") or []),
-            drivers=[
-                Driver(feature=name, title=title(name), share=rounded(part), personal=name in self.personal)
-                for name, part in trained.importance.items()
-            ],
-            reason=decision.get("reason"),
-            withheld=self.source.version.manifest["withheld"].get(label.name),
-        )
-
-    def _calibration(self, bins: Sequence[Mapping[str, Any]]) -> list[CalibrationBin]:
-        """Return the bins; none where one of them counts too few whom it happened to, or did not."""
-        counts = [round(one["happened"] * one["rows"]) for one in bins]
-        both = np.array([*counts, *(one["rows"] - count for one, count in zip(bins, counts, strict=True))], dtype=int)
-        if is_small(both, self.k).any():
-            return []
-        return [
-            CalibrationBin(
-                predicted=rounded(one["predicted"]),
-                happened=Estimate(value=rounded(one["happened"]), low=rounded(one["low"]), high=rounded(one["high"])),
-                users=one["rows"],
-            )
-            for one in bins
-        ]
-
-    # --- comparison ---
-
     def _may_tell(self, feature: str) -> Counted:
         """Count users by whether a feature is above 0, not above 0, or null."""
         values = self.snapshot[feature].to_numpy()
         known = np.isfinite(values)
         return self.groups.count_values(np.select([~known, values > 0], [2, 0], 1), 3)
-
-    def _compare_features(self, order: Sequence[str]) -> list[ComparedFeature]:
-        shown = [name for name in order if name in self.groups.shown]
-        rows = {name: self.groups.rows(name) for name in shown}
-        found = []
-        for feature in map(str, self.snapshot.select_dtypes("float64")):
-            values, counted = self.snapshot[feature].to_numpy(), self.may_tell(feature)
-            everyone = _compared(values, counted.everyone_hidden[2], self.k)
-            segments = {name: _compared(values[rows[name]], counted.hidden[name][2], self.k) for name in shown}
-            found.append(ComparedFeature(name=feature, title=title(feature), everyone=everyone, segments=segments))
-        return found
-
-    def _overlap(self, order: Sequence[str]) -> list[Overlap]:
-        """Count the users of named segments by discovered one; what a hidden segment has is hidden."""
-        groups = self.groups
-        if not groups.discovered:
-            return []
-        members = groups.members[: len(groups.discovered)]
-        own = np.where(members.any(axis=0), members.argmax(axis=0), len(members))
-        counted = groups.count_values(own, len(members) + 1)
-        found = []
-        for name in order:
-            if name not in groups.named:
-                continue
-            is_shown = name in groups.shown
-            cells: dict[str, Count] = {}
-            for i, other in enumerate(groups.discovered):
-                is_hidden = groups.sizes[name] > 0
-                if is_shown:
-                    is_hidden = bool(counted.hidden[name][i]) or (other not in groups.shown and groups.sizes[other] > 0)
-                cells[other] = _count(counted.segments[name][i] if is_shown else 0, is_hidden)
-            users = _count(groups.sizes[name], not is_shown and groups.sizes[name] > 0)
-            found.append(Overlap(segment_id=name, users=users, discovered=cells))
-        return found
 
     def _withheld(self, segments: Collection[Segment], listed: int) -> list[str]:
         notes = []
@@ -665,49 +473,8 @@ class _Maker:
         return notes
 
 
-def _compared(values: NDArray[np.float64], is_hidden: bool, k: int) -> Compared:
-    known = values[np.isfinite(values)]
-    if is_hidden or is_small(np.array([len(known), len(values)]), k).any():
-        return Compared(median=SUPPRESSED, mean=SUPPRESSED, known=SUPPRESSED)
-    if not len(known):
-        return Compared(median=None, mean=None, known=0.0)
-    return Compared(
-        median=rounded(float(np.median(known))),
-        mean=rounded(float(known.mean())),
-        known=rounded(len(known) / len(values)),
-    )
-
-
 def _in_words(condition: str) -> str:
     try:
         return say(parse(condition))
     except ConditionError:  # of a version of Habitus with another language
         return condition
-
-
-def _count(count: Any, is_hidden: Any) -> Count:
-    return SUPPRESSED if is_hidden else int(count)
-
-
-def _share(count: Any, total: int, is_hidden: Any) -> Rate:
-    if is_hidden:
-        return SUPPRESSED
-    return share(int(count) / total, total) if total else None
-
-
-def _estimate(given: Mapping[str, Any] | None, digits: int | None = None) -> Estimate | None:
-    """Return a figure as trainings log it, rounded to so many decimals; None where it has no meaning."""
-    if not given or given.get("value") is None:
-        return None
-    value, low, high = (
-        None if given.get(side) is None else rounded(given[side]) if digits is None else round(given[side], digits)
-        for side in ("value", "low", "high")
-    )
-    assert value is not None
-    return Estimate(value=value, low=low, high=high)
-
-
-def _tells_few(metric: str, users: int | None, k: int) -> bool:
-    """Tell whether a metric is of the first per cents of so many users, who are too few."""
-    first = re.fullmatch(r".*_(\d+)pct", metric)
-    return first is not None and (users or 0) * int(first[1]) < 100 * k
