@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import duckdb
 import fsspec
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -50,6 +51,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    with_threads = duckdb.connect
+
+    def connect(
+        database: str = ":memory:", read_only: bool = False, config: dict[str, Any] | None = None
+    ) -> duckdb.DuckDBPyConnection:
+        """Take one thread: as many processes as cores run tests already, and more would wait for each other."""
+        return with_threads(database, read_only, {"threads": 1, **(config or {})})
+
+    duckdb.connect = connect  # type: ignore[assignment]
 
 # Read when Prefect is imported, which nothing above does and collecting the tests will.
 os.environ |= ONE_OFF_SETTINGS | {

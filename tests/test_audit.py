@@ -190,6 +190,7 @@ def test_snapshots_of_other_events_are_not_audited(club: Path, tmp_path: Path) -
         audit(configuration, None)
 
 
+@pytest.mark.slow
 def test_twelve_users_and_a_week_are_audited_as_far_as_can_be(tmp_path: Path) -> None:
     rows = [
         {"user_id": f"u{user}", "occurred_at": FIRST_DAY + timedelta(days=day, hours=user)}

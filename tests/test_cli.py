@@ -114,6 +114,7 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "nope.toml: cannot be read: No such file" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_users_on_two_days_are_published_without_segments_and_told_why(tmp_path: Path) -> None:
     done = attempt(tmp_path)
 

@@ -186,7 +186,9 @@ def test_planted_groups_are_found(seed: int) -> None:
     assert clusters.doubt is None
 
 
-@pytest.mark.parametrize("kind", ["normal", "uniform", "skewed"])
+@pytest.mark.parametrize(
+    "kind", ["normal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("uniform", "skewed"))]
+)
 def test_noise_is_no_more_separate_than_one_heap_and_not_stable(kind: str) -> None:
     clusters = find(noise(600, kind=kind), 3, 4, seed=1)
 

@@ -129,6 +129,7 @@ def test_reading_all_files_again_does_not_bring_the_user_back(shop: Path, forgot
         assert rejected.filter(rejected.row.notnull()).count().to_pyarrow().as_py() == 1
 
 
+@pytest.mark.slow
 def test_sessions_are_not_made_anew_afterwards(ran: Ran, tmp_path: Path) -> None:
     config = Path(shutil.copytree(ran.configuration.folder, tmp_path / "shop", symlinks=True)) / "habitus.toml"
     assert habitus("forget", BOB, "--config", str(config)).exit_code == 0
@@ -188,6 +189,7 @@ def test_ids_are_read_from_a_file(tmp_path: Path) -> None:
 # --- what waits ---
 
 
+@pytest.mark.slow
 def test_a_destination_that_was_away_is_asked_by_the_next_call(
     shop: Path, forgotten: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
@@ -157,6 +158,7 @@ def held_in(engine: DuckDB, rows: Sequence[tuple[str | None, ...]], settings: Ma
     return {(row["user_id"], row["segment_id"], row["destination"]): row["held"] for row in found}
 
 
+@law(25)
 @given(
     segments=st.dictionaries(IDS, st.lists(SEGMENTS, unique=True, min_size=1), min_size=1, max_size=8),
     settings=st.fixed_dictionaries({"crm": SETTINGS, "ads": SETTINGS}),

@@ -317,6 +317,7 @@ def test_any_batches_in_any_order_give_the_tables_of_one_batch(files: list[tuple
 # --- breaking off ---
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_off_between_commits_is_repaired_by_the_next(shop: Shop, tmp_path: Path) -> None:
     undisturbed = Shop(tmp_path / "undisturbed")
     undisturbed.configure()

@@ -514,6 +514,7 @@ def test_a_part_that_fails_leaves_the_table_as_it_was(lake: Lake) -> None:
     assert not list(lake.folder.glob(".staging-*/*"))
 
 
+@pytest.mark.slow
 def test_more_than_the_memory_limit_goes_to_disk_and_is_gone_afterwards(tmp_path: Path) -> None:
     with Lake(tmp_path / "lake", memory_limit_bytes=120_000_000) as lake:
         rows = ibis.range(3_000_000).unnest().name("number").as_table()

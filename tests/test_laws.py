@@ -292,6 +292,7 @@ def many_events(engine: DuckDB) -> ir.Table:
     return engine.table("many_events").cast(EVENTS.schema)
 
 
+@pytest.mark.slow
 def test_a_snapshot_taken_again_is_the_same_to_the_last_bit_with_any_number_of_threads(
     engine: DuckDB, many_events: ir.Table
 ) -> None:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +107,7 @@ def segments(draw: st.DrawFn) -> list[list[Trait]]:
     return found
 
 
+@law(40)
 @given(segments(), st.lists(st.sampled_from(["Typical visitors", "frequent buyers", "Inactive visitors"])))
 def test_names_differ_and_do_not_contradict_themselves(typical: list[list[Trait]], taken: list[str]) -> None:
     made = [one.name for one in names(typical, [10] * len(typical), taken=taken)]

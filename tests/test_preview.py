@@ -17,6 +17,7 @@ def config_of(ran: Ran) -> str:
     return str(ran.configuration.file)
 
 
+@pytest.mark.slow
 def test_a_longer_gap_makes_fewer_longer_sessions(ran: Ran) -> None:
     done = habitus("preview", config_of(ran), "--gap", "1440m", "--json")
     assert done.exit_code == 0, done.stderr
@@ -32,12 +33,14 @@ def test_a_longer_gap_makes_fewer_longer_sessions(ran: Ran) -> None:
     assert features["revenue_total"]["changed_share"] == 0
 
 
+@pytest.mark.slow
 def test_the_same_setting_changes_nothing(ran: Ran) -> None:
     found = json.loads(habitus("preview", config_of(ran), "--set", "sessions.gap_minutes=30", "--json").stdout)
     assert all(row["now"] == row["then"] for row in found["sessions"])
     assert all(row["changed_share"] == 0 for row in found["features"])
 
 
+@pytest.mark.slow
 def test_other_windows_are_features_that_come_and_go(ran: Ran) -> None:
     found = json.loads(habitus("preview", config_of(ran), "--set", "features.windows_days=[7, 30]", "--json").stdout)
     features = {row["name"]: row for row in found["features"]}

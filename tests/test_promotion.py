@@ -70,6 +70,7 @@ def test_a_worse_challenger_is_refused_in_100_of_100_tries() -> None:
     assert not any(one.decide({"model": one.seen(0.5), "champion": one.seen(0)}).promoted for one in worlds)
 
 
+@pytest.mark.slow
 def test_an_equal_champion_keeps_serving() -> None:
     worlds = [World(seed) for seed in range(100)]
     decisions = [one.decide({"model": one.seen(0), "champion": one.seen(0)}) for one in worlds]
@@ -79,6 +80,7 @@ def test_an_equal_champion_keeps_serving() -> None:
     assert "is not surely below that of the champion (by 0.0000, 0.0000 to 0.0000)" in decisions[0].reason
 
 
+@pytest.mark.slow
 def test_models_that_are_equally_good_do_not_take_turns() -> None:
     worlds = [World(seed) for seed in range(100)]
 

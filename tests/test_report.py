@@ -249,6 +249,7 @@ def test_without_the_snapshot_it_says_how_to_take_it(shop: Path, tmp_path: Path)
     assert latest(folder / "habitus.toml") == before
 
 
+@pytest.mark.slow
 def test_without_models_it_says_so(shop: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shop"
     shutil.copytree(shop.parent, folder, symlinks=True)

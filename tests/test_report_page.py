@@ -353,6 +353,7 @@ def test_hostile_ids_are_shown_searched_and_exported_and_run_nothing(browser: Br
     assert not opened.complaints
 
 
+@pytest.mark.slow
 def test_axe_finds_no_serious_problem_in_a_segment(browser: Browser, file: Path) -> None:
     opened = Opened(browser, file)
     opened.list_of("segment-S01")

@@ -646,6 +646,7 @@ Sql("crm", sys.argv[1], sys.argv[2], Path()).deliver(shop.release(2, {"bob": ["v
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_midway_leaves_the_old_version_and_the_next_try_works(
     database: Database, shop: Shop
 ) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attacker import bounds
+from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ tables = st.integers(1, 5).flatmap(
 ).map(np.array)  # fmt: skip
 
 
+@law(40)
 @given(tables)
 def test_no_small_cell_of_a_table_with_margins_can_be_worked_out(counts: np.ndarray) -> None:
     hidden = hide_cells(counts, counts, K, counts.sum(axis=0))

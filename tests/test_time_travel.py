@@ -71,6 +71,7 @@ def test_no_feature_of_hand_written_events_knows_the_future(engine: DuckDB) -> N
     assert {"recency_days", "revenue_total", "purchase_recency_days", "device"} <= set(journey.features)
 
 
+@pytest.mark.slow
 def test_no_feature_of_synthetic_events_knows_the_future(engine: DuckDB) -> None:
     events = synthetic_events(engine, Traffic(events=3_000, days=20, users=200, late_share=0.2))
     as_of = datetime.combine(date(2024, 1, 11), datetime.min.time(), UTC) + timedelta(hours=20)
