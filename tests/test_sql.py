@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -498,19 +499,32 @@ def test_a_schema_with_an_assignments_table_of_others_is_left_alone(database: Da
     assert database.ask("SELECT * FROM {assignments}") == []
 
 
+@dataclass(frozen=True)
+class Midway:
+    """The place where deliveries stop: all rows are copied and no change is."""
+
+    database: Database
+    locking: Any
+
+    def wait(self) -> int:
+        """Wait until a delivery is there, and return its backend."""
+        changes = self.database.table("changes")
+        waiting = f"SELECT pid FROM pg_locks WHERE NOT granted AND relation = '{changes}'::regclass"
+        until = time.monotonic() + 60
+        while not (found := self.database.ask(waiting)):
+            assert time.monotonic() < until, "no delivery came so far"
+        return int(found[0][0])
+
+    def go_on(self) -> None:
+        self.locking.rollback()
+
+
 @contextmanager
-def stopped_midway(database: Database) -> Iterator[Callable[[], int]]:
-    """Let a delivery stop when all rows are copied and no change is; lend a wait for it, which returns its backend."""
-    waiting = f"SELECT pid FROM pg_locks WHERE NOT granted AND relation = '{database.table('changes')}'::regclass"
+def stopped_midway(database: Database) -> Iterator[Midway]:
+    """Let deliveries that begin within this stop midway."""
     with closing(database.connect()) as locking, closing(locking.cursor()) as locks:
         locks.execute(f"LOCK TABLE {database.table('changes')} IN SHARE MODE")
-
-        def wait() -> int:
-            while not (found := database.ask(waiting)):
-                pass
-            return int(found[0][0])
-
-        yield wait
+        yield Midway(database, locking)
         locking.rollback()
 
 
@@ -537,9 +551,10 @@ def test_who_reads_while_a_version_is_delivered_sees_the_old_one_without_waiting
     database.destination.deliver(shop.release(1, {"ann": ["vip"]}))
     release = shop.release(2, {"bob": ["vip"], "cy": []}, ["upsell"])
 
-    with delivering(database, release) as outcome, stopped_midway(database) as wait:
-        wait()
+    with stopped_midway(database) as midway, delivering(database, release) as outcome:
+        midway.wait()
         seen = database.members()
+        midway.go_on()
 
     assert seen == {"ann": ["vip"]}
     assert outcome == [Delivery("crm", "released", database.table("assignments"), 2)]
@@ -568,8 +583,13 @@ def test_of_two_publishes_at_once_one_waits_and_nothing_is_mixed(
     other = Shop(other_engine, feed=[*shop.feed], last=shop.last).release(2, {"cy": ["vip"]})
     release = shop.release(2, {"bob": ["vip"]})
 
-    with delivering(database, other) as ones, delivering(database, release) as others, stopped_midway(database) as wait:
-        wait()
+    with (
+        stopped_midway(database) as midway,
+        delivering(database, other) as ones,
+        delivering(database, release) as others,
+    ):
+        midway.wait()
+        midway.go_on()
     other_engine.disconnect()
 
     assert sorted(done.state for done in [*ones, *others] if isinstance(done, Delivery)) == ["released", "unchanged"]
@@ -623,8 +643,8 @@ def test_a_connection_that_is_lost_midway_leaves_the_old_version_and_the_next_tr
     database.destination.deliver(shop.release(1, {"ann": ["vip"]}))
     release = shop.release(2, {"bob": ["vip"]})
 
-    with delivering(database, release) as outcome, stopped_midway(database) as wait:
-        database.ask(f"SELECT pg_terminate_backend({wait()})")
+    with stopped_midway(database) as midway, delivering(database, release) as outcome:
+        database.ask(f"SELECT pg_terminate_backend({midway.wait()})")
 
     assert [str(error) for error in outcome] == [
         "the connection was lost before the version was whole; the next publish tries again"
@@ -654,10 +674,10 @@ def test_a_process_that_is_killed_midway_leaves_the_old_version_and_the_next_try
 
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests), str(tests.parent)])
-    with stopped_midway(database) as wait:
+    with stopped_midway(database) as midway:
         command = [sys.executable, "-c", KILLED, database.url, database.schema]
         killed = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
-        wait()
+        midway.wait()
         killed.send_signal(signal.SIGKILL)
         assert killed.wait() == -signal.SIGKILL
         assert database.members() == {"ann": ["vip"]}
