@@ -626,6 +626,32 @@ def test_who_reads_sqlite_in_a_transaction_sees_one_version_and_holds_up_none(tm
         assert cursor.fetchall() == [("bob",)]
 
 
+@pytest.mark.parametrize("tries", [1, 3, None])
+def test_a_sqlite_file_that_another_is_making_is_waited_for_but_not_for_ever(
+    tries: int | None, tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = Sql("crm", "sqlite:///shop.db", "habitus", tmp_path)
+    paused: list[float] = []
+    with closing(sqlite.connect(str(tmp_path / "shop.db"), autocommit=True)) as making:
+        for statement in ("CREATE TABLE of_others (id)", "BEGIN IMMEDIATE"):
+            with closing(making.cursor()) as cursor:
+                cursor.execute(statement)
+
+        def pause(seconds: float) -> None:
+            paused.append(seconds)
+            if len(paused) == tries:
+                with closing(making.cursor()) as cursor:
+                    cursor.execute("ROLLBACK")
+
+        monkeypatch.setattr("publish.destinations.sql.time.sleep", pause)
+        if tries is None:
+            with pytest.raises(DestinationError, match=r"^cannot connect: another program keeps it locked"):
+                destination.deliver(shop.release(1, {"ann": ["vip"]}))
+        else:
+            assert destination.deliver(shop.release(1, {"ann": ["vip"]})).state == "released"
+            assert len(paused) == tries
+
+
 def test_what_goes_wrong_in_the_lake_is_no_fault_of_the_database(any_database: Database, shop: Shop) -> None:
     any_database.destination.deliver(shop.release(1, {"ann": ["vip"]}))
     release = shop.release(2, {"bob": ["vip"]})

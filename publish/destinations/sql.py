@@ -5,6 +5,7 @@ ever emptied or replaced: who reads sees the old version until the commit, the n
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -137,6 +138,9 @@ DIALECTS = {
     ),
 }
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql", "sqlite": "sqlite"}
+LOCKED = "database is locked"
+PAUSES_S = (0.05,) * 40
+"""Between tries to set what a database keeps."""
 UNREACHABLE = {
     "translate host name": "there is no such host",
     "pg_hba.conf": "the server does not admit this user from this machine (pg_hba.conf)",
@@ -151,6 +155,7 @@ UNREACHABLE = {
     "unreachable": "no server answers there",
     "No route to host": "no server answers there",
     "too many clients": "the server has no connection left; the next publish tries again",
+    LOCKED: "another program keeps it locked; the next publish tries again",
     "remaining connection slots": "the server has no connection left; the next publish tries again",
     "starting up": "the server is starting or stopping; the next publish tries again",
     "shutting down": "the server is starting or stopping; the next publish tries again",
@@ -401,17 +406,28 @@ class Sql:
             address = str(self.folder / address.partition(":///")[2])
         try:
             if dialect.once:
-                with (
-                    closing(driver.connect(address, autocommit=True)) as connection,
-                    closing(connection.cursor()) as cursor,
-                ):
-                    for statement in dialect.once:
-                        self._execute(cursor, statement)
+                self._prepare(address)
             connection = driver.connect(address)
         except driver.Error as error:
             raise DestinationError(_unreachable(str(error))) from None  # its message has parts of the address
         with closing(connection):
             yield connection
+
+    def _prepare(self, address: str) -> None:
+        """Set what a database keeps; again, where another does so at once: for that SQLite does not wait."""
+        for pause_s in (*PAUSES_S, None):
+            try:
+                with (
+                    closing(self._driver.connect(address, autocommit=True)) as connection,
+                    closing(connection.cursor()) as cursor,
+                ):
+                    for statement in self._dialect.once:
+                        self._execute(cursor, statement)
+                return
+            except self._driver.OperationalError as error:
+                if pause_s is None or LOCKED not in str(error):
+                    raise
+            time.sleep(pause_s)
 
     @contextmanager
     def _transaction(self, connection: Any) -> Iterator[Any]:
