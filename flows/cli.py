@@ -223,14 +223,7 @@ Here = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration.
 @segments_app.command("show")
 def show_segments(config: Here = Path("habitus.toml"), as_json: Json = False) -> None:
     """Show the segments that serve: users and share at the training, stability, since when, the last event."""
-    _quieten()
-    flow = importlib.import_module("flows.segments")
-    with _complaining(config):
-        found = flow.find_segments(load(config))
-    if as_json:
-        print(importlib.import_module("flows.screen").to_json(found))
-    else:
-        flow.show(found, Console(highlight=False))
+    _show("segments", "find_segments", config, as_json)
 
 
 @segments_app.command("rename")
@@ -253,14 +246,7 @@ app.add_typer(outbox_app, name="outbox")
 @outbox_app.command("show")
 def show_outbox(config: Here = Path("habitus.toml"), as_json: Json = False) -> None:
     """Show what waits to be sent, what was sent, and what failed and why."""
-    _quieten()
-    stage = importlib.import_module("flows.outbox")
-    with _complaining(config):
-        found = stage.find_messages(load(config))
-    if as_json:
-        print(importlib.import_module("flows.screen").to_json(found))
-    else:
-        stage.show(found, Console(highlight=False))
+    _show("outbox", "find_messages", config, as_json)
 
 
 @outbox_app.command("retry")
@@ -323,14 +309,7 @@ def create_key(
 @keys_app.command("list")
 def list_keys(config: KeysOf = Path("habitus.toml"), as_json: Json = False) -> None:
     """List all keys, and when each was used last."""
-    _quieten()
-    with _complaining(config):
-        flow = importlib.import_module("flows.keys")
-        found = flow.open_keys(load(config)).all()
-    if as_json:
-        print(importlib.import_module("flows.screen").to_json(found))
-    else:
-        flow.show(found, Console(highlight=False))
+    _show("keys", "find_keys", config, as_json)
 
 
 @keys_app.command("revoke")
@@ -424,6 +403,18 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
     published = result.published if stage == "run" else result
     if stage in ("run", "publish") and published.held:
         raise typer.Exit(HELD)
+
+
+def _show(module: str, find: str, config: Path, as_json: bool) -> None:
+    """Print what a function of a module of flows finds, by that module's `show` or as JSON."""
+    _quieten()
+    flow = importlib.import_module(f"flows.{module}")
+    with _complaining(config):
+        found = getattr(flow, find)(load(config))
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(found))
+    else:
+        flow.show(found, Console(highlight=False))
 
 
 @contextmanager

@@ -20,6 +20,11 @@ def open_keys(configuration: Configuration) -> Keys:
         raise ConfigurationError(str(error)) from error
 
 
+def find_keys(configuration: Configuration) -> list[Key]:
+    """Return all keys, revoked ones, too."""
+    return open_keys(configuration).all()
+
+
 def create(configuration: Configuration, scope: str, name: str) -> tuple[Key, str]:
     """Make a key; return what is known of it, and the key. Raises ConfigurationError for a scope that there is not."""
     if scope not in SCOPES:

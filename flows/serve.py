@@ -28,10 +28,10 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class BoundedHead(HttpToolsProtocol):
-    """Refuse a request whose head does not end: uvicorn would keep all of it, from whoever sends it."""
+    """Refuse headers, before a body or after it, that do not end: uvicorn would keep all, from whoever sends them."""
 
     head_bytes: int | None = 0
-    """What has arrived of a head, or None while a body arrives."""
+    """What has arrived of a head, or between the chunks of a body; None while a body arrives."""
 
     def on_message_begin(self) -> None:
         """Begin to count."""
@@ -43,13 +43,27 @@ class BoundedHead(HttpToolsProtocol):
         super().on_headers_complete()
         self.head_bytes = None
 
+    def on_chunk_header(self) -> None:
+        """Count again: after the last chunk headers may follow."""
+        self.head_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Stop counting."""
+        super().on_body(body)
+        self.head_bytes = None
+
+    def on_message_complete(self) -> None:
+        """Stop counting."""
+        super().on_message_complete()
+        self.head_bytes = None
+
     def data_received(self, data: bytes) -> None:
         """Read on, unless the head is still open after too many bytes."""
         super().data_received(data)
         if self.head_bytes is not None and not self.transport.is_closing():
             self.head_bytes += len(data)
             if self.head_bytes > HEAD_MAX_BYTES:
-                self.send_400_response("The head of the request does not end.")
+                self.send_400_response("The headers of the request do not end.")
 
     def send_400_response(self, msg: str) -> None:
         """Say what to do about an id that is too long for an address."""

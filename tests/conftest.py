@@ -46,7 +46,7 @@ def law(examples: int) -> Callable[[Test], Test]:
 
 
 def pytest_collection_finish() -> None:
-    """Look through what tests make, not again and again through all that was imported: a twelfth of the time."""
+    """Look for garbage among what tests make, not again and again among all that was imported."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
