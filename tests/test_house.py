@@ -39,14 +39,13 @@ def forbidden(module: str, source: str) -> set[str]:
     return wrong_way | past_door
 
 
-MODULES = [
-    file.relative_to(HOUSE).as_posix() for package in MAY_IMPORT for file in sorted((HOUSE / package).rglob("*.py"))
-]
+def test_arrows_go_one_way_and_the_world_is_behind_its_doors() -> None:
+    files = [file for package in MAY_IMPORT for file in sorted((HOUSE / package).rglob("*.py"))]
+    modules = {file.relative_to(HOUSE).as_posix(): file.read_text() for file in files}
 
-
-@pytest.mark.parametrize("module", MODULES)
-def test_arrows_go_one_way_and_the_world_is_behind_its_doors(module: str) -> None:
-    assert forbidden(module, (HOUSE / module).read_text()) == set()
+    found = {module: forbidden(module, source) for module, source in modules.items()}
+    assert len(found) > 100
+    assert {module: names for module, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from conftest import events_of, instant, small_shop
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
 
+from features import engines
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.sessions import sessionize
@@ -84,7 +86,7 @@ def by_user(rows: list[Row]) -> dict[str, Row]:
 
 # --- what each column says ---
 # Each case is the whole history of a user. All of them are in one snapshot, since a snapshot takes its time and users
-# do not know of each other (test_laws.py).
+# do not know of each other (test_laws.py). The histories further down are in it, too.
 
 
 class Case(NamedTuple):
@@ -383,20 +385,111 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["alone", "among others"])
-def users(request: pytest.FixtureRequest) -> Iterator[dict[str, Row]]:
-    engine = ibis.duckdb.connect()
-    engine.raw_sql("SET TimeZone = 'UTC'")
-    rows = [
-        event | {"user_id": case.user_id, "event_id": f"{case.user_id} {number}"}
-        for case in CASES
-        for number, event in enumerate(case.events)
+# --- and what they do together: each history is that of the users named in it ---
+# "known / u" is user u of the history "known"; those of every history are in the same snapshots, too.
+
+DEVICES = ("b", "a", "a", None, "b", "b")
+HISTORIES: dict[str, list[Row]] = {
+    "as_of": [
+        at("04-01T10:00", user_id="before"),
+        at("04-30T23:59:59.999999", user_id="just before"),
+        at("05-01T00:00", user_id="exactly then"),
+        at("05-02T10:00", user_id="after"),
+        at("04-01T10:00", user_id="learnt of later", ingested_at="2024-05-02"),
+    ],
+    "learnt of exactly then": [at("04-01T10:00"), at("04-20T10:00", ingested_at="2024-05-01T00:00")],
+    "first sessions": [at("04-01T10:00"), at("04-03T10:00", user_id="v")],
+    "ages": [at("04-01T00:00", "purchase"), at("04-05T00:00", "support_view")],
+    "different": [
+        at("04-01T10:00", item_id="a", category="c"),
+        at("04-02T10:00", item_id="a"),
+        at("04-02T20:00", item_id="b", category="c"),
+        at("04-03T10:00", item_id="a", category="d"),
+    ],
+    "devices": [at(f"04-0{day}T10:00", device=device) for day, device in enumerate(DEVICES, start=1)],
+    "durations": [at("04-01T10:00"), at("04-01T10:01"), at("04-02T10:00"), at("04-03T10:00"), at("04-03T10:10")],
+    "cut": [
+        *(at("04-01T10:00"), at("04-01T10:20", "add_to_cart"), at("04-01T10:40", "purchase", revenue=5.0)),
+        at("04-01T23:00"),
+    ],
+    "late": [
+        at("04-01T10:00", item_id="a", device="desktop"),
+        at("04-02T10:00", "purchase", ingested_at="2024-04-05T00:00", item_id="b", device="phone"),
+        at("04-06T10:00", device="desktop"),
+    ],
+    "fused": [
+        at("03-20T10:00"),
+        *(at("04-01T10:00"), at("04-01T10:25", ingested_at="2024-04-03T00:00"), at("04-01T10:50")),
+        at("04-08T10:00"),
+    ],
+    "known later": [at("04-01T10:00"), at("04-02T10:00", user_id="v", ingested_at="2024-04-05T00:00")],
+}
+"""Several users, or one over time. Each has the events of a test below."""
+BEFORE = [at("04-01T10:00", source="mail"), at("04-30T23:50", "add_to_cart", item_id="a")]
+AFTER = [
+    at("05-01T00:00", "purchase", revenue=9.0, item_id="b", source="ads"),
+    at("05-01T00:10", "support_view", category="c", device="phone"),
+    at("06-01T10:00", source="ads"),
+]
+KNOWN = [at("04-01T10:00", source="mail"), at("04-01T10:10", "add_to_cart", item_id="a")]
+LATE = [
+    at("04-01T10:05", "purchase", revenue=9.0, item_id="b", ingested_at="2024-05-01T00:00:00.000001"),
+    at("04-20T10:00", "support_view", category="c", source="ads", ingested_at="2024-06-01"),
+]
+HISTORIES |= {"before": BEFORE, "before and after": BEFORE + AFTER, "known": KNOWN, "known and late": KNOWN + LATE}
+INSTANTS = (
+    *("03-01T00:00", "04-01T10:00", "04-01T10:10", "04-01T10:20", "04-01T10:30", "04-01T10:40", "04-01T12:00"),
+    *("04-02T00:00", "04-02T15:00", "04-03T00:00", "04-04T00:00", "04-04T23:59", "04-05T00:00", "04-06T00:00"),
+    *("04-07T00:00", "04-08T00:00", "04-09T00:00", "04-13T00:00", "05-01T00:00", "06-01T00:00"),
+)
+"""Those that the tests below ask about, of 2024."""
+
+
+def all_events() -> list[Row]:
+    cases = [event | {"user_id": case.user_id} for case in CASES for event in case.events]
+    together = [
+        event | {"user_id": f"{name} / {event.get('user_id', 'u')}"}
+        for name, events in HISTORIES.items()
+        for event in events
     ]
-    if request.param == "alone":
-        yield snapshot_of(engine, rows)
-    else:
-        yield snapshots_of(engine, rows, "04-15T10:00", "05-01T00:00", "01-01T00:00", "06-01T00:00")["05-01T00:00"]
+    return [event | {"event_id": f"{number:04}"} for number, event in enumerate([*cases, *together])]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[DuckDB]:
+    engine = engines.connect()
+    yield engine
     engine.disconnect()
+
+
+@pytest.fixture(scope="module")
+def taken(shared: DuckDB) -> dict[str, dict[str, Row]]:
+    """Take snapshots of all at INSTANTS; return their rows by instant and user."""
+    return snapshots_of(shared, all_events(), *INSTANTS)
+
+
+@pytest.fixture(scope="module")
+def alone(shared: DuckDB) -> dict[str, Row]:
+    """Take the snapshot of all at AS_OF, and at no other instant."""
+    return snapshot_of(shared, all_events())
+
+
+@pytest.fixture(params=["alone", "among others"])
+def users(request: pytest.FixtureRequest) -> dict[str, Row]:
+    """Return all users at AS_OF, by the snapshot that is taken alone and by the one that is taken among others."""
+    if request.param == "alone":
+        return request.getfixturevalue("alone")  # type: ignore[no-any-return]
+    return request.getfixturevalue("taken")["05-01T00:00"]  # type: ignore[no-any-return]
+
+
+def of(history: str, users: dict[str, Row]) -> dict[str, Row]:
+    """Return the users of a history."""
+    return {user.removeprefix(f"{history} / "): row for user, row in users.items() if user.startswith(f"{history} / ")}
+
+
+def values(taken: dict[str, dict[str, Row]], history: str, instants: Sequence[str], *columns: str) -> list[list[Any]]:
+    """Return what columns say of the one user of a history at each of some instants."""
+    return [[taken[time][f"{history} / u"][column] for column in columns] for time in instants]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.user_id)
@@ -426,62 +519,43 @@ def test_only_features_that_may_not_apply_are_ever_null(users: dict[str, Row]) -
 
 
 def test_every_user_with_a_session_is_in_the_snapshot(users: dict[str, Row]) -> None:
-    assert users.keys() == {case.user_id for case in CASES}
+    assert {case.user_id for case in CASES} <= users.keys()
 
 
-def test_a_user_without_a_session_before_as_of_is_not_in_the_snapshot(engine: DuckDB) -> None:
-    rows = [
-        at("04-01T10:00", user_id="before"),
-        at("04-30T23:59:59.999999", user_id="just before"),
-        at("05-01T00:00", user_id="exactly then"),
-        at("05-02T10:00", user_id="after"),
-        at("04-01T10:00", user_id="learnt of later", ingested_at="2024-05-02"),
-    ]
-
-    assert snapshot_of(engine, rows).keys() == {"before", "just before"}
+def test_a_user_without_a_session_before_as_of_is_not_in_the_snapshot(users: dict[str, Row]) -> None:
+    assert of("as_of", users).keys() == {"before", "just before"}
 
 
-def test_nobody_is_in_a_snapshot_without_events(engine: DuckDB) -> None:
-    assert snapshot_of(engine, []) == {}
+def test_what_happens_from_as_of_on_changes_nothing(users: dict[str, Row]) -> None:
+    [before], [both] = of("before", users).values(), of("before and after", users).values()
+
+    assert both | {"user_id": ""} == before | {"user_id": ""}
 
 
-def test_what_happens_from_as_of_on_changes_nothing(engine: DuckDB) -> None:
-    before = [at("04-01T10:00", source="mail"), at("04-30T23:50", "add_to_cart", item_id="a")]
-    after = [
-        at("05-01T00:00", "purchase", revenue=9.0, item_id="b", source="ads"),
-        at("05-01T00:10", "support_view", category="c", device="phone"),
-        at("06-01T10:00", source="ads"),
-    ]
+def test_what_was_learnt_of_after_as_of_changes_nothing(users: dict[str, Row]) -> None:
+    [known], [both] = of("known", users).values(), of("known and late", users).values()
 
-    assert snapshot_of(engine, before + after) == snapshot_of(engine, before)
+    assert both | {"user_id": ""} == known | {"user_id": ""}
 
 
-def test_what_was_learnt_of_after_as_of_changes_nothing(engine: DuckDB) -> None:
-    known = [at("04-01T10:00", source="mail"), at("04-01T10:10", "add_to_cart", item_id="a")]
-    late = [
-        at("04-01T10:05", "purchase", revenue=9.0, item_id="b", ingested_at="2024-05-01T00:00:00.000001"),
-        at("04-20T10:00", "support_view", category="c", source="ads", ingested_at="2024-06-01"),
-    ]
-
-    assert snapshot_of(engine, known + late) == snapshot_of(engine, known)
+def test_what_was_learnt_of_exactly_at_as_of_was_known(users: dict[str, Row]) -> None:
+    assert of("learnt of exactly then", users)["u"]["session_count"] == 2
 
 
-def test_what_was_learnt_of_exactly_at_as_of_was_known(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00"), at("04-20T10:00", ingested_at="2024-05-01T00:00")]
-
-    assert snapshot_of(engine, rows)["u"]["session_count"] == 2
+def test_nobody_is_in_a_snapshot_without_events(shared: DuckDB) -> None:
+    assert snapshot_of(shared, []) == {}
 
 
-def test_as_of_may_be_in_any_time_zone(engine: DuckDB) -> None:
-    snapshot = snapshot_of(engine, [at("04-29T22:00"), at("04-30T22:00")], "2024-05-01T00:00+02:00")["u"]
+def test_as_of_may_be_in_any_time_zone(shared: DuckDB) -> None:
+    snapshot = snapshot_of(shared, [at("04-29T22:00"), at("04-30T22:00")], "2024-05-01T00:00+02:00")["u"]
 
     assert snapshot["as_of"] == instant("2024-04-30T22:00")
     assert (snapshot["session_count"], snapshot["recency_days"]) == (1, 1)
 
 
-def test_a_snapshot_keeps_its_contract(engine: DuckDB) -> None:
-    events = events_of(engine, [at("04-01T10:00")])
-    snapshot = take_snapshot(events, sessionize(events, GAP), attributes_of(engine), instant(AS_OF), gap=GAP)
+def test_a_snapshot_keeps_its_contract(shared: DuckDB) -> None:
+    events = events_of(shared, [at("04-01T10:00")])
+    snapshot = take_snapshot(events, sessionize(events, GAP), attributes_of(shared), instant(AS_OF), gap=GAP)
 
     assert SNAPSHOTS.check(snapshot).columns == tuple(SNAPSHOTS.schema.names)
     assert snapshot.to_pyarrow().schema.types == SNAPSHOTS.schema.to_pyarrow().types
@@ -498,58 +572,45 @@ def test_all_features_are_numbers_and_favourites_text() -> None:
 # --- many instants at once ---
 
 
-def test_snapshots_are_taken_in_order_at_each_instant_once(engine: DuckDB) -> None:
-    taken = snapshots_of(engine, [at("04-01T10:00")], "05-01T00:00", "04-05T00:00", "05-01T00:00", "04-20T12:00")
+def test_snapshots_are_taken_in_order_at_each_instant_once(shared: DuckDB) -> None:
+    taken = snapshots_of(shared, [at("04-01T10:00")], "05-01T00:00", "04-05T00:00", "05-01T00:00", "04-20T12:00")
 
     assert [*taken] == ["04-05T00:00", "04-20T12:00", "05-01T00:00"]
 
 
-def test_no_instants_no_snapshots(engine: DuckDB) -> None:
-    assert snapshots_of(engine, [at("04-01T10:00")]) == {}
+def test_no_instants_no_snapshots(shared: DuckDB) -> None:
+    assert snapshots_of(shared, [at("04-01T10:00")]) == {}
 
 
-def test_nobody_is_in_the_snapshot_at_an_instant_before_every_event(engine: DuckDB) -> None:
-    taken = snapshots_of(engine, [at("04-01T10:00")], "03-01T00:00", "04-01T10:00", "04-02T10:00")
+def test_nobody_is_in_the_snapshot_at_an_instant_before_every_event(shared: DuckDB) -> None:
+    taken = snapshots_of(shared, [at("04-01T10:00")], "03-01T00:00", "04-01T10:00", "04-02T10:00")
 
     assert [[*users] for users in taken.values()] == [[], [], ["u"]]
 
 
-def test_nobody_is_in_any_snapshot_without_events(engine: DuckDB) -> None:
-    assert snapshots_of(engine, [], "03-01T00:00", "04-01T00:00") == {"03-01T00:00": {}, "04-01T00:00": {}}
+def test_nobody_is_in_any_snapshot_without_events(shared: DuckDB) -> None:
+    assert snapshots_of(shared, [], "03-01T00:00", "04-01T00:00") == {"03-01T00:00": {}, "04-01T00:00": {}}
 
 
-def test_a_user_is_in_every_snapshot_after_their_first_session(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00"), at("04-03T10:00", user_id="v")]
-    taken = snapshots_of(engine, rows, "04-02T00:00", "04-04T00:00", "06-01T00:00")
+def test_a_user_is_in_every_snapshot_after_their_first_session(taken: dict[str, dict[str, Row]]) -> None:
+    found = [sorted(of("first sessions", taken[time])) for time in ("04-02T00:00", "04-04T00:00", "06-01T00:00")]
 
-    assert [sorted(users) for users in taken.values()] == [["u"], ["u", "v"], ["u", "v"]]
-
-
-def test_ages_and_windows_are_those_of_each_instant(engine: DuckDB) -> None:
-    rows = [at("04-01T00:00", "purchase"), at("04-05T00:00", "support_view")]
-    taken = snapshots_of(engine, rows, "04-06T00:00", "04-08T00:00", "04-13T00:00")
-    columns = ("recency_days", "tenure_days", "session_count_7d", "purchase_count_7d", "support_visit_count_1d")
-
-    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
-        [1, 5, 2, 1, 1],
-        [3, 7, 2, 1, 0],
-        [8, 12, 0, 0, 0],
-    ]
-    assert [users["u"]["purchase_recency_days"] for users in taken.values()] == [5, 7, 12]
-    assert [users["u"]["support_recency_days"] for users in taken.values()] == [1, 3, 8]
+    assert found == [["u"], ["u", "v"], ["u", "v"]]
 
 
-def test_what_is_different_is_counted_as_of_each_instant(engine: DuckDB) -> None:
-    rows = [
-        at("04-01T10:00", item_id="a", category="c"),
-        at("04-02T10:00", item_id="a"),
-        at("04-02T20:00", item_id="b", category="c"),
-        at("04-03T10:00", item_id="a", category="d"),
-    ]
-    taken = snapshots_of(engine, rows, "04-02T00:00", "04-02T15:00", "04-03T00:00", "04-04T00:00", "04-05T00:00")
-    columns = ("item_count", "category_count", "active_day_count")
+def test_ages_and_windows_are_those_of_each_instant(taken: dict[str, dict[str, Row]]) -> None:
+    instants = ("04-06T00:00", "04-08T00:00", "04-13T00:00")
+    windows = ("session_count_7d", "purchase_count_7d", "support_visit_count_1d")
 
-    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
+    assert values(taken, "ages", instants, "recency_days", "tenure_days") == [[1, 5], [3, 7], [8, 12]]
+    assert values(taken, "ages", instants, *windows) == [[2, 1, 1], [2, 1, 0], [0, 0, 0]]
+    assert values(taken, "ages", instants, "purchase_recency_days", "support_recency_days") == [[5, 1], [7, 3], [12, 8]]
+
+
+def test_what_is_different_is_counted_as_of_each_instant(taken: dict[str, dict[str, Row]]) -> None:
+    instants = ("04-02T00:00", "04-02T15:00", "04-03T00:00", "04-04T00:00", "04-05T00:00")
+
+    assert values(taken, "different", instants, "item_count", "category_count", "active_day_count") == [
         [1, 1, 1],
         [1, 1, 2],
         [2, 1, 2],
@@ -558,32 +619,24 @@ def test_what_is_different_is_counted_as_of_each_instant(engine: DuckDB) -> None
     ]
 
 
-def test_the_favourite_is_that_of_each_instant(engine: DuckDB) -> None:
-    devices = ["b", "a", "a", None, "b", "b"]
-    rows = [at(f"04-0{day}T10:00", device=device) for day, device in enumerate(devices, start=1)]
-    taken = snapshots_of(engine, rows, *(f"04-0{day + 1}T00:00" for day in range(1, 7)))
+def test_the_favourite_is_that_of_each_instant(taken: dict[str, dict[str, Row]]) -> None:
+    instants = [f"04-0{day + 1}T00:00" for day in range(1, 7)]
 
-    assert [users["u"]["device"] for users in taken.values()] == ["b", "a", "a", "a", "a", "b"]
+    assert values(taken, "devices", instants, "device") == [["b"], ["a"], ["a"], ["a"], ["a"], ["b"]]
 
 
-def test_the_median_is_that_of_each_instant(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00"), at("04-01T10:01"), at("04-02T10:00"), at("04-03T10:00"), at("04-03T10:10")]
-    taken = snapshots_of(engine, rows, "04-02T00:00", "04-03T00:00", "04-04T00:00")
+def test_the_median_is_that_of_each_instant(taken: dict[str, dict[str, Row]]) -> None:
+    instants = ("04-02T00:00", "04-03T00:00", "04-04T00:00")
 
-    assert [users["u"]["duration_median_s"] for users in taken.values()] == [60, 30, 60]
+    assert values(taken, "durations", instants, "duration_median_s") == [[60], [30], [60]]
 
 
-def test_a_session_is_cut_by_each_instant_that_it_spans(engine: DuckDB) -> None:
-    rows = [
-        *(at("04-01T10:00"), at("04-01T10:20", "add_to_cart"), at("04-01T10:40", "purchase", revenue=5.0)),
-        at("04-01T23:00"),
-    ]
+def test_a_session_is_cut_by_each_instant_that_it_spans(taken: dict[str, dict[str, Row]]) -> None:
     at_its_last_event = "04-01T10:40"
     instants = ("04-01T10:10", "04-01T10:20", "04-01T10:30", at_its_last_event, "04-01T12:00", "04-02T00:00")
-    taken = snapshots_of(engine, rows, *instants)
     columns = ("session_count", "duration_mean_s", "cart_abandonment_rate", "revenue_total")
 
-    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
+    assert values(taken, "cut", instants, *columns) == [
         [1, 0, None, 0],
         [1, 0, None, 0],
         [1, 1200, 1, 0],
@@ -593,52 +646,48 @@ def test_a_session_is_cut_by_each_instant_that_it_spans(engine: DuckDB) -> None:
     ]
 
 
-def test_an_event_counts_from_the_instant_at_which_it_was_known(engine: DuckDB) -> None:
-    late = at("04-02T10:00", "purchase", ingested_at="2024-04-05T00:00", item_id="b", device="phone")
-    rows = [at("04-01T10:00", item_id="a", device="desktop"), late, at("04-06T10:00", device="desktop")]
-    taken = snapshots_of(engine, rows, "04-03T00:00", "04-04T23:59", "04-05T00:00", "04-07T00:00")
+def test_an_event_counts_from_the_instant_at_which_it_was_known(taken: dict[str, dict[str, Row]]) -> None:
+    instants = ("04-03T00:00", "04-04T23:59", "04-05T00:00", "04-07T00:00")
     columns = ("session_count", "purchase_count", "item_count", "device")
 
-    assert [[users["u"][column] for column in columns] for users in taken.values()] == [
+    assert values(taken, "late", instants, *columns) == [
         [1, 0, 1, "desktop"],
         [1, 0, 1, "desktop"],
         [2, 1, 2, "desktop"],
         [3, 1, 2, "desktop"],
     ]
-    assert [users["u"]["purchase_recency_days"] is None for users in taken.values()] == [True, True, False, False]
+    recencies = values(taken, "late", instants, "purchase_recency_days")
+    assert [recency is None for [recency] in recencies] == [True, True, False, False]
 
 
-def test_two_sessions_are_one_from_the_instant_at_which_what_fuses_them_was_known(engine: DuckDB) -> None:
-    late = at("04-01T10:25", ingested_at="2024-04-03T00:00")
-    rows = [at("03-20T10:00"), at("04-01T10:00"), late, at("04-01T10:50"), at("04-08T10:00")]
-    taken = snapshots_of(engine, rows, "04-01T10:30", "04-02T00:00", "04-03T00:00", "04-09T00:00")
+def test_two_sessions_are_one_from_the_instant_at_which_what_fuses_them_was_known(
+    taken: dict[str, dict[str, Row]],
+) -> None:
+    instants = ("04-01T10:30", "04-02T00:00", "04-03T00:00", "04-09T00:00")
 
-    assert [users["u"]["session_count"] for users in taken.values()] == [2, 3, 2, 3]
-
-
-def test_who_was_known_only_later_is_in_no_snapshot_before(engine: DuckDB) -> None:
-    rows = [at("04-01T10:00"), at("04-02T10:00", user_id="v", ingested_at="2024-04-05T00:00")]
-    taken = snapshots_of(engine, rows, "04-03T00:00", "04-04T00:00", "04-05T00:00")
-
-    assert [sorted(users) for users in taken.values()] == [["u"], ["u"], ["u", "v"]]
+    assert values(taken, "fused", instants, "session_count") == [[2], [3], [2], [3]]
 
 
-def test_of_many_users_snapshots_are_taken_by_and_by(engine: DuckDB, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [at(f"04-0{day}T23:50", user_id=f"u{day % 2}", device=f"d{day % 3}") for day in range(1, 6)]
-    rows += [at(f"04-0{day}T00:10", user_id=f"u{day % 2}", device=f"d{day % 3}") for day in range(2, 7)]
-    instants = [f"04-0{day}T00:00" for day in range(2, 7)]
-    at_once = snapshots_of(engine, rows, *instants)
-    monkeypatch.setattr("features.snapshots.ROWS_AT_ONCE", 4)
+def test_who_was_known_only_later_is_in_no_snapshot_before(taken: dict[str, dict[str, Row]]) -> None:
+    found = [sorted(of("known later", taken[time])) for time in ("04-03T00:00", "04-04T00:00", "04-05T00:00")]
 
-    assert snapshots_of(engine, rows, *instants) == at_once
+    assert found == [["u"], ["u"], ["u", "v"]]
+
+
+def test_of_many_users_snapshots_are_taken_by_and_by(
+    shared: DuckDB, taken: dict[str, dict[str, Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.snapshots.ROWS_AT_ONCE", 7 * len(taken["06-01T00:00"]))
+
+    assert snapshots_of(shared, all_events(), *INSTANTS) == taken
 
 
 # --- windows ---
 
 
-def test_the_windows_are_the_callers_choice(engine: DuckDB) -> None:
+def test_the_windows_are_the_callers_choice(shared: DuckDB) -> None:
     rows = [at("04-28T00:00", "support_view"), at("04-17T00:00", "purchase"), at("04-16T23:00")]
-    snapshot = snapshot_of(engine, rows, windows_days=(3, 14))["u"]
+    snapshot = snapshot_of(shared, rows, windows_days=(3, 14))["u"]
 
     assert (snapshot["session_count_3d"], snapshot["session_count_14d"]) == (1, 2)
     assert (snapshot["support_visit_count_3d"], snapshot["support_visit_count_14d"]) == (1, 1)
@@ -666,30 +715,34 @@ def test_a_window_has_days(windows_days: list[int]) -> None:
 
 # --- attributes ---
 
+DESCRIBED = [("u", "plan", "gold"), ("u", "age_band", "0-35"), ("v", "plan", "free"), ("u", "shoe", "42")]
+NOT_SEEN = [("w", "plan", "free")]
+PRIVATE = [("u", EMAIL, "u@example.org"), ("u", f"{CONSENT}plan", "no"), ("v", PHONE, "020")]
 
-def test_attributes_are_columns_null_where_a_user_has_none(engine: DuckDB) -> None:
+
+def described(engine: DuckDB, attributes: Sequence[tuple[str, str, str]]) -> dict[str, Row]:
     rows = [at("04-01T10:00"), at("04-01T10:00", user_id="v")]
-    attributes = [("u", "plan", "gold"), ("u", "age_band", "0-35"), ("v", "plan", "free"), ("u", "shoe", "42")]
-    snapshot = snapshot_of(engine, rows, attributes=attributes, attribute_names=("plan", "age_band"))
-
-    assert [(snapshot[user]["plan"], snapshot[user]["age_band"]) for user in "uv"] == [("gold", "0-35"), ("free", None)]
-    assert "shoe" not in snapshot["u"]
+    return snapshot_of(engine, rows, attributes=attributes, attribute_names=("plan", "age_band"))
 
 
-def test_a_user_who_is_only_described_is_not_in_the_snapshot(engine: DuckDB) -> None:
-    attributes = [("u", "plan", "gold"), ("w", "plan", "free")]
+@pytest.fixture(scope="module")
+def by_plan(shared: DuckDB) -> dict[str, Row]:
+    return described(shared, DESCRIBED + NOT_SEEN)
 
-    assert snapshot_of(engine, [at("04-01T10:00")], attributes=attributes, attribute_names=("plan",)).keys() == {"u"}
+
+def test_attributes_are_columns_null_where_a_user_has_none(by_plan: dict[str, Row]) -> None:
+    named = [(by_plan[user]["plan"], by_plan[user]["age_band"]) for user in "uv"]
+
+    assert named == [("gold", "0-35"), ("free", None)]
+    assert "shoe" not in by_plan["u"]
 
 
-def test_contacts_and_consents_are_no_features(engine: DuckDB) -> None:
-    plans = [("u", "plan", "gold")]
-    private = [("u", EMAIL, "u@example.org"), ("u", f"{CONSENT}plan", "no"), ("v", PHONE, "020")]
-    rows = [at("04-01T10:00"), at("04-01T10:00", user_id="v")]
-    first, second = (
-        snapshot_of(engine, rows, attributes=given, attribute_names=("plan",)) for given in (plans, plans + private)
-    )
-    assert first == second
+def test_a_user_who_is_only_described_is_not_in_the_snapshot(by_plan: dict[str, Row]) -> None:
+    assert by_plan.keys() == {"u", "v"}
+
+
+def test_contacts_and_consents_are_no_features(shared: DuckDB, by_plan: dict[str, Row]) -> None:
+    assert described(shared, DESCRIBED + NOT_SEEN + PRIVATE) == by_plan
 
 
 def test_attributes_are_in_the_contract() -> None:
@@ -701,55 +754,72 @@ def test_attributes_are_in_the_contract() -> None:
 
 # --- time zones and day-level sources ---
 
+LOCAL = {
+    "friday evening": [at("04-26T20:00"), at("04-26T20:20")],
+    "around midnight": [at("04-26T23:50"), at("04-27T00:10")],
+    "summer time": [at("03-30T04:30"), at("03-31T04:30")],
+    "around midnight in Monrovia": [
+        {"occurred_at": "1971-06-01T00:44:29", "event_name": "page_view"},
+        {"occurred_at": "1971-06-01T00:44:30", "event_name": "page_view"},
+    ],
+    "anywhere": [at("03-30T04:30", "purchase", revenue=3.0), at("04-03T00:00"), at("04-30T23:59")],
+}
+"""Users by what they do, in UTC."""
 
-def test_hours_and_weekends_are_local(engine: DuckDB) -> None:
-    friday_evening_in_utc = [at("04-26T20:00"), at("04-26T20:20")]
-    tokyo = snapshot_of(engine, friday_evening_in_utc, time_zone="Asia/Tokyo")["u"]
+
+@pytest.fixture(scope="module")
+def local(shared: DuckDB) -> Callable[[str], dict[str, Row]]:
+    """Take the snapshot of LOCAL users in a time zone, once."""
+    rows = [
+        event | {"user_id": user, "event_id": f"{user}{i}"} for user in LOCAL for i, event in enumerate(LOCAL[user])
+    ]
+    return cache(lambda time_zone: snapshot_of(shared, rows, time_zone=time_zone))
+
+
+Local = Callable[[str], dict[str, Row]]
+
+
+def test_hours_and_weekends_are_local(local: Local) -> None:
+    tokyo = local("Asia/Tokyo")["friday evening"]
 
     assert (tokyo["evening_session_share"], tokyo["night_session_share"], tokyo["weekend_session_share"]) == (0, 1, 1)
 
 
-def test_an_active_day_is_a_local_day(engine: DuckDB) -> None:
-    around_midnight_in_utc = [at("04-26T23:50"), at("04-27T00:10")]
-
-    assert snapshot_of(engine, around_midnight_in_utc, time_zone="Asia/Tokyo")["u"]["active_day_count"] == 1
+def test_an_active_day_is_a_local_day(local: Local) -> None:
+    assert local("Asia/Tokyo")["around midnight"]["active_day_count"] == 1
 
 
-def test_an_active_day_ends_at_midnight_where_the_offset_is_of_seconds(engine: DuckDB) -> None:
-    around_midnight_in_monrovia = [{"occurred_at": "1971-06-01T00:44:29"}, {"occurred_at": "1971-06-01T00:44:30"}]
-    rows = [row | {"event_name": "page_view"} for row in around_midnight_in_monrovia]
-
-    assert snapshot_of(engine, rows, time_zone="Africa/Monrovia")["u"]["active_day_count"] == 2
-    assert snapshot_of(engine, rows)["u"]["active_day_count"] == 1
+def test_an_active_day_ends_at_midnight_where_the_offset_is_of_seconds(local: Local) -> None:
+    assert local("Africa/Monrovia")["around midnight in Monrovia"]["active_day_count"] == 2
+    assert local("UTC")["around midnight in Monrovia"]["active_day_count"] == 1
 
 
-def test_local_hours_follow_summer_time(engine: DuckDB) -> None:
-    rows = [at("03-30T04:30"), at("03-31T04:30")]
-    snapshot = snapshot_of(engine, rows, time_zone="Europe/Berlin")["u"]
+def test_local_hours_follow_summer_time(local: Local) -> None:
+    berlin = local("Europe/Berlin")["summer time"]
 
-    assert (snapshot["night_session_share"], snapshot["morning_session_share"]) == (0.5, 0.5)
-
-
-def test_the_time_zone_changes_nothing_else(engine: DuckDB) -> None:
-    rows = [at("03-30T04:30", "purchase", revenue=3.0), at("04-03T00:00"), at("04-30T23:59")]
-    local = {*NEEDS_TIMES, "weekend_session_share", "active_day_count"}
-    utc, samoa = snapshot_of(engine, rows)["u"], snapshot_of(engine, rows, time_zone="Pacific/Apia")["u"]
-
-    assert {name: value for name, value in utc.items() if name not in local} == {
-        name: value for name, value in samoa.items() if name not in local
-    }
+    assert (berlin["night_session_share"], berlin["morning_session_share"]) == (0.5, 0.5)
 
 
-def test_what_needs_a_time_of_day_is_null_where_the_source_has_days(engine: DuckDB) -> None:
+def test_the_time_zone_changes_nothing_else(local: Local) -> None:
+    those = {*NEEDS_TIMES, "weekend_session_share", "active_day_count"}
+    utc, samoa = (
+        [{name: value for name, value in user.items() if name not in those} for user in local(time_zone).values()]
+        for time_zone in ("UTC", "Pacific/Apia")
+    )
+
+    assert sorted(utc, key=itemgetter("user_id")) == sorted(samoa, key=itemgetter("user_id"))
+
+
+def test_what_needs_a_time_of_day_is_null_where_the_source_has_days(shared: DuckDB) -> None:
     rows = [at("04-27T00:00"), at("04-27T00:00", "purchase"), at("04-29T00:00")]
-    timed, daily = snapshot_of(engine, rows)["u"], snapshot_of(engine, rows, day_level=True)["u"]
+    timed, daily = snapshot_of(shared, rows)["u"], snapshot_of(shared, rows, day_level=True)["u"]
 
     assert {name: daily[name] for name in timed if daily[name] != timed[name]} == dict.fromkeys(NEEDS_TIMES)
 
 
-def test_the_days_of_a_day_level_source_are_local(engine: DuckDB) -> None:
+def test_the_days_of_a_day_level_source_are_local(shared: DuckDB) -> None:
     saturday_in_new_york = [at("04-27T04:00")]
-    snapshot = snapshot_of(engine, saturday_in_new_york, time_zone="America/New_York", day_level=True)["u"]
+    snapshot = snapshot_of(shared, saturday_in_new_york, time_zone="America/New_York", day_level=True)["u"]
 
     assert (snapshot["weekend_session_share"], snapshot["active_day_count"]) == (1, 1)
 
