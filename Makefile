@@ -42,7 +42,7 @@ demo: setup ## run the main job on examples/ecom
 
 # As many processes as cores run tests already: more threads would wait for each other.
 test: setup ## run the whole suite
-	@OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --dist worksteal
 
 test-slow: setup ## the tests that take long, Spark's among them, and the laws on many more examples
 	@$(UV) pip install --quiet --python .venv/bin/python $(SPARK)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.cli import ONE_OFF_SETTINGS
+from flows.one_off import ONE_OFF_SETTINGS
 
 CONFIG = "examples/ecom/habitus.toml"
 

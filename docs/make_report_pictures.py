@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from flows.cli import ONE_OFF_SETTINGS
+from flows.one_off import ONE_OFF_SETTINGS
 
 EXAMPLE = "examples/ecom"
 DAYS = (22, 29)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ibis
+import ibis.expr.operations as ops
 import ibis.expr.types as ir
+import pyarrow as pa
 from ibis.backends.duckdb import Backend
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,6 +39,28 @@ class Engine(Protocol):
 
 class DuckDB(Backend):
     """DuckDB in the process."""
+
+    def create_table(
+        self, name: str, obj: ir.Table | pa.Table | None = None, *, temp: bool = False, **options: Any
+    ) -> ir.Table:
+        """Create a table of a query or of rows, by two statements.
+
+        Ibis' own takes seven to do the same: most look up where the table is and which columns it has, as is known.
+        """
+        if obj is None or options:
+            return super().create_table(name, obj, temp=temp, **options)
+        rows = obj if isinstance(obj, ir.Table) else ibis.memtable(obj)
+        schema = rows.schema()
+        self._run_pre_execute_hooks(rows)
+        query, type_of = self.compile(rows), self.compiler.type_mapper.to_string
+        columns = ", ".join(
+            f"{_quoted(column)} {type_of(dtype)}{'' if dtype.nullable else ' NOT NULL'}"
+            for column, dtype in schema.items()
+        )
+        self.con.execute(f"CREATE {'TEMP ' * temp}TABLE {_quoted(name)} ({columns})")
+        self.con.execute(f"INSERT INTO {_quoted(name)} {query}")
+        namespace = ops.Namespace(catalog="temp" if temp else "memory", database="main")
+        return ops.DatabaseTable(name, schema=schema, source=self, namespace=namespace).to_expr()
 
     def read_files(self, files: Sequence[str], schema: ibis.Schema) -> ir.Table:
         """Return the rows of Parquet files under a schema; a column that a file does not have is null."""

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import S3_KEYS, Bucket, law
+from conftest import S3_KEYS, Bucket
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from jsonschema import Draft202012Validator
+from laws import law
 from pydantic import ValidationError
 from test_files import AS_OF, files_no_larger_than
 

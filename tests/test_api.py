@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
-from conftest import events_of
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from histories import events_of
 from served import AS_OF, HOSTILE, SCHEMA, SCRIPT_HASH, add_version, user, without_user
 from starlette.testclient import TestClient
 

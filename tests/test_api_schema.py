@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from conftest import events_of
+from histories import events_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode

@@ -5,10 +5,11 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import instant, law
+from histories import instant
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 
 from publish.assignments import ASSIGNMENTS
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for

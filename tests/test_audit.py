@@ -12,8 +12,9 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Ran, events_of, habitus
+from histories import events_of
 from rich.console import Console
+from shops import Ran, habitus
 
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS

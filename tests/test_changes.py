@@ -4,10 +4,11 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import instant, law
+from histories import instant
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 
 from publish.audiences import AUDIENCES
 from publish.changes import CHANGES, REASONS, Causes, compare, replay

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import habitus
+from shops import habitus
 
 from flows.cli import _progress
 

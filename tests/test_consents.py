@@ -11,10 +11,11 @@ import ibis.expr.types as ir
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import events_of, law
+from histories import events_of
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 from pydantic import ValidationError
 
 from features import engines

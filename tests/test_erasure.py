@@ -14,7 +14,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import events_of
+from histories import events_of
 
 from features.attributes import ATTRIBUTES
 from features.erasures import ERASURES, find_erased, hash_id

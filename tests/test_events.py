@@ -11,10 +11,11 @@ from typing import Any
 import ibis
 import pyarrow as pa
 import pytest
-from conftest import events_of, law
+from histories import events_of
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 
 from features.events import EVENTS, REASONS, REJECTED, accept, reconcile
 from features.sessions import sessionize

@@ -19,11 +19,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import S3_KEYS, Bucket, enforce_permissions, law
+from conftest import S3_KEYS, Bucket, enforce_permissions
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from jsonschema import Draft202012Validator
+from laws import law
 from pydantic import ValidationError
 
 from features.table import ContractError

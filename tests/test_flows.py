@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Ran, habitus, small_shop
 from deltalake import DeltaTable
 from mlflow import MlflowClient
+from shops import Ran, habitus, small_shop
 
 from features.events import EVENTS, REJECTED
 from features.labels import LABELS

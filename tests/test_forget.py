@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Ran, habitus
+from shops import Ran, habitus
 
 import flows.forget
 from features.events import EVENTS, REJECTED

@@ -9,8 +9,8 @@ from pathlib import Path
 import ibis
 import pandas as pd
 import pytest
-from conftest import Ran, habitus
 from mlflow import MlflowClient
+from shops import Ran, habitus
 
 from features.lake import Lake
 from flows.configuration import Configuration, load

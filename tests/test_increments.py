@@ -13,9 +13,10 @@ from typing import Any
 
 import ibis.expr.types as ir
 import pytest
-from conftest import events_of, instant, law
+from histories import events_of, instant
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from laws import law
 
 import features.increments
 import features.sessions

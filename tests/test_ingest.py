@@ -12,9 +12,11 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import events_of, habitus, law
+from histories import events_of
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import law
+from shops import habitus
 
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS, REJECTED

@@ -5,7 +5,7 @@ from typing import Any
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import events_of, instant
+from histories import events_of, instant
 from ibis.backends.duckdb import Backend as DuckDB
 
 from features.label_counts import count_labels

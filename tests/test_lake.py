@@ -12,10 +12,11 @@ import ibis.expr.types as ir
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import events_of, law
 from deltalake import DeltaTable
+from histories import events_of
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import law
 
 from features.events import EVENTS
 from features.lake import Lake

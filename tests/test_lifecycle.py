@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 from pydantic import ValidationError
 
 from models.conditions import check, holds, parse

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import law
 
 from models.descriptions import Trait
 from models.names import FORMS, Named, names

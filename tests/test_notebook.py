@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran
+from shops import Ran
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import ibis
 import pytest
-from conftest import Ran, habitus
 from ibis.backends.duckdb import Backend as DuckDB
+from shops import Ran, habitus
 
 from features.preview import compare_features
 from flows.configuration import ConfigurationError

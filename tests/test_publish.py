@@ -13,8 +13,8 @@ import ibis
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import Ran, habitus
 from receiver import Receiver
+from shops import Ran, habitus
 
 import flows.publish
 from features.events import EVENTS

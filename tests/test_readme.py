@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import habitus
+from shops import habitus
 
 from flows.configuration import Configuration
 

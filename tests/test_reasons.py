@@ -4,9 +4,9 @@ import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import law
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline

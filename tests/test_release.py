@@ -12,7 +12,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import instant
+from histories import instant
 
 from features.lake import Lake
 from features.table import Table

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Ran, habitus
 from mlflow import MlflowClient
+from shops import Ran, habitus
 
 from features.lake import Lake
 from flows.configuration import load

@@ -11,10 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from attacker import bounds
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 
 from features import engines
 from features.labels import LabelSettings

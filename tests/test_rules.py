@@ -7,10 +7,11 @@ import ibis
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import Ran, law
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import law
 from pydantic import ValidationError
+from shops import Ran
 
 from features.snapshots import FEATURES, snapshots_table
 from flows.snapshot import table_of

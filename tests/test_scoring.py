@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import Ran
+from shops import Ran
 
 from features.labels import labels_table
 from features.lake import Lake

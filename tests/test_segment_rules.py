@@ -2,9 +2,9 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import law
 from numpy.typing import NDArray
 
 from models.segment_rules import SAMPLE_MAX, SegmentRule, find

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Ran
+from shops import Ran
 
 from flows.snapshot import table_of
 from models.segments import SegmentModel, align, assign, describe, fit, keep_names, profiles, renamed

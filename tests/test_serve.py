@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from conftest import habitus
 from served import HOSTILE, add_version, user, without_user
+from shops import habitus
 from test_cli import CONFIG
 
 from flows.serve import HEAD_MAX_BYTES, is_loopback

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import habitus
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from shops import habitus
 from sklearn.linear_model import LogisticRegression
 
 from flows.train import version_tags

@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import events_of, instant
+from histories import events_of, instant
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import events_of, instant, small_shop
+from histories import events_of, instant
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import ValidationError
+from shops import small_shop
 
 from features import engines
 from features.attributes import ATTRIBUTES

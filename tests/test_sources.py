@@ -12,10 +12,10 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 from pydantic import ValidationError
 
 from features.sources import Source, SourceError, Users, find_files, read_events, read_files, read_users, row_text

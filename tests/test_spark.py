@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from conftest import Ran
+from shops import Ran
 
 from features import engines
 from features.aliases import ALIASES

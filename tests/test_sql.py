@@ -19,10 +19,10 @@ import adbc_driver_sqlite.dbapi as sqlite
 import duckdb
 import pyarrow as pa
 import pytest
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
+from laws import law
 from pydantic import ValidationError
 
 from features import engines

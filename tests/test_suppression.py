@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from attacker import bounds
-from conftest import law
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import law
 
 from publish.report.suppression import hide_cells, hide_parts, is_small
 

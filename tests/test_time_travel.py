@@ -8,7 +8,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pytest
-from conftest import events_of
+from histories import events_of
 from ibis.backends.duckdb import Backend as DuckDB
 
 from features import engines
