@@ -19,7 +19,7 @@ INSTALLED := .venv/installed
 SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check crash bench picture report-pictures format lock serve
+.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash studies bench picture report-pictures format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,19 +40,40 @@ $(INSTALLED): requirements.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
 demo: setup ## run the main job on examples/ecom
 	@.venv/bin/habitus run examples/ecom/habitus.toml
 
-# As many processes as cores run tests already: more threads would wait for each other.
-test: setup ## run the whole suite
-	@OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --dist worksteal
+# As many processes as cores run tests already: more threads would wait for each other. What one process compiles of
+# our modules, the next need not.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --dist worksteal
 
-test-slow: setup ## the tests that take long, Spark's among them, and the laws on many more examples
+test: setup ## all tests but those that take long or need a browser, a server, Spark or a process to kill
+	@$(PYTEST)
+
+test-ci: setup spark ## one of each kind that needs the real thing; .ci/run is make check and this
+	@$(PYTEST) -m ci
+
+test-slow: setup spark ## everything, with the laws on many more examples (half an hour)
+	@HABITUS_EXAMPLES=10 $(PYTEST) -m ""
+
+test-times: setup ## the fifty slowest tests of make test, so that you see what made it slow
+	@$(PYTEST) -q --slowest 50
+
+coverage: setup spark ## the lines and branches that no test of make test and make test-ci runs
+	@$(PYTEST) -q -m "not slow" --cov --cov-report=term-missing:skip-covered
+
+test-shuffled: setup ## make test in random orders: three times in parallel, three times in one process
+	@for seed in 1 2 3; do $(PYTEST) -q --shuffle $$seed || exit 1; done
+	@for seed in 4 5 6; do $(PYTEST) -q -n 0 --dist no --shuffle $$seed || exit 1; done
+
+spark:
 	@$(UV) pip install --quiet --python .venv/bin/python $(SPARK)
-	@HABITUS_EXAMPLES=10 .venv/bin/pytest -m "slow or law"
 
 check: setup ## ruff, mypy strict, pytest with doctests and the README's code
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@$(MAKE) --no-print-directory test
+
+mutants: setup ## plausible mistakes in the product, and by which test each is told (minutes)
+	@.venv/bin/python tests/mutants.py
 
 KILLS ?= 200
 crash: setup ## kill publishing at random moments, while others read what it publishes: make crash KILLS=20
@@ -62,8 +83,10 @@ EVENTS ?= 10000000
 DAYS ?= 180
 ROUNDS ?= 3
 ONLY ?=
-bench: setup ## Habitus beside other tools, in turn: make bench EVENTS=100000000 ROUNDS=5 ONLY=duckdb_fast,polars_slots
-	@$(UV) pip install --quiet --python .venv/bin/python $(SPARK)
+studies: setup spark ## all simulations and benchmarks anew, whose results docs/benchmarks.md holds (hours; or ONLY=refits,...)
+	@.venv/bin/python benchmarks/bench.py studies --only "$(ONLY)"
+
+bench: setup spark ## Habitus beside other tools, in turn: make bench EVENTS=100000000 ROUNDS=5 ONLY=duckdb_fast,polars_slots
 	@.venv/bin/python benchmarks/bench.py sessions --events $(EVENTS) --days $(DAYS) --rounds $(ROUNDS) --only "$(ONLY)"
 
 picture: setup ## draw docs/demo.svg, what the README shows of make demo

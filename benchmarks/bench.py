@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
+import simulated
 import typer
 from apart import FailedError, Taken, call_apart
 from contestants import increment as day
@@ -29,6 +31,7 @@ from machine import machine
 from page import RESULTS, write_page
 
 from features.synthetic import Traffic
+from flows.configuration import load
 
 
 @dataclass(frozen=True)
@@ -363,6 +366,71 @@ def predictions() -> None:
         told[name] = {**trained["metrics"], "as_of": as_of}
         print(f"  {name}: {trained['reason']}", flush=True)
     _store("predictions", {"measure": "predictions", "events": 0, "told": told})
+
+
+@app.command()
+def promotions(
+    worlds: Annotated[int, typer.Option(help="In how many worlds is decided on each challenger.")] = 500,
+) -> None:
+    """Decide on challengers in worlds whose truth is known, and tell how many are promoted."""
+    told = {}
+    for challenger in (*simulated.NOISES, simulated.ITSELF):
+        told[challenger] = sum(one.promoted for one in simulated.decisions(challenger, worlds))
+        print(f"  {challenger}: {told[challenger]} of {worlds} are promoted", flush=True)
+    result = {"measure": "promotions", "events": 0, "worlds": worlds, "rows": simulated.ROWS, "told": told}
+    _store("promotions", result)
+
+
+@app.command()
+def refits(
+    count: Annotated[int, typer.Option(help="How often segments are fitted again.")] = 50,
+) -> None:
+    """Fit the segments of examples/ecom again, and tell which share of users stays in the same segment."""
+    KEPT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="refits-", dir=KEPT) as folder:
+        copied = Path(shutil.copytree(EXAMPLES / "ecom", Path(folder) / "ecom", ignore=shutil.ignore_patterns(*MADE)))
+        for stage in ("ingest", "sessions", "snapshot"):
+            command = [sys.executable, "-m", "flows.cli", stage, "habitus.toml"]
+            subprocess.run(command, check=True, cwd=copied, capture_output=True)
+        with load(copied / "habitus.toml").open_lake() as lake:
+            table = lake.find_contract("snapshots")
+            snapshot = lake.read(table, only=[max(lake.partitions(table))]).to_pandas()
+        told = []
+        for ids_kept, share in simulated.refits(snapshot, count):
+            told.append({"ids_kept": ids_kept, "share": share})
+            print(f"  {len(told)}/{count}: {share:.1%} of users stay", flush=True)
+    _store("refits", {"measure": "refits", "events": 0, "users": len(snapshot), "told": told})
+
+
+@app.command()
+def studies(
+    only: Annotated[str, typer.Option(help="Which, by comma; all without.")] = "",
+) -> None:
+    """Do every measurement and simulation anew, at the sizes that docs/benchmarks.md tells of."""
+    chosen = only.split(",") if only else [*dict.fromkeys(name for name, _ in STUDIES)]
+    if unknown := {*chosen} - {name for name, _ in STUDIES}:
+        raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}", param_hint="--only")
+    asked = [(name, options) for name, options in STUDIES if name in chosen]
+    began = time.monotonic()
+    for number, (name, options) in enumerate(asked, start=1):
+        minutes = (time.monotonic() - began) / 60
+        print(f"{number}/{len(asked)} {name} {options}, after {minutes:.0f} min", flush=True)
+        subprocess.run([sys.executable, __file__, name, *options.split()], check=True)
+
+
+STUDIES = (
+    ("promotions", ""),
+    ("refits", ""),
+    ("predictions", ""),
+    ("sessions", "--events 1000000 --days 30"),
+    ("sessions", "--events 10000000"),
+    ("sessions", "--events 50000000"),
+    ("sessions", "--events 100000000 --rounds 2 --only duckdb_fast,polars_slots"),
+    *((name, "") for name in ("increment", "memory", "snapshots", "scoring", "training", "segments", "publishing")),
+    ("report", ""),
+    ("serving", ""),
+)
+"""What docs/benchmarks.md tells of: the simulations first, which take minutes; the largest measurements take hours."""
 
 
 @app.command()

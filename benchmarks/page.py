@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from scipy.stats import binomtest
+
 Result = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,8 +25,10 @@ TITLES = {
 INTRODUCTION = """\
 # Benchmarks
 
-This page is made by `make bench` from the files in `benchmarks/results`. Do not edit it.
+This page is made from the files in `benchmarks/results`, where `make studies` stores what it measures. Do not edit it.
 
+    make studies                                        # all that is here, anew: some hours
+    make studies ONLY=promotions,refits                 # some of it
     make bench                                          # 10 M events over 180 days
     make bench EVENTS=100000000                         # more of them
     make bench EVENTS=50000000 ONLY=duckdb_fast ROUNDS=5
@@ -296,6 +300,37 @@ def predictions_section(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def promotions_section(results: list[Result]) -> str:
+    """Return how often challengers are promoted that are known to be better or worse."""
+    [result] = results
+    lines = [
+        "## Promotions of challengers whose truth is known\n",
+        f"In each of {result['worlds']:,} worlds the odds of {result['rows']:,} users are known, and models see them",
+        "through noise: more of it, or less, than the champion. Shares with their 95 % intervals (Wilson).",
+        "`benchmarks/bench.py promotions`.\n",
+        "| the challenger is | promoted | share |",
+        "|---|---|---|",
+    ]
+    for challenger, promoted in result["told"].items():
+        found = binomtest(promoted, result["worlds"]).proportion_ci(method="wilson")
+        share = promoted / result["worlds"]
+        lines.append(f"| {challenger} | {promoted:,} | {share:.1%} ({found.low:.1%}–{found.high:.1%}) |")
+    return "\n".join([*lines, ""])
+
+
+def refits_section(results: list[Result]) -> str:
+    """Return how many users stay in their segments where these are fitted again."""
+    *_, result = results
+    shares = [one["share"] for one in result["told"]]
+    kept = sum(one["ids_kept"] for one in result["told"])
+    return (
+        "## Refits of the same segments\n\n"
+        f"The segments of {result['users']:,} users of examples/ecom are fitted again, with {len(shares)} other seeds\n"
+        f"and orders of rows. In {kept} of these fits all ids are those of before; {min(shares):.1%} of users or more\n"
+        f"stay in their segment, {median(shares):.1%} in the median fit. `benchmarks/bench.py refits`.\n"
+    )
+
+
 def _interval(estimate: dict[str, float]) -> str:
     value, low, high = (f"{estimate[part]:.3f}".replace("-", "\N{MINUS SIGN}") for part in ("value", "low", "high"))
     return f"{value} ({low}–{high})"
@@ -307,7 +342,9 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "memory": memory_section,
     "snapshots": snapshots_section,
     "predictions": predictions_section,
+    "promotions": promotions_section,
     "segments": segments_section,
+    "refits": refits_section,
     "training": training_section,
     "scoring": scoring_section,
     "publishing": publishing_section,

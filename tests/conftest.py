@@ -9,9 +9,10 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,13 +25,45 @@ if TYPE_CHECKING:
 
     from features.lake import Lake
 
-# Read when Prefect is imported, which collecting the tests will.
-os.environ |= ONE_OFF_SETTINGS | {"PREFECT_HOME": tempfile.mkdtemp(prefix="prefect-")}
+# Read when Prefect is imported, which collecting the tests will. Processes that share the tests out share the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ |= ONE_OFF_SETTINGS | {"PREFECT_HOME": tempfile.mkdtemp(prefix="prefect-")}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slowest", type=int, metavar="N", help="end with a table of the N tests that took longest")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run modules, and the tests of each, in random order")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show what took longest, where that is asked."""
+    if count := terminalreporter.config.getoption("slowest"):
+        from timings import slowest
+
+        reports = [one for some in terminalreporter.stats.values() for one in some if hasattr(one, "duration")]
+        terminalreporter.section("slowest tests")
+        for line in slowest([(one.nodeid, one.when, one.duration) for one in reports], count):
+            terminalreporter.write_line(line)
+
+
+def is_sharing_out(config: pytest.Config) -> bool:
+    """Tell whether this process has others run the tests."""
+    return config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare what processes that test share."""
+    if is_sharing_out(config):
+        from prefect_server import started
+
+        running = ExitStack()
+        running.enter_context(started())
+        config.add_cleanup(running.close)
 
 
 def pytest_collection(session: pytest.Session) -> None:
     """Prepare a process that runs tests itself."""
-    if session.config.getoption("dist", "no") != "no" and not hasattr(session.config, "workerinput"):
+    if is_sharing_out(session.config):
         return
     import laws  # noqa: F401
     from compiling import compile_once
@@ -41,6 +74,47 @@ def pytest_collection(session: pytest.Session) -> None:
         compile_once()
     if hasattr(session.config, "workerinput"):
         use_one_thread()
+
+
+REAL_PARTS = {"browser", "postgres", "s3_server"}
+"""Fixtures that start a program of others."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Leave what needs REAL_PARTS to CI, then choose by markers as asked, then put what is left in order."""
+    for item in items:
+        if not REAL_PARTS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("ci")
+    yield
+    if (seed := config.getoption("shuffle")) is not None:
+        shuffle(items, seed)
+    else:
+        put_in_order(items)
+
+
+def put_in_order(items: list[pytest.Item]) -> None:
+    """Put the tests of the shop that has run in the middle, where the second of two processes begins.
+
+    It runs the shop's job then, while the first has tests of its own.
+    """
+    of_shop = [item for item in items if "ran" in getattr(item, "fixturenames", ())]
+    others = [item for item in items if "ran" not in getattr(item, "fixturenames", ())]
+    middle = len(items) // 2
+    items[:] = [*others[:middle], *of_shop, *others[middle:]]
+
+
+def shuffle(items: list[pytest.Item], seed: int) -> None:
+    """Put modules in random order, and the tests of each; what a module's tests share is made once."""
+    random = Random(seed)
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    items[:] = [
+        item
+        for path in random.sample([*modules], len(modules))
+        for item in random.sample(modules[path], len(modules[path]))
+    ]
 
 
 def use_one_thread() -> None:

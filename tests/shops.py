@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefect_server import await_server
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -44,4 +45,5 @@ def small_shop(folder: Path) -> Path:
 
 def habitus(*arguments: str) -> Any:
     """Run the command in this process: its exit_code, stdout and stderr."""
+    await_server()
     return CliRunner().invoke(app, list(arguments))

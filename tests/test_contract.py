@@ -132,7 +132,7 @@ def test_every_column_is_described() -> None:
     assert set(ASSIGNMENTS.schema.names) >= DESCRIPTIONS.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_contracts_are_in_the_wheel(tmp_path: Path) -> None:
     build = [sys.executable, "-c", f"from hatchling.build import build_wheel; build_wheel({str(tmp_path)!r})"]
     subprocess.run(build, cwd=HOUSE, check=True, capture_output=True)

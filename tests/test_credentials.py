@@ -4,6 +4,7 @@ import uuid
 
 import pytest
 from prefect.blocks.system import Secret
+from prefect_server import await_server
 from pydantic import SecretStr
 
 from flows.configuration import ConfigurationError
@@ -31,11 +32,13 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, va
 
 
 def test_a_credential_is_read_from_a_block() -> None:
+    await_server()
     name = f"crm-{uuid.uuid4().hex}"
     Secret(value=SecretStr("whsec_abc")).save(name)
     assert resolve("crm", webhook(block=name)) == {"secret": "whsec_abc"}
 
 
 def test_a_block_that_is_not_there_is_named() -> None:
+    await_server()
     with pytest.raises(ConfigurationError, match=r"\.secret: Prefect has no Secret block named no-such-block:"):
         resolve("crm", webhook(block="no-such-block"))

@@ -191,7 +191,7 @@ def test_the_new_version_is_challenger_and_the_serving_one_champion(ran: Ran) ->
 
 
 @pytest.mark.usefixtures("ran_again")
-@pytest.mark.slow
+@pytest.mark.ci
 def test_prefect_keeps_runs_whose_names_say_the_instant() -> None:
     with sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db") as database:
         names = {name for (name,) in database.execute("SELECT name FROM flow_run")}
@@ -216,7 +216,7 @@ def test_the_published_files_hold_the_assignments(ran: Ran) -> None:
 
 
 @pytest.mark.usefixtures("ran_again")
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_second_run_writes_the_same_bytes_and_trains_nothing(ran: Ran) -> None:
     registry = Registry(ran.configuration.mlruns)
 
@@ -224,7 +224,7 @@ def test_a_second_run_writes_the_same_bytes_and_trains_nothing(ran: Ran) -> None
         assert len(registry.runs(f"ecom/{kind}")) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_each_stage_alone_changes_nothing_after_a_run(ran: Ran) -> None:
     folder = ran.configuration.folder
     before = bytes_of(folder / "lake") | bytes_of(folder / "published")
@@ -255,7 +255,7 @@ def test_an_earlier_instant_leaves_the_later_one_as_it_was(ran: Ran, tmp_path: P
         assert set(lake.read(ASSIGNMENTS).as_of.execute()) == {pd.Timestamp("2024-06-01T00:00Z"), AS_OF}
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_killed_halfway_and_started_again_ends_as_if_undisturbed(ran: Ran, tmp_path: Path) -> None:
     config = small_shop(tmp_path / "shop")
     command = [sys.executable, "-m", "flows.cli", "run", str(config)]
@@ -278,7 +278,7 @@ def test_the_lake_is_readable_by_other_tools(ran: Ran) -> None:
     assert len(frame) == ran.result["scored"]["users"]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran, ran_again: str) -> None:
     assert f"3 rejected = {ran.result['ingested']['read']:,} read" in ran_again
     for segment in ran.result["scored"]["segments"]:
@@ -315,7 +315,7 @@ def test_a_history_too_short_to_learn_from_still_gives_segments(tmp_path: Path) 
     assert result["scored"]["scored"] == {"churn": 0, "conversion": 0}
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_model_that_earned_it_is_promoted_and_explained(tmp_path: Path) -> None:
     source = Path(__file__).parents[1] / "examples" / "oulad"
     shutil.copytree(source, tmp_path / "oulad", ignore=shutil.ignore_patterns("lake", "published"))

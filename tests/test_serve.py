@@ -83,6 +83,7 @@ def serving(config: Path, *options: str) -> Iterator[Running]:
             process.kill()
 
 
+@pytest.mark.ci
 def test_ids_are_looked_up_as_they_are_and_no_log_has_them(config: Path) -> None:
     add_version(config.parent / "published", 1, USERS)
     secret = key(config, "personal")
@@ -113,6 +114,7 @@ def test_ids_are_looked_up_as_they_are_and_no_log_has_them(config: Path) -> None
     assert [part for part in ("user_0", *parts) if part in server.log.replace("POST /users/lookup", "")] == []
 
 
+@pytest.mark.ci
 def test_headers_that_do_not_end_are_refused_before_they_fill_the_memory(config: Path) -> None:
     add_version(config.parent / "published", 1, USERS)
     with serving(config) as server:
@@ -131,6 +133,7 @@ def test_headers_that_do_not_end_are_refused_before_they_fill_the_memory(config:
         assert server.get("/segments", key(config, "aggregate"))[0] == 200
 
 
+@pytest.mark.ci
 def test_requests_go_on_while_a_version_appears_and_while_one_is_erased(config: Path) -> None:
     published = config.parent / "published"
     add_version(published, 1, USERS)
@@ -169,7 +172,7 @@ def test_requests_go_on_while_a_version_appears_and_while_one_is_erased(config: 
     assert not any(gone for _, _, gone in answers)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_it_stops_at_ctrl_c_before_the_first_version_too(config: Path) -> None:
     with serving(config) as server:
         assert httpx.get(f"{server.address}/health").json() == {"status": "ok"}
@@ -181,6 +184,7 @@ def test_it_stops_at_ctrl_c_before_the_first_version_too(config: Path) -> None:
     assert "Traceback" not in server.log
 
 
+@pytest.mark.ci
 def test_open_local_says_so_and_answers_this_machines_names_only(config: Path) -> None:
     add_version(config.parent / "published", 1, USERS)
     with serving(config, "--open-local") as server:

@@ -39,7 +39,7 @@ from publish.destination import DestinationSettings
 from publish.holdout import is_held_out
 
 spark = pytest.importorskip("features.spark", reason="Spark is optional", exc_type=ImportError)
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ci
 
 Row = dict[str, Any]
 
@@ -183,10 +183,10 @@ def rows_of(made: ir.Table, table: Table) -> list[Row]:
 
 
 TABLES = [
-    pytest.param("sessions", SESSIONS),
-    pytest.param("known", SESSIONS, marks=pytest.mark.slow),
-    pytest.param("snapshot", SNAPSHOTS, marks=pytest.mark.slow),
-    pytest.param("labels", labels_table(LABELLED.named), marks=pytest.mark.slow),
+    ("sessions", SESSIONS),
+    ("known", SESSIONS),
+    ("snapshot", SNAPSHOTS),
+    ("labels", labels_table(LABELLED.named)),
 ]
 
 

@@ -164,7 +164,7 @@ def database(postgres: str) -> Database:
     return postgres_database(postgres)
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
+@pytest.fixture(params=[pytest.param("postgresql", marks=pytest.mark.ci), "sqlite"])
 def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     if request.param == "postgresql":
         return postgres_database(request.getfixturevalue("postgres"))

@@ -1,0 +1,211 @@
+"""Plausible mistakes, made one at a time in a copy of the product: `make mutants` says by which test each is told.
+
+A suite that is made faster has to tell them still. With --tree another clone is tried, such as one of an older commit.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+HOUSE = Path(__file__).parents[1]
+COPIED = ("features", "models", "publish", "flows", "tests", "benchmarks", "examples", "docs", "notebooks")
+
+
+class Mutant(NamedTuple):
+    """A mistake: the module, what is right, what is wrong, and the files of tests that are to tell it."""
+
+    module: str
+    right: str
+    wrong: str
+    told_by: tuple[str, ...]
+
+
+SESSIONS = ("test_increments", "test_sessions", "test_laws")
+SNAPSHOTS = ("test_snapshots", "test_laws")
+LABELS = ("test_labels", "test_laws")
+CONDITIONS = ("test_conditions", "test_rules")
+CHANGES = ("test_changes", "test_release")
+MUTANTS = {
+    # The five of sessionization.
+    "what may go on at the border of a chunk is over": Mutant(
+        "features/sessions.py",
+        "us_between(chains.ended_at, ibis.literal(border, TIME)) <= us(gap)",
+        "us_between(chains.ended_at, ibis.literal(border, TIME)) < us(gap)",
+        SESSIONS,
+    ),
+    "an equal gap is too far to touch": Mutant(
+        "features/increments.py",
+        "us_between(sessions.ended_at, bounds.first_at) <= us(gap)",
+        "us_between(sessions.ended_at, bounds.first_at) < us(gap)",
+        SESSIONS,
+    ),
+    "the end before instead of the latest end so far": Mutant(
+        "features/increments.py",
+        "latest_end = intervals.ended_at.max().over(before)",
+        "latest_end = intervals.ended_at.lag().over(so_far)",
+        SESSIONS,
+    ),
+    "entry and exit page of equal times as they come": Mutant(
+        "features/sessions.py",
+        "order = sort_key(events.occurred_at, NULLS_LAST, events.event_id, NULLS_LAST)",
+        "order = events.occurred_at",
+        SESSIONS,
+    ),
+    "sessions that began before the border are not looked for": Mutant(
+        "features/increments.py", "before=CAP + gap", "before=gap", SESSIONS
+    ),
+    # Increments.
+    "intervals that overlap give their events twice": Mutant(
+        "features/increments.py",
+        "_hull(stack(disturbed, touched.select(*disturbed.columns)))",
+        "stack(disturbed, touched.select(*disturbed.columns))",
+        SESSIONS,
+    ),
+    "another gap is taken for the same": Mutant(
+        "features/increments.py",
+        '{**then, "events_version"',
+        '{**then, "gap_us": now["gap_us"], "events_version"',
+        SESSIONS,
+    ),
+    "sessions that follow one that the cap ended stay": Mutant(
+        "features/increments.py", ">= us(CAP) - us(gap)", ">= us(CAP) + us(gap)", SESSIONS
+    ),
+    "an event that went leaves its session as it was": Mutant(
+        "features/increments.py", "changed = stack(after_side, before_side)", "changed = after_side", SESSIONS
+    ),
+    # Snapshots.
+    "an event at the instant itself counts": Mutant(
+        "features/history.py",
+        "(both.occurred_at < both.as_of) &",
+        "(both.occurred_at <= both.as_of) &",
+        SNAPSHOTS,
+    ),
+    "what was learnt of at the instant was not known": Mutant(
+        "features/history.py", "epoch_us(events.ingested_at) - 1)", "epoch_us(events.ingested_at))", SNAPSHOTS
+    ),
+    "a window ends before its last instant": Mutant(
+        "features/snapshots.py", "sessions.age_days <= days", "sessions.age_days < days", SNAPSHOTS
+    ),
+    "the favourite is of events, and of equal ones the last": Mutant(
+        "features/snapshots.py",
+        '"fewer": -then.n, "value": then.value',
+        '"fewer": then.n, "value": then.value',
+        SNAPSHOTS,
+    ),
+    "an evening ends at eleven": Mutant(
+        "features/snapshots.py", "_share_between(sessions, 18, 24)", "_share_between(sessions, 18, 23)", SNAPSHOTS
+    ),
+    "an item that comes again is new again": Mutant(
+        "features/snapshots.py", "known_us=rows.known_us.min()", "known_us=rows.known_us.max()", SNAPSHOTS
+    ),
+    # Labels.
+    "an event at the end of the window is inside": Mutant(
+        "features/labels.py", "after_us < end_us)", "after_us <= end_us)", LABELS
+    ),
+    "a label exists a moment before its window is over": Mutant(
+        "features/labels.py", "labels.known_us >= us(one.reach)", "labels.known_us >= us(one.reach) - 1", LABELS
+    ),
+    "the last of a user's events stands for all": Mutant(
+        "features/labels.py", "occurred_at=acts.occurred_at.min()", "occurred_at=acts.occurred_at.max()", LABELS
+    ),
+    # Conditions.
+    "what is not known is not equal": Mutant(
+        "models/conditions.py",
+        "return COMPARING[one.operator](column, values[0]) & known",
+        "return COMPARING[one.operator](column, values[0])",
+        CONDITIONS,
+    ),
+    "the upper end of between is outside": Mutant(
+        "models/conditions.py", "(column <= values[1]) & known", "(column < values[1]) & known", CONDITIONS
+    ),
+    "or binds as and does": Mutant(
+        "models/conditions.py",
+        "return Or(tuple(parts)) if parts[1:]",
+        "return And(tuple(parts)) if parts[1:]",
+        CONDITIONS,
+    ),
+    # Changes.
+    "the feed is replayed to its first change": Mutant(
+        "publish/changes.py",
+        "changes.change.argmax(changes.version)",
+        "changes.change.argmin(changes.version)",
+        CHANGES,
+    ),
+    "who withdrew is said to behave otherwise": Mutant(
+        "publish/changes.py",
+        '(rows[f"refused_{there}"].notnull(), rows[f"refused_{there}"])',
+        '(rows[f"refused_{here}"].notnull(), rows[f"refused_{here}"])',
+        CHANGES,
+    ),
+    "what the old rule says as well has changed by the rule": Mutant(
+        "publish/changes.py", "== (change == LEFT)", "== (change == ENTERED)", CHANGES
+    ),
+    # Suppression.
+    "k users are too few to show": Mutant(
+        "publish/report/suppression.py",
+        "(users > 0) & (users < k)",
+        "(users > 0) & (users <= k)",
+        ("test_suppression",),
+    ),
+    "a small part is hidden alone": Mutant(
+        "publish/report/suppression.py",
+        "hidden.sum() > 1 and users",
+        "hidden.sum() > 0 and users",
+        ("test_suppression",),
+    ),
+    "cells that are hidden together may be small": Mutant(
+        "publish/report/suppression.py",
+        "while _hide_more(counts, users, hidden, k) or _hide_more(counts.T, users.T, hidden.T, k):",
+        "while False:",
+        ("test_suppression",),
+    ),
+}
+
+
+def first_that_tells(mutant: Mutant, tree: Path) -> str | None:
+    """Return the first test that fails with a mistake in a copy of the tree, None where all pass."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            shutil.copytree(tree / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "prefect.yaml"):
+            shutil.copy(tree / name, copy)
+        module = copy / mutant.module
+        source = module.read_text()
+        if source.count(mutant.right) != 1:
+            raise SystemExit(f"{mutant.module} has {mutant.right!r} {source.count(mutant.right)} times, not once")
+        module.write_text(source.replace(mutant.right, mutant.wrong))
+        files = [f"tests/{name}.py" for name in mutant.told_by]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return None
+        found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
+        if found is None:
+            raise SystemExit(done.stdout + done.stderr)
+        return found[1]
+
+
+def main(
+    tree: Annotated[Path, typer.Option(help="The clone in which mistakes are made.")] = HOUSE,
+    only: Annotated[str, typer.Option(help="Mistakes with these words.")] = "",
+) -> None:
+    """Make each mistake, and say which test of `make test` tells it; end with status 1 where one is not told."""
+    chosen = {name: mutant for name, mutant in MUTANTS.items() if only in name}
+    missed = 0
+    for number, (name, mutant) in enumerate(chosen.items(), start=1):
+        told = first_that_tells(mutant, tree)
+        missed += told is None
+        print(f"{number:2}/{len(chosen)}  {name}: {told or 'NOT TOLD'}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} mistakes are told by make test")
+    raise typer.Exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
