@@ -152,6 +152,14 @@ def test_a_late_event_fuses_across_midnight_and_moves_the_session_to_the_day_it_
     assert days.partitions(SESSIONS)[datetime(2024, 3, 6, tzinfo=UTC)] == 1
 
 
+def test_a_late_event_joins_a_session_that_began_the_day_before(days: Lake) -> None:
+    evening = [at(time, time) for time in ("05 23:00", "05 23:30", "06 00:00", "06 00:30", "06 01:00")]
+    add(days, *evening)
+    done = add(days, at("06 01:30", "late"))
+    assert (done.added, done.revised) == (0, 1)
+    assert ("05 23:00", "06 01:30") in spans(days)
+
+
 def test_only_the_days_that_changed_are_written(days: Lake) -> None:
     files = set((days.folder / "sessions").rglob("*.parquet"))
     add(days, at("05 12:30", "new"))
@@ -236,6 +244,11 @@ def test_however_time_is_cut_into_chunks_the_same_bytes_are_written(
     monkeypatch.setattr(features.increments, "MOST_EVENTS_IN_CHUNK", most_events)
     update_sessions(lake, GAP)
     assert lake.content(SESSIONS) == expected
+
+
+def test_a_session_goes_on_in_the_next_chunk_up_to_exactly_the_gap(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features.increments, "MOST_EVENTS_IN_CHUNK", 1)
+    assert add(lake, at("05 23:30", "at the limit"), at("06 00:00", "in the next chunk")).sessions == 1
 
 
 def test_no_events_make_no_sessions(lake: Lake) -> None:
