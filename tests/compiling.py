@@ -15,8 +15,8 @@ from ibis.backends.sql.datatypes import DuckDBType
 from ibis.common.collections import FrozenDict
 from ibis.common.graph import Node
 
-MADE_UP = re.compile("[0-9a-z]{20,}$")
-"""How the name of a table ends that was made for the moment."""
+MADE_UP = re.compile("[0-9A-Za-z_]*[0-9a-z]{20,}")
+"""The name of a table that was made for the moment."""
 
 Shape = tuple[Any, ...]
 
@@ -51,7 +51,9 @@ def shape_of(op: Node) -> tuple[Shape, list[str]]:
         if isinstance(value, tuple):
             return tuple(map(part, value))
         if isinstance(value, FrozenDict):
-            return tuple((key, part(one)) for key, one in value.items())
+            return tuple((part(key), part(one)) for key, one in value.items())
+        if isinstance(value, str):
+            return MADE_UP.sub(lambda found: f"\0{names.get(found[0], found[0])}\0", value)
         return type(value), repr(value) if isinstance(value, float) else value
 
     pending = [op]
@@ -69,8 +71,8 @@ def shape_of(op: Node) -> tuple[Shape, list[str]]:
         if isinstance(node, ops.PhysicalTable):
             for unseen in ("data", "source"):
                 values.pop(unseen, None)
-            if MADE_UP.search(values["name"]):
-                values["name"] = ("name", names.setdefault(values["name"], len(names)))
+            if MADE_UP.fullmatch(values["name"]):
+                names.setdefault(values["name"], len(names))
         if isinstance(node, ops.SelfReference):
             values["identifier"] = identifiers.setdefault(values["identifier"], len(identifiers))
         numbers[id(node)] = len(parts)

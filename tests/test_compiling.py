@@ -23,6 +23,7 @@ QUERIES: dict[str, Ask] = {
     "an instant": lambda one, other: one.mutate(at=ibis.literal(datetime(2024, 1, 1, tzinfo=UTC), TIME)),
     "another instant": lambda one, other: one.mutate(at=ibis.literal(datetime(2024, 1, 2, tzinfo=UTC), TIME)),
     "rows in memory": lambda one, other: one.semi_join(ibis.memtable(pa.table({"user_id": ["u"]})), "user_id"),
+    "a column named after its table": lambda one, other: one.agg([one.count()]),
     "a running sum": lambda one, other: one.mutate(m=one.n.sum().over(group_by="user_id", order_by="n")),
     "minus nothing": lambda one, other: one.mutate(m=ibis.literal(-0.0)),
     "nothing": lambda one, other: one.mutate(m=ibis.literal(0.0)),

@@ -111,7 +111,7 @@ def test_one_event_may_say_it_of_several_purposes(engine: DuckDB) -> None:
     said=st.lists(st.tuples(st.sampled_from(["ada", "ben"]), st.booleans(), st.integers(0, 5)), max_size=12),
     missing=st.sampled_from(["no", "yes"]),
 )
-@law(12)
+@law(6)
 def test_events_mean_what_a_walk_through_them_in_order_ends_with(
     shared_engine: DuckDB, said: list[tuple[str, bool, int]], missing: Any
 ) -> None:

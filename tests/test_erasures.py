@@ -1,5 +1,6 @@
 """ERASURES: who was erased does not come back with the files that still hold their events."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,20 @@ attributes = ["plan"]
 """
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Path:
-    (tmp_path / "habitus.toml").write_text(CONFIG)
-    (tmp_path / "users.csv").write_text("user,plan\nann,gold\nbob,silver\n")
-    with Lake(tmp_path / "lake") as lake:
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a shop that has erased ann and read nothing yet; only to be copied."""
+    folder = tmp_path_factory.mktemp("erased")
+    (folder / "habitus.toml").write_text(CONFIG)
+    (folder / "users.csv").write_text("user,plan\nann,gold\nbob,silver\n")
+    with Lake(folder / "lake") as lake:
         record(lake, ["ann"], ERASED_AT, "r1", ensure_salt(lake, lambda: "salt"))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def shop(erased: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(erased, tmp_path / "shop"))
 
 
 def ingest(shop: Path, *lines: str) -> Ingested:
@@ -53,33 +61,52 @@ def rows(shop: Path, table: Table, *columns: str) -> list[tuple[Any, ...]]:
 
 
 BOBS = "9,bob,2025-01-01,view"
+MALFORMED = ["1,ann,yesterday,view", "1,ann,,view", "1,ann,2025-01-01,", '1,"ann",2025-01-01,view,more', "ann"]
 
 
-def test_what_the_erased_did_before_is_rejected_without_its_text(shop: Path) -> None:
-    ingested = ingest(shop, "1,ann,2025-01-01,view", "2,ann,2025-02-01,view", BOBS)
-    assert rows(shop, EVENTS, "event_id") == [("9",)]
-    assert rows(shop, REJECTED, "reason", "row") == [("erased", None), ("erased", None)]
-    assert (ingested.batch.accepted, ingested.batch.rejected, ingested.batch.read) == (1, {"erased": 2}, 3)
+@pytest.fixture(scope="module")
+def ingested(erased: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ingested]:
+    """Ingest what ann did before and after she was erased, beside bob's; only to be read."""
+    folder = Path(shutil.copytree(erased, tmp_path_factory.mktemp("ingested") / "shop"))
+    before = ["1,ann,2025-01-01,view", "2,ann,2025-12-31 23:59:59,view", "9,ann,2024-01-01,view"]
+    return folder, ingest(folder, *before, "3,ann,2026-01-01 00:00:00,view", BOBS)
 
 
-def test_what_they_do_from_then_on_is_a_new_users(shop: Path) -> None:
-    ingest(shop, "1,ann,2025-12-31 23:59:59,view", "2,ann,2026-01-01 00:00:00,view", BOBS)
-    assert rows(shop, EVENTS, "event_id") == [("2",), ("9",)]
+def test_what_the_erased_did_before_is_rejected_without_its_text(ingested: tuple[Path, Ingested]) -> None:
+    shop, said = ingested
+    assert rows(shop, REJECTED, "reason", "row") == [("erased", None)] * 3
+    assert (said.batch.accepted, said.batch.rejected, said.batch.read) == (2, {"erased": 3}, 5)
 
 
-def test_an_event_of_theirs_is_no_twin_of_anothers(shop: Path) -> None:
-    ingest(shop, "9,ann,2024-01-01,view", BOBS)
-    assert rows(shop, EVENTS, "event_id", "user_id") == [("9", "bob")]
+def test_what_they_do_from_then_on_is_a_new_users(ingested: tuple[Path, Ingested]) -> None:
+    shop, _ = ingested
+    assert rows(shop, EVENTS, "event_id") == [("3",), ("9",)]
 
 
-@pytest.mark.parametrize(
-    "line", ["1,ann,yesterday,view", "1,ann,,view", "1,ann,2025-01-01,", '1,"ann",2025-01-01,view,more', "ann"]
-)
-def test_a_row_of_theirs_that_is_rejected_for_another_reason_has_no_text(shop: Path, line: str) -> None:
-    ingest(shop, line, "2,anna,yesterday,view", BOBS)
-    (first,), (second,) = rows(shop, REJECTED, "row")
+def test_an_event_of_theirs_is_no_twin_of_anothers(ingested: tuple[Path, Ingested]) -> None:
+    shop, _ = ingested
+    assert rows(shop, EVENTS, "event_id", "user_id") == [("3", "ann"), ("9", "bob")]
+
+
+@pytest.fixture(scope="module")
+def rejected(erased: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str | None]]:
+    """Ingest each malformed line of theirs in a file of its own, beside one of anna's; return by line what is kept."""
+    folder = Path(shutil.copytree(erased, tmp_path_factory.mktemp("rejected") / "shop"))
+    lines = {f"events{number}.csv": line for number, line in enumerate(MALFORMED)}
+    for file, line in lines.items():
+        (folder / file).write_text(f"id,user,at,event\n{line}\n2,anna,yesterday,view\n")
+    ingest(folder, BOBS)
+    found = rows(folder, REJECTED, "source_file", "row")
+    return {line: [text for source, text in found if source == file] for file, line in lines.items()}
+
+
+@pytest.mark.parametrize("line", MALFORMED)
+def test_a_row_of_theirs_that_is_rejected_for_another_reason_has_no_text(
+    rejected: dict[str, list[str | None]], line: str
+) -> None:
+    first, second = rejected[line]
     assert second is None
-    assert "anna" in first
+    assert "anna" in str(first)
 
 
 def test_the_attributes_of_the_erased_are_left_out_until_they_come_back(shop: Path) -> None:

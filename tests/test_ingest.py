@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from histories import events_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,11 +66,15 @@ class Shop:
     def ingest(self, rebuild: bool = False) -> Ingested:
         return accept_files.fn(str(self.config), NOW, rebuild)
 
+    def copy(self, folder: Path) -> "Shop":
+        """Return the same shop elsewhere, with what it has ingested."""
+        return Shop(Path(shutil.copytree(self.folder, folder)))
+
     def rows(self, table: Table, *columns: str) -> list[Any]:
         """Return the rows of a table in the order of their key; of one column, its values."""
-        with Lake(self.folder / "lake") as lake:
-            found = lake.read(table)
-            rows: list[Row] = found.order_by(*table.key).select(*columns or found.columns).to_pyarrow().to_pylist()
+        stored = DeltaTable(str(self.folder / "lake" / table.name)).to_pyarrow_table().to_pylist()
+        stored.sort(key=lambda row: [row[name] for name in table.key])
+        rows: list[Row] = [{name: row[name] for name in columns or table.schema.names} for row in stored]
         return [row[columns[0]] for row in rows] if len(columns) == 1 else rows
 
     def ids(self) -> list[str]:
@@ -87,37 +93,90 @@ def shop(tmp_path: Path) -> Shop:
     return shop
 
 
+# What many tests begin with is ingested once: they read it, or go on with a copy.
+
+FIRST = ("1,ada,2024-03-01 10:00:00,home", "1,ada,2024-03-01 11:00:00,home", "2,,2024-03-01,home")
+"""An event, a duplicate and a row without a user."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """A shop that has ingested its files, and what was said of the last time."""
+
+    shop: Shop
+    said: Ingested
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
+    """Ingest a.csv, which holds the FIRST rows."""
+    shop = Shop(tmp_path_factory.mktemp("past") / "shop")
+    shop.configure()
+    shop.put("a.csv", *FIRST)
+    return Past(shop, shop.ingest())
+
+
+@pytest.fixture
+def begun(past: Past, tmp_path: Path) -> Shop:
+    """Return a copy of the shop that has ingested a.csv."""
+    return past.shop.copy(tmp_path / "begun")
+
+
+@dataclass(frozen=True)
+class Week:
+    """Two batches: what was said of each, and the file of each day after it."""
+
+    shop: Shop
+    first: Ingested
+    first_days: dict[str, str]
+    second: Ingested
+    second_days: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def week(tmp_path_factory: pytest.TempPathFactory) -> Week:
+    """Ingest six days, then events of which some are older."""
+    shop = Shop(tmp_path_factory.mktemp("week") / "shop")
+    shop.configure()
+    shop.put("a.csv", "0,,2024-03-01,home", *(f"{day},ada,2024-03-0{day} 10:00:00,home" for day in range(1, 7)))
+    first, first_days = shop.ingest(), shop.partitions()
+    shop.put(
+        "b.csv",
+        "7,ada,2024-03-06 09:59:59,late by a second",
+        "8,ada,2024-03-06 10:00:00,not late",
+        "9,ben,2024-03-02 10:00:00,late by four days",
+        "4,ada,2024-03-03 10:00:00,moves its event to another day",
+        "5,ada,2024-03-07 10:00:00,a twin that comes too late",
+        "A,ben,2024-03-08 10:00:00,home",
+    )
+    return Week(shop, first, first_days, shop.ingest(), shop.partitions())
+
+
 # --- which files are read ---
 
 
-def test_only_new_files_are_read(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01 10:00:00,home")
-    first = shop.ingest()
-    shop.put("b.csv", "3,ben,2024-03-02 10:00:00,home")
-    second = shop.ingest()
+def test_only_new_files_are_read(week: Week) -> None:
+    first, second = week.first, week.second
 
-    assert (first.known_files, first.batch.files, first.batch.read) == (0, 1, 2)
-    assert (second.known_files, second.batch.files, second.batch.read) == (1, 1, 1)
-    assert (second.read, second.accepted, second.rejected) == (3, 2, {"no_user": 1})
-    assert shop.ids() == ["1", "3"]
+    assert (first.known_files, first.batch.files, first.batch.read) == (0, 1, 7)
+    assert (second.known_files, second.batch.files, second.batch.read) == (1, 1, 6)
+    assert (second.read, second.accepted, second.rejected) == (13, 10, {"no_user": 1, "duplicate_id": 2})
+    assert week.shop.ids() == [*"123456789A"]
 
 
-def test_without_new_files_nothing_is_read_and_nothing_changes(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01 10:00:00,home")
-    first, again = shop.ingest(), shop.ingest()
+def test_without_new_files_nothing_is_read_and_nothing_changes(past: Past, begun: Shop) -> None:
+    first, again = past.said, begun.ingest()
 
     assert (again.known_files, again.batch.files, again.batch.read, again.changed) == (1, 0, 0, False)
     assert (again.read, again.accepted, again.rejected) == (first.read, first.accepted, first.rejected)
     assert again.watermark == first.watermark == datetime(2024, 3, 1, 10, tzinfo=UTC)
 
 
-def test_a_file_with_another_name_is_known_by_its_content(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    (shop.folder / "a.csv").rename(shop.folder / "b.csv")
+def test_a_file_with_another_name_is_known_by_its_content(begun: Shop) -> None:
+    (begun.folder / "a.csv").rename(begun.folder / "b.csv")
 
-    assert shop.ingest().known_files == 1
-    assert shop.rows(EVENTS, "source_file") == ["a.csv"]
+    assert begun.ingest().known_files == 1
+    assert begun.rows(EVENTS, "source_file") == ["a.csv"]
 
 
 def test_of_files_with_the_same_content_the_first_is_read(shop: Shop) -> None:
@@ -129,143 +188,149 @@ def test_of_files_with_the_same_content_the_first_is_read(shop: Shop) -> None:
     assert shop.rows(EVENTS, "source_file") == ["a.csv"]
 
 
-def test_events_of_files_that_were_taken_away_stay(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    (shop.folder / "a.csv").unlink()
-    assert shop.ingest().accepted == 1  # no file is there at all
+def test_events_of_files_that_were_taken_away_stay(begun: Shop) -> None:
+    (begun.folder / "a.csv").unlink()
+    assert begun.ingest().accepted == 1  # no file is there at all
 
-    shop.put("b.csv", "2,ben,2024-03-01 11:00:00,home")
-    assert shop.ingest().known_files == 0
-    assert shop.ids() == ["1", "2"]
+    begun.put("b.csv", "2,ben,2024-03-01 11:00:00,home")
+    assert begun.ingest().known_files == 0
+    assert begun.ids() == ["1", "2"]
 
 
-def test_a_name_that_never_named_a_file_is_still_an_error(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    shop.configure(files='*.csv", "b/*.tsv')
+def test_a_name_that_never_named_a_file_is_still_an_error(begun: Shop) -> None:
+    begun.configure(files='*.csv", "b/*.tsv')
 
     with pytest.raises(SourceError, match=r"^b/\*\.tsv: no such file"):
-        shop.ingest()
+        begun.ingest()
 
 
-def test_what_is_known_of_a_file_is_its_content_and_what_became_of_its_rows(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "1,ada,2024-03-01 11:00:00,home", "2,,2024-03-01,home")
-    shop.ingest()
-
-    [file] = shop.rows(FILES, "path", "content", "read", "accepted", "rejected", "known")
+def test_what_is_known_of_a_file_is_its_content_and_what_became_of_its_rows(past: Past) -> None:
+    [file] = past.shop.rows(FILES, "path", "content", "read", "accepted", "rejected", "known")
     assert file["path"] == "a.csv"
     assert len(file["content"]) == 64
     assert (file["read"], file["accepted"], file["rejected"], file["known"]) == (3, 1, 2, 0)
 
 
-def test_the_same_files_give_the_same_bytes(shop: Shop, tmp_path: Path) -> None:
-    other = Shop(tmp_path / "other")
-    other.configure()
-    for one in (shop, other):
-        one.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
-        one.ingest()
+def test_the_same_files_give_the_same_bytes(shop: Shop, past: Past) -> None:
+    shop.put("a.csv", *FIRST)
+    shop.ingest()
 
-    with Lake(shop.folder / "lake") as here, Lake(other.folder / "lake") as there:
+    with Lake(shop.folder / "lake") as here, Lake(past.shop.folder / "lake") as there:
         assert [here.content(table) == there.content(table) for table in (EVENTS, REJECTED, FILES)] == [True] * 3
 
 
 # --- a file that is read again ---
 
 
-def test_rows_that_a_file_gave_before_are_known(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
-    shop.ingest()
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home", "3,ben,2024-03-02 10:00:00,home")
-    grown = shop.ingest()
-
-    assert (grown.batch.read, grown.batch.accepted, grown.batch.rejected, grown.batch.known) == (
-        3,
-        1,
-        {"no_user": 1},
-        1,
-    )
-    assert (grown.read, grown.accepted, grown.rejected) == (3, 2, {"no_user": 1})
-    assert shop.ids() == ["1", "3"]
+@pytest.fixture(scope="module")
+def grown(past: Past, tmp_path_factory: pytest.TempPathFactory) -> Past:
+    """Ingest a.csv again, to which an event was added."""
+    shop = past.shop.copy(tmp_path_factory.mktemp("grown") / "shop")
+    shop.put("a.csv", *FIRST, "3,ben,2024-03-02 10:00:00,home")
+    return Past(shop, shop.ingest())
 
 
-def test_rejected_rows_of_a_file_that_was_mended_are_gone(shop: Shop) -> None:
+@pytest.fixture(scope="module")
+def replaced(grown: Past, tmp_path_factory: pytest.TempPathFactory) -> Past:
+    """Ingest a.csv again, in which nothing is left of what it held before."""
+    shop = grown.shop.copy(tmp_path_factory.mktemp("replaced") / "shop")
+    shop.put("a.csv", "4,ada,2024-03-03 10:00:00,home")
+    return Past(shop, shop.ingest())
+
+
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory: pytest.TempPathFactory) -> Past:
+    """Ingest a.csv again, of which both rows were mended, beside b.csv, which stays as it is."""
+    shop = Shop(tmp_path_factory.mktemp("mended") / "shop")
+    shop.configure()
     shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
     shop.put("b.csv", "3,,2024-03-01 10:00:00,home")
     shop.ingest()
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ben,2024-03-01,home")
-    mended = shop.ingest()
-
-    assert (mended.accepted, mended.rejected) == (2, {"no_user": 1})
-    assert shop.rows(REJECTED, "source_file") == ["b.csv"]
+    shop.put("a.csv", "1,ada,2024-03-01 09:00:00,home", "2,ben,2024-03-01,home")
+    return Past(shop, shop.ingest())
 
 
-def test_a_row_that_was_mended_under_its_id_is_a_twin_like_any_other(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    shop.put("a.csv", "1,ada,2024-03-01 09:00:00,home")
-    mended = shop.ingest()
-    assert (mended.batch.accepted, mended.rejected) == (1, {})  # what it was is in no file now
+def test_rows_that_a_file_gave_before_are_known(grown: Past) -> None:
+    said, rejected = grown.said, {"no_user": 1, "duplicate_id": 1}
+
+    assert (said.batch.read, said.batch.accepted, said.batch.rejected, said.batch.known) == (4, 1, rejected, 1)
+    assert (said.read, said.accepted, said.rejected) == (4, 2, rejected)
+    assert grown.shop.ids() == ["1", "3"]
+
+
+def test_rejected_rows_of_a_file_that_was_mended_are_gone(mended: Past) -> None:
+    assert (mended.said.accepted, mended.said.rejected) == (2, {"no_user": 1})
+    assert mended.shop.rows(REJECTED, "source_file") == ["b.csv"]
+
+
+def test_a_row_that_was_mended_under_its_id_is_a_twin_like_any_other(mended: Past, tmp_path: Path) -> None:
+    assert mended.said.batch.accepted == 2
+    assert mended.said.batch.rejected == {}  # what it was is in no file now
+    assert mended.shop.rows(EVENTS, "occurred_at")[0] == datetime(2024, 3, 1, 9, tzinfo=UTC)
+    shop = mended.shop.copy(tmp_path / "shop")
     shop.put("a.csv", "1,ada,2024-03-01 11:00:00,home")
     assert shop.ingest().batch.rejected == {"duplicate_id": 1}
 
-    assert shop.rows(EVENTS, "occurred_at") == [datetime(2024, 3, 1, 9, tzinfo=UTC)]
+    assert shop.rows(EVENTS, "occurred_at")[0] == datetime(2024, 3, 1, 9, tzinfo=UTC)
 
 
-def test_a_grown_file_takes_the_place_of_what_it_was(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ada,2024-03-01 11:00:00,home")
-    shop.ingest()
-    assert shop.rows(FILES, "read") == [2]
+def test_a_grown_file_takes_the_place_of_what_it_was(grown: Past, replaced: Past) -> None:
+    assert grown.shop.rows(FILES, "read") == [4]
 
-    shop.put("a.csv", "3,ada,2024-03-01 12:00:00,home")
-    shop.ingest()
-    assert sorted(shop.rows(FILES, "read")) == [1, 2]  # what it held before is in no file now
-    assert shop.ids() == ["1", "2", "3"]
+    assert sorted(replaced.shop.rows(FILES, "read")) == [1, 4]  # what it held before is in no file now
+    assert replaced.shop.ids() == ["1", "3", "4"]
 
 
 # --- twins ---
 
 
-def test_of_twins_in_two_batches_the_first_to_be_ingested_is_kept(shop: Shop) -> None:
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Past:
+    """Ingest two files, one after the other, that share their ids."""
+    shop = Shop(tmp_path_factory.mktemp("twins") / "shop")
     shop.configure(CONFIG + 'ingested_at = "known"\n')
     header = HEADER + ",known"
-    shop.put("a.csv", "1,ada,2024-03-05,late,2024-03-09", "2,ben,2024-03-05,early,2024-03-06", header=header)
-    shop.ingest()
-    shop.put("b.csv", "1,ada,2024-03-01,early,2024-03-08", "2,ben,2024-03-07,late,2024-03-08", header=header)
-    ingested = shop.ingest()
+    twice = "3,cat,2024-03-02,home,2024-03-02"
+    shop.put(
+        *("a.csv", "1,ada,2024-03-05,late,2024-03-09", "2,ben,2024-03-05,early,2024-03-06", twice, twice),
+        header=header,
+    )
+    assert shop.ingest().rejected == {"duplicate_id": 1}
+    shop.put(
+        *("b.csv", "1,ada,2024-03-01,early,2024-03-08", "2,ben,2024-03-07,late,2024-03-08"),
+        "3,cat,2024-03-01,home,2024-03-01",
+        header=header,
+    )
+    return Past(shop, shop.ingest())
 
-    assert shop.rows(EVENTS, "event_name", "source_file") == [
+
+def rejected_of(past: Past, event_id: str) -> list[tuple[str, str]]:
+    """Return the file and the name of each event that was rejected for its id."""
+    rows = [(row["source_file"], json.loads(row["row"])) for row in past.shop.rows(REJECTED)]
+    return sorted((file, event["event_name"]) for file, event in rows if event["event_id"] == event_id)
+
+
+def test_of_twins_in_two_batches_the_first_to_be_ingested_is_kept(twins: Past) -> None:
+    assert twins.shop.rows(EVENTS, "event_name", "source_file")[:2] == [
         {"event_name": "early", "source_file": "b.csv"},
         {"event_name": "early", "source_file": "a.csv"},
     ]
-    assert sorted(shop.rows(REJECTED, "source_file")) == ["a.csv", "b.csv"]
-    assert {json.loads(row)["event_name"] for row in shop.rows(REJECTED, "row")} == {"late"}
-    assert (ingested.read, ingested.accepted, ingested.rejected) == (4, 2, {"duplicate_id": 2})
+    assert rejected_of(twins, "1") == [("a.csv", "late")]
+    assert rejected_of(twins, "2") == [("b.csv", "late")]
+    assert (twins.said.read, twins.said.accepted, twins.said.rejected) == (7, 3, {"duplicate_id": 4})
 
 
-def test_equal_rows_of_a_file_are_all_counted_when_the_accepted_one_gives_way(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-02,home", "1,ada,2024-03-02,home")
-    assert shop.ingest().rejected == {"duplicate_id": 1}
-    shop.put("b.csv", "1,ada,2024-03-01,home")
-    ingested = shop.ingest()
-
-    assert (ingested.read, ingested.accepted, ingested.rejected) == (3, 1, {"duplicate_id": 2})
-    assert shop.rows(REJECTED, "source_file") == ["a.csv", "a.csv"]
+def test_equal_rows_of_a_file_are_all_counted_when_the_accepted_one_gives_way(twins: Past) -> None:
+    assert (twins.said.read, twins.said.accepted, twins.said.rejected) == (7, 3, {"duplicate_id": 4})
+    assert rejected_of(twins, "3") == [("a.csv", "home"), ("a.csv", "home")]
 
 
-def test_only_days_that_change_are_written(shop: Shop) -> None:
-    shop.put("a.csv", *(f"{day},ada,2024-03-0{day} 10:00:00,home" for day in range(1, 6)))
-    shop.ingest()
-    before = shop.partitions()
-    # A new event, a twin that comes too late, and one that moves its event to another day.
-    shop.put("b.csv", "9,ben,2024-03-02 11:00:00,home", "3,ada,2024-03-05 10:00:00,home", "5,ada,2024-03-04,home")
-    shop.ingest()
+def test_only_days_that_change_are_written(week: Week) -> None:
+    before, after = week.first_days, week.second_days
 
-    after = shop.partitions()
-    assert {day for day in before if before[day] != after.get(day)} == {f"day=2024-03-0{day}" for day in (2, 4, 5)}
-    assert "day=2024-03-05" not in after
+    assert {day for day in before if before[day] != after.get(day)} == {f"day=2024-03-0{day}" for day in (2, 3, 4, 6)}
+    assert after.keys() - before.keys() == {"day=2024-03-08"}
+    assert "day=2024-03-04" not in after
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
@@ -291,7 +356,7 @@ LINE = st.tuples(
 FILE = st.lists(LINE, min_size=1, max_size=8).map(tuple)
 
 
-@given(files=st.lists(FILE, min_size=2, max_size=4, unique=True), seed=st.integers(0, 10**6))
+@given(files=st.lists(FILE, min_size=2, max_size=3, unique=True), seed=st.integers(0, 10**6))
 @law(2)
 def test_any_batches_in_any_order_give_the_tables_of_one_batch(files: list[tuple[str, ...]], seed: int) -> None:
     chance = random.Random(seed)
@@ -363,32 +428,27 @@ def test_files_that_vanish_before_a_first_run_is_repaired_are_not_lost(shop: Sho
 # --- reading all files again ---
 
 
-def test_another_mapping_reads_all_files_again(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.put("b.csv", "2,ada,2024-03-01 11:00:00,home")
-    shop.ingest()
+def test_another_mapping_reads_all_files_again(week: Week, tmp_path: Path) -> None:
+    shop = week.shop.copy(tmp_path / "shop")
     shop.configure(CONFIG + "[events.names]\nhome = 'page_view'\n")
     again = shop.ingest()
 
-    assert (again.known_files, again.batch.files, again.accepted) == (0, 2, 2)
-    assert shop.rows(EVENTS, "event_name") == ["page_view", "page_view"]
+    assert (again.known_files, again.batch.files, again.accepted) == (0, 2, 10)
+    assert shop.rows(EVENTS, "event_name").count("page_view") == 6  # of ids 1, 2, 3, 5, 6 and A
+    assert shop.rows(EVENTS, "event_name").count("home") == 0
 
 
-def test_another_time_zone_reads_all_files_again(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    shop.configure('time_zone = "Europe/Berlin"\n' + CONFIG)
-    shop.ingest()
+def test_another_time_zone_reads_all_files_again(begun: Shop) -> None:
+    begun.configure('time_zone = "Europe/Berlin"\n' + CONFIG)
+    begun.ingest()
 
-    assert shop.rows(EVENTS, "occurred_at") == [datetime(2024, 3, 1, 9, tzinfo=UTC)]
+    assert begun.rows(EVENTS, "occurred_at") == [datetime(2024, 3, 1, 9, tzinfo=UTC)]
 
 
-def test_other_names_of_files_read_none_again(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    shop.configure(CONFIG.replace("[events]", "[events]\nskip_unreadable = true"), files="[ab].csv")
+def test_other_names_of_files_read_none_again(begun: Shop) -> None:
+    begun.configure(CONFIG.replace("[events]", "[events]\nskip_unreadable = true"), files="[ab].csv")
 
-    assert shop.ingest().known_files == 1
+    assert begun.ingest().known_files == 1
 
 
 def test_files_that_are_gone_stop_another_mapping(shop: Shop) -> None:
@@ -407,42 +467,31 @@ def test_files_that_are_gone_stop_another_mapping(shop: Shop) -> None:
     assert shop.rows(FILES, "path") == ["a.csv"]
 
 
-def test_a_file_that_has_grown_since_does_not_stop_another_mapping(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ada,2024-03-01 11:00:00,home")
-    shop.ingest()
+def test_a_file_that_has_grown_since_does_not_stop_another_mapping(grown: Past, tmp_path: Path) -> None:
+    shop = grown.shop.copy(tmp_path / "shop")
     shop.configure(CONFIG.replace('"event"', '"id"'))
 
     assert shop.ingest().accepted == 2
 
 
-def test_a_rebuild_leaves_what_only_gone_files_held_out_of_every_table(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01,home")
-    shop.ingest()
-    shop.put("a.csv", "3,ada,2024-03-02 10:00:00,home")
-    shop.ingest()
+def test_a_rebuild_leaves_what_only_gone_files_held_out_of_every_table(replaced: Past, tmp_path: Path) -> None:
+    shop = replaced.shop.copy(tmp_path / "shop")
     rebuilt = shop.ingest(rebuild=True)
 
     assert (rebuilt.read, rebuilt.accepted, rebuilt.rejected, rebuilt.batch.watermark) == (1, 1, {}, None)
-    assert (shop.ids(), shop.rows(REJECTED), shop.rows(FILES, "read")) == (["3"], [], [1])
+    assert (shop.ids(), shop.rows(REJECTED), shop.rows(FILES, "read")) == (["4"], [], [1])
 
 
-def test_a_rebuild_of_the_same_files_changes_nothing(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-
-    assert not shop.ingest(rebuild=True).changed
+def test_a_rebuild_of_the_same_files_changes_nothing(begun: Shop) -> None:
+    assert not begun.ingest(rebuild=True).changed
 
 
-def test_a_rebuild_without_files_is_an_error(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-    shop.ingest()
-    (shop.folder / "a.csv").unlink()
+def test_a_rebuild_without_files_is_an_error(begun: Shop) -> None:
+    (begun.folder / "a.csv").unlink()
 
     with pytest.raises(SourceError, match="no such file"):
-        shop.ingest(rebuild=True)
-    assert shop.ids() == ["1"]
+        begun.ingest(rebuild=True)
+    assert begun.ids() == ["1"]
 
 
 def test_events_with_the_columns_of_before_are_replaced(shop: Shop) -> None:
@@ -459,30 +508,20 @@ def test_events_with_the_columns_of_before_are_replaced(shop: Shop) -> None:
 # --- lateness ---
 
 
-def test_the_first_run_knows_no_lateness(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ada,2024-03-05 10:00:00,home")
-    first = shop.ingest()
+def test_the_first_run_knows_no_lateness(week: Week) -> None:
+    first = week.first
 
-    assert first.watermark == datetime(2024, 3, 5, 10, tzinfo=UTC)
+    assert first.watermark == datetime(2024, 3, 6, 10, tzinfo=UTC)
     assert (first.batch.watermark, first.batch.late_share, first.batch.late_by_max_s) == (None, None, None)
 
 
-def test_events_from_before_the_watermark_are_late(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-05 10:00:00,home")
-    shop.ingest()
-    shop.put(
-        "b.csv",
-        "2,ada,2024-03-05 09:59:59,home",
-        "3,ada,2024-03-05 10:00:00,home",
-        "4,ada,2024-03-02 10:00:00,home",
-        "5,ada,2024-03-06 10:00:00,home",
-        "1,ada,2024-03-07,a duplicate is not late",
-    )
-    second = shop.ingest()
+def test_events_from_before_the_watermark_are_late(week: Week) -> None:
+    second = week.second
 
-    assert second.batch.watermark == datetime(2024, 3, 5, 10, tzinfo=UTC)
-    assert (second.batch.late_share, second.batch.late_by_max_s) == (0.5, 3 * 86400)
-    assert second.watermark == datetime(2024, 3, 6, 10, tzinfo=UTC)
+    assert second.batch.watermark == datetime(2024, 3, 6, 10, tzinfo=UTC)
+    assert (second.batch.accepted, second.batch.late_share) == (5, 0.6)
+    assert second.batch.late_by_max_s == 4 * 86400
+    assert second.watermark == datetime(2024, 3, 8, 10, tzinfo=UTC)
 
 
 # --- files that cannot be read ---
@@ -566,13 +605,11 @@ def test_fields_that_new_json_lines_lack_are_null_in_them(shop: Shop) -> None:
     assert shop.rows(REJECTED, "reason") == ["no_user"]
 
 
-def test_a_new_column_that_no_file_has_is_still_an_error(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-01,home")
-    shop.ingest()
-    shop.configure(CONFIG + 'page = "url"\n')
+def test_a_new_column_that_no_file_has_is_still_an_error(begun: Shop) -> None:
+    begun.configure(CONFIG + 'page = "url"\n')
 
     with pytest.raises(SourceError, match=r"^events\.columns\.page: a\.csv has no column 'url'"):
-        shop.ingest()
+        begun.ingest()
 
 
 def test_days_without_rows_and_days_without_files_are_fine(shop: Shop) -> None:
@@ -612,36 +649,33 @@ def test_a_megabyte_in_any_column_is_kept(shop: Shop) -> None:
 
 
 def test_a_user_may_have_very_many_events(shop: Shop) -> None:
-    shop.put("a.csv", *(f"{number},ada,2024-03-01,home" for number in range(200_000)))
-    shop.put("b.csv", *(f"{number},ada,2024-03-01,home" for number in range(199_000, 201_000)))
+    shop.put("a.csv", *(f"{number},ada,2024-03-01,home" for number in range(50_000)))
+    shop.put("b.csv", *(f"{number},ada,2024-03-01,home" for number in range(49_000, 51_000)))
 
-    assert shop.ingest().batch.accepted == 201_000
+    assert shop.ingest().batch.accepted == 51_000
 
 
 # --- as a command ---
 
 
-def test_the_command_says_what_was_new_and_how_late(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-05 10:00:00,home")
-    assert habitus("ingest", str(shop.config)).exit_code == 0
-    shop.put("b.csv", "2,ada,2024-03-02 10:00:00,home", "3,ben,2024-03-06 10:00:00,home", "1,ben,2024-03-06,home")
-    said = [line.split(" s  ")[1] for line in habitus("ingest", str(shop.config)).stderr.splitlines()]
+def test_the_command_says_what_was_new_and_how_late(begun: Shop) -> None:
+    begun.put("b.csv", "3,ada,2024-02-27 10:00:00,home", "4,ben,2024-03-02 10:00:00,home", "1,ben,2024-03-02,home")
+    done = habitus("ingest", str(begun.config))
 
-    assert said == [
+    assert done.exit_code == 0
+    assert [line.split(" s  ")[1] for line in done.stderr.splitlines()] == [
         "ingest: 1 file known, 1 new; 2 accepted + 1 rejected = 3 rows read",
         "  rejected 1: an event id that was there already",
-        "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-06 10:00",
+        "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-02 10:00",
     ]
 
 
-def test_the_command_rebuilds(shop: Shop) -> None:
-    shop.put("a.csv", "1,ada,2024-03-05 10:00:00,home")
-    assert habitus("ingest", str(shop.config)).exit_code == 0
-    shop.put("a.csv", "2,ada,2024-03-05 10:00:00,home")
-    done = habitus("ingest", "--rebuild", str(shop.config), "--json")
+def test_the_command_rebuilds(begun: Shop) -> None:
+    begun.put("a.csv", "2,ada,2024-03-05 10:00:00,home")
+    done = habitus("ingest", "--rebuild", str(begun.config), "--json")
 
     assert json.loads(done.stdout)["accepted"] == 1
-    assert shop.ids() == ["2"]
+    assert begun.ids() == ["2"]
 
 
 # --- users ---
@@ -665,46 +699,49 @@ attribute = "letters"
 )
 
 
-@pytest.fixture
-def described(shop: Shop) -> Shop:
-    """Return a shop whose users' file has contacts and a consent, before anything is read."""
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Ingest two users, and a users' file that has contacts and a consent."""
+    shop = Shop(tmp_path_factory.mktemp("people") / "shop")
+    shop.configure(CONFIG + CONTACTS)
     shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home", "2,ben,2024-03-02 10:00:00,home")
     shop.put("people.txt", "ada,pro,Ada@Example.org,020,yes", "ben,free,,,", header="user,plan,mail,tel,letters")
-    shop.configure(CONFIG + CONTACTS)
+    shop.ingest()
     return shop
+
+
+@pytest.fixture
+def described(people: Shop, tmp_path: Path) -> Shop:
+    return people.copy(tmp_path / "described")
 
 
 def attributes_of(shop: Shop, user: str = "ada") -> dict[str, str]:
     return {row["attribute"]: row["value"] for row in shop.rows(ATTRIBUTES) if row["user_id"] == user}
 
 
-def test_contacts_and_consents_are_stored_under_reserved_names(described: Shop) -> None:
-    described.ingest()
-    assert attributes_of(described) == {
+def test_contacts_and_consents_are_stored_under_reserved_names(people: Shop) -> None:
+    assert attributes_of(people) == {
         "plan": "pro",
         "habitus.email": "Ada@Example.org",
         "habitus.phone": "020",
         "habitus.consent.letters": "yes",
     }
-    assert attributes_of(described, "ben") == {"plan": "free"}
+    assert attributes_of(people, "ben") == {"plan": "free"}
 
 
 def test_a_withdrawal_in_the_users_file_is_read_without_new_events(described: Shop) -> None:
-    described.ingest()
     described.put("people.txt", "ada,pro,Ada@Example.org,020,no", header="user,plan,mail,tel,letters")
     assert described.ingest().changed
     assert attributes_of(described)["habitus.consent.letters"] == "no"
 
 
 def test_other_columns_of_users_are_read_without_new_events(described: Shop) -> None:
-    described.ingest()
     described.configure(CONFIG + PEOPLE + 'email = "mail"\n')
     assert described.ingest().changed
     assert attributes_of(described) == {"habitus.email": "Ada@Example.org"}
 
 
 def test_nothing_of_users_stays_without_a_users_file(described: Shop) -> None:
-    described.ingest()
     described.configure()
     assert described.ingest().changed
     assert described.rows(ATTRIBUTES) == []
@@ -718,7 +755,6 @@ def test_a_users_row_with_contacts_that_cannot_be_read_is_not_repeated(described
 
 
 def test_contacts_and_consents_are_in_no_other_table(described: Shop) -> None:
-    described.ingest()
     sessionize.fn(str(described.config))
     store_snapshots.fn(str(described.config), None, False)
     stored = {folder.name for folder in (described.folder / "lake").iterdir() if folder.is_dir()}

@@ -72,6 +72,16 @@ def converted(engine: DuckDB, rows: list[Row], settings: LabelSettings | None = 
     return converted
 
 
+def labels_by_user(
+    engine: DuckDB, histories: dict[str, list[Row]], settings: LabelSettings, **options: Any
+) -> dict[str, tuple[bool | None, bool | None]]:
+    """Label users by their histories; return (churned, converted) of each."""
+    rows = [row | {"user_id": user} for user, history in histories.items() for row in history]
+    users = [(user, AS_OF, 1.0) for user in histories]
+    found = labels_of(engine, rows, settings, users=users, **options)
+    return {user: (churned, converted) for user, _, churned, converted in found}
+
+
 # --- the window ---
 
 
@@ -121,10 +131,19 @@ def test_an_event_during_the_delay_is_not(engine: DuckDB) -> None:
 
 
 def test_the_delay_moves_the_end_of_the_windows_too(engine: DuckDB) -> None:
-    assert churned(engine, [at("2024-03-30T23:59")], DELAYED) is False
-    assert churned(engine, [at("2024-03-31")], DELAYED) is True
-    assert converted(engine, [at("2024-03-09T23:59", "purchase")], DELAYED) is True
-    assert converted(engine, [at("2024-03-10", "purchase")], DELAYED) is False
+    histories = {
+        "back in time": [at("2024-03-30T23:59")],
+        "back too late": [at("2024-03-31")],
+        "bought in time": [at("2024-03-09T23:59", "purchase")],
+        "bought too late": [at("2024-03-10", "purchase")],
+    }
+
+    assert labels_by_user(engine, histories, DELAYED) == {
+        "back in time": (False, False),
+        "back too late": (True, False),
+        "bought in time": (False, True),
+        "bought too late": (False, False),
+    }
 
 
 def test_horizons_are_days_and_parts_of_days(engine: DuckDB) -> None:
@@ -132,9 +151,17 @@ def test_horizons_are_days_and_parts_of_days(engine: DuckDB) -> None:
         delay_days=0.25, churn=ChurnSettings(horizon_days=0.5), conversion=ConversionSettings(horizon_days=1.5)
     )
 
-    assert labels_of(engine, [at("2024-03-01T05:59"), at("2024-03-01T18:00")], settings) == [("u", AS_OF, True, False)]
-    assert churned(engine, [at("2024-03-01T17:59")], settings) is False
-    assert converted(engine, [at("2024-03-02T17:59", "purchase")], settings) is True
+    histories = {
+        "outside": [at("2024-03-01T05:59"), at("2024-03-01T18:00")],
+        "back in time": [at("2024-03-01T17:59")],
+        "bought in time": [at("2024-03-02T17:59", "purchase")],
+    }
+
+    assert labels_by_user(engine, histories, settings) == {
+        "outside": (True, False),
+        "back in time": (False, False),
+        "bought in time": (True, True),
+    }
 
 
 # --- which events ---
@@ -147,8 +174,12 @@ def test_any_event_keeps_a_user_unless_events_are_named(engine: DuckDB) -> None:
 def test_events_of_other_names_do_not_keep_a_user_where_events_are_named(engine: DuckDB) -> None:
     settings = LabelSettings(churn=ChurnSettings(events=["login", "purchase"]))
 
-    assert churned(engine, [at("2024-03-05", "page_view"), at("2024-02-20", "login")], settings) is True
-    assert churned(engine, [at("2024-03-05", "purchase")], settings) is False
+    histories = {
+        "looked": [at("2024-03-05", "page_view"), at("2024-02-20", "login")],
+        "bought": [at("2024-03-05", "purchase")],
+    }
+
+    assert labels_by_user(engine, histories, settings) == {"looked": (True, False), "bought": (False, True)}
 
 
 def test_events_of_other_names_do_not_convert(engine: DuckDB) -> None:
@@ -158,8 +189,9 @@ def test_events_of_other_names_do_not_convert(engine: DuckDB) -> None:
 def test_each_of_the_named_events_converts(engine: DuckDB) -> None:
     settings = LabelSettings(conversion=ConversionSettings(events=["sign_up", "trial"]))
 
-    assert converted(engine, [at("2024-03-05", "trial")], settings) is True
-    assert converted(engine, [at("2024-03-05", "purchase")], settings) is False
+    histories = {"tried": [at("2024-03-05", "trial")], "bought": [at("2024-03-05", "purchase")]}
+
+    assert labels_by_user(engine, histories, settings) == {"tried": (False, True), "bought": (False, False)}
 
 
 def test_events_of_other_users_do_not_count(engine: DuckDB) -> None:
@@ -177,10 +209,10 @@ def test_a_user_seen_exactly_so_many_days_ago_is_eligible(engine: DuckDB) -> Non
 
 
 def test_a_user_who_left_longer_ago_is_not_predicted_to_leave(engine: DuckDB) -> None:
-    users = [("u", AS_OF, 28.0 + 1 / 86_400_000_000)]
+    users = [(user, AS_OF, 28.0 + 1 / 86_400_000_000) for user in ("bought", "gone")]
+    rows = [at("2024-03-05", "purchase", user_id="bought")]
 
-    assert labels_of(engine, [], users=users) == [("u", AS_OF, None, False)]
-    assert labels_of(engine, [at("2024-03-05", "purchase")], users=users) == [("u", AS_OF, None, True)]
+    assert labels_of(engine, rows, users=users) == [("bought", AS_OF, None, True), ("gone", AS_OF, None, False)]
 
 
 def test_everybody_is_eligible_for_churn_where_it_says_so(engine: DuckDB) -> None:
@@ -211,9 +243,12 @@ def test_a_label_is_complete_exactly_at_its_windows_end(engine: DuckDB) -> None:
 
 def test_a_label_whose_window_is_not_complete_is_null(engine: DuckDB) -> None:
     known_at = instant(CHURN_ENDS) - A_MICROSECOND
+    histories = {"gone": [], "bought": [at("2024-03-05", "purchase")]}
 
-    assert labels_of(engine, [], known_at=known_at) == [("u", AS_OF, None, False)]
-    assert labels_of(engine, [at("2024-03-05", "purchase")], known_at=known_at) == [("u", AS_OF, None, True)]
+    assert labels_by_user(engine, histories, LabelSettings(), known_at=known_at) == {
+        "gone": (None, False),
+        "bought": (None, True),
+    }
 
 
 def test_the_shorter_label_is_there_before_the_longer(engine: DuckDB) -> None:
@@ -264,14 +299,25 @@ def answers(
     engine: DuckDB, rows: list[Row], settings: LabelSettings, known_at: str | datetime = LATER, **features: float | None
 ) -> Row:
     """Label one user with these features; return what is known of each label."""
-    schema = pa.schema(
-        [("user_id", pa.string()), ("as_of", TIME.to_pyarrow()), *((name, pa.float64()) for name in features)]
-    )
-    snapshot = pa.Table.from_pylist([{"user_id": "u", "as_of": instant(AS_OF)} | features], schema)
-    users = engine.create_table(f"snapshot_{uuid.uuid4().hex}", snapshot, temp=True)
-    made = label(users, events_of(engine, rows), instant(known_at), settings)
-    [row] = made.drop("user_id", "as_of").to_pyarrow().to_pylist()
-    return dict(row)
+    [found] = answers_by_user(engine, rows, settings, {"u": features}, known_at)
+    return found
+
+
+def answers_by_user(
+    engine: DuckDB,
+    rows: list[Row],
+    settings: LabelSettings,
+    users: dict[str, dict[str, float | None]],
+    known_at: str | datetime = LATER,
+) -> list[Row]:
+    """Label users, each with some features; list what is known of each label."""
+    names = {name: pa.float64() for features in users.values() for name in features}
+    schema = pa.schema([("user_id", pa.string()), ("as_of", TIME.to_pyarrow()), *names.items()])
+    given = [{"user_id": user, "as_of": instant(AS_OF)} | features for user, features in users.items()]
+    snapshot = engine.create_table(f"snapshot_{uuid.uuid4().hex}", pa.Table.from_pylist(given, schema), temp=True)
+    made = label(snapshot, events_of(engine, rows), instant(known_at), settings).to_pyarrow().to_pylist()
+    by_user = {row.pop("user_id"): {name: row[name] for name in row if name != "as_of"} for row in made}
+    return [by_user[user] for user in users]
 
 
 NO_PURCHASE = {
@@ -321,25 +367,21 @@ def test_a_further_label_has_the_same_borders(
 
 def test_a_label_of_buyers_is_not_asked_of_those_who_never_bought(engine: DuckDB) -> None:
     settings = further(no_purchase_90d=NO_PURCHASE)
+    users = {f"{days}": {"recency_days": 1.0, "purchase_recency_days": days} for days in (90.0, 90.1, None)}
+    rows = [at("2024-03-05", user_id=user) for user in users]
 
-    def asked(days: float | None) -> bool | None:
-        found = answers(engine, [at("2024-03-05")], settings, recency_days=1.0, purchase_recency_days=days)
-        return bool(found["no_purchase_90d"]) if found["no_purchase_90d"] is not None else None
+    found = answers_by_user(engine, rows, settings, users)
 
-    assert asked(90.0) is True
-    assert asked(90.1) is None
-    assert asked(None) is None
+    assert [row["no_purchase_90d"] for row in found] == [True, None, None]
 
 
 def test_without_a_limit_a_label_is_asked_of_all_who_ever_bought(engine: DuckDB) -> None:
     settings = further(no_purchase_90d=NO_PURCHASE | {"eligible_days": None})
+    users = {f"{days}": {"recency_days": 1.0, "purchase_recency_days": days} for days in (900.0, None)}
 
-    found = [
-        answers(engine, [], settings, recency_days=1.0, purchase_recency_days=days)["no_purchase_90d"]
-        for days in (900.0, None)
-    ]
+    found = answers_by_user(engine, [], settings, users)
 
-    assert found == [True, None]
+    assert [row["no_purchase_90d"] for row in found] == [True, None]
 
 
 def test_a_label_has_the_delay_of_all_unless_it_has_its_own(engine: DuckDB) -> None:

@@ -1,7 +1,7 @@
 """Which tests take longest: `make test-times`."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 
 Phase = tuple[str, str, float]
 """A test, what of it (setup, call or teardown), and the seconds."""
@@ -18,21 +18,15 @@ def slowest(phases: Iterable[Phase], count: int) -> list[str]:
        3.50               3.00  a
        0.50               0.00  b
     """
-    total: Counter[str] = Counter()
-    of_fixtures: Counter[str] = Counter()
+    total: dict[str, float] = defaultdict(float)
+    of_fixtures: dict[str, float] = defaultdict(float)
     for test, phase, seconds in phases:
         total[test] += seconds
         of_fixtures[test] += seconds if phase != "call" else 0
-    return [*_head(total, count), *(f"{s:7.2f}  {of_fixtures[test]:17.2f}  {test}" for test, s in _first(total, count))]
-
-
-def _head(total: Counter[str], count: int) -> Sequence[str]:
-    shown = sum(seconds for _, seconds in _first(total, count))
-    return (
-        f"The slowest {min(count, len(total))} of {len(total):,} tests take {shown:.1f} of {sum(total.values()):.1f} s",
+    first = sorted(total.items(), key=lambda one: (-one[1], one[0]))[:count]
+    shown = sum(seconds for _, seconds in first)
+    return [
+        f"The slowest {len(first)} of {len(total):,} tests take {shown:.1f} of {sum(total.values()):.1f} s",
         "seconds  of which fixtures  test",
-    )
-
-
-def _first(total: Counter[str], count: int) -> list[tuple[str, float]]:
-    return sorted(total.items(), key=lambda one: (-one[1], one[0]))[:count]
+        *(f"{seconds:7.2f}  {of_fixtures[test]:17.2f}  {test}" for test, seconds in first),
+    ]
