@@ -25,11 +25,11 @@ ITSELF = "the champion itself"
 class World:
     """Users whose odds to churn are known, what happened to them, and models that see the odds through noise."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, draws: int = 200) -> None:
         self._random = np.random.default_rng(seed)
         self._odds = self._random.normal(0, 1.5, ROWS)
         self.labels = pd.Series(self._random.random(ROWS) < self.seen(0))
-        self.bootstrap = Bootstrap(pd.Series([f"u{number}" for number in range(ROWS)]), seed, draws=200)
+        self.bootstrap = Bootstrap(pd.Series([f"u{number}" for number in range(ROWS)]), seed, draws)
 
     def seen(self, noise: float) -> Probabilities:
         """Return the probabilities of a model."""

@@ -5,10 +5,12 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.operations as ops
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -52,11 +54,8 @@ class DuckDB(Backend):
         rows = obj if isinstance(obj, ir.Table) else ibis.memtable(obj)
         schema = rows.schema()
         self._run_pre_execute_hooks(rows)
-        query, type_of = self.compile(rows), self.compiler.type_mapper.to_string
-        columns = ", ".join(
-            f"{_quoted(column)} {type_of(dtype)}{'' if dtype.nullable else ' NOT NULL'}"
-            for column, dtype in schema.items()
-        )
+        query = self.compile(rows)
+        columns = ", ".join(f"{_quoted(column)} {_type_of(dtype)}" for column, dtype in schema.items())
         self.con.execute(f"CREATE {'TEMP ' * temp}TABLE {_quoted(name)} ({columns})")
         self.con.execute(f"INSERT INTO {_quoted(name)} {query}")
         namespace = ops.Namespace(catalog="temp" if temp else "memory", database="main")
@@ -122,6 +121,11 @@ def connect(memory_limit_bytes: int | None = None, spill_folder: Path | None = N
 def half_of_memory_bytes() -> int:
     """Return half of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+@cache
+def _type_of(dtype: dt.DataType) -> str:
+    return str(Backend.compiler.type_mapper.to_string(dtype)) + " NOT NULL" * (not dtype.nullable)
 
 
 def _instant(us: int | None) -> datetime | None:

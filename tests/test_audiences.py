@@ -211,7 +211,7 @@ DESTINATIONS = st.builds(
 )
 
 
-@law(12)
+@law(6)
 @given(users=USERS, crm=DESTINATIONS)
 def test_no_unconsented_and_no_held_out_id_is_in_what_leaves(
     engine: DuckDB, users: dict[str, dict[str, Any]], crm: DestinationSettings

@@ -23,9 +23,9 @@ from features.synthetic import Traffic
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a lake of 20,000 events whose few users meet every border and often come twice at one time."""
+    """Make a lake of 8,000 events whose few users meet every border and often come twice at one time."""
     folder = tmp_path_factory.mktemp("benchmark")
-    lakes.make_lake(folder, Traffic(events=20_000, days=9, users=150))
+    lakes.make_lake(folder, Traffic(events=8_000, days=9, users=60))
     return folder
 
 
@@ -103,6 +103,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.ci
 def test_the_program_stores_what_each_run_took_names_who_failed_and_keeps_only_the_events(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ STATES = st.dictionaries(
 )
 
 
-@law(8)
+@law(5)
 @given(states=st.lists(STATES, min_size=1, max_size=4))
 def test_replaying_the_feed_gives_the_present_audiences(engine: DuckDB, states: list[dict[Any, Any]]) -> None:
     feed = None

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from laws import law
@@ -132,7 +132,7 @@ def conditions_of(leaves: st.SearchStrategy[Comparison]) -> st.SearchStrategy[Co
     return st.recursive(leaves, more, max_leaves=6)
 
 
-@settings(deadline=None)
+@law(40)
 @given(conditions_of(comparisons))
 def test_what_is_written_is_read_as_what_it_was(condition: Condition) -> None:
     assert parse(condition.to_text()) == condition
@@ -207,7 +207,7 @@ def test_a_mistake_is_told_at_once_with_its_place(text: str, column: int, what: 
     assert caught.value.column == column
 
 
-@settings(deadline=None)
+@law(40)
 @given(st.text(max_size=60) | st.text("ab1 .<>=!()',pnotrs\"`-_e", max_size=30))
 def test_any_text_is_a_condition_or_a_mistake(text: str) -> None:
     try:
@@ -350,7 +350,7 @@ frames = st.lists(
 ).map(lambda rows: pd.DataFrame(rows, columns=["x", "y", "t"]).astype({"x": "float64", "y": "float64", "t": "str"}))
 
 
-@law(50)
+@law(20)
 @given(condition=conditions_of(known_comparisons), frame=frames)
 def test_the_same_users_meet_it_in_a_table_and_in_a_frame(
     duckdb: DuckDB, condition: Condition, frame: pd.DataFrame

@@ -214,7 +214,7 @@ def test_a_difference_is_that_of_the_log_losses() -> None:
 def test_a_difference_of_twins_is_narrower_than_the_interval_of_either() -> None:
     labels, probabilities = with_ties()
     twin = np.clip(probabilities + 0.01, 0, 0.99)
-    bootstrap = Bootstrap(each_once(500))
+    bootstrap = Bootstrap(each_once(500), draws=100)
 
     gain, own = compare(labels, twin, probabilities, bootstrap), evaluate(labels, twin, bootstrap)["log_loss"]
     assert gain.high - gain.low < (own.high - own.low) / 5

@@ -90,10 +90,12 @@ def test_a_label_that_the_events_do_not_bear_out_is_found(engine: DuckDB, event:
 
     right = told(engine, row | {"churned": not acted, "bought": acted})
     wrong = told(engine, row | {"churned": acted, "bought": not acted})
+    snapshot, events = snapshot_of(engine, [("u", AS_OF, 1.0)]), events_of(engine, [event])
 
     for name in ("churn", "bought"):
-        assert counted(engine, [event], name, labels=right)[0]["contradicted"] == 0
-        assert counted(engine, [event], name, labels=wrong)[0]["contradicted"] == 1
+        for labels, contradicted in ((right, 0), (wrong, 1)):
+            found = count_labels(snapshot, labels, events, instant(LATER), SETTINGS.named[name])
+            assert found.to_pyarrow()["contradicted"].to_pylist() == [contradicted]
 
 
 def test_an_event_of_another_name_does_not_count(engine: DuckDB) -> None:

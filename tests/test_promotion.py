@@ -1,54 +1,24 @@
 import json
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from simulated import CALIBRATED, ROWS, World
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from models.evaluation import Bootstrap, CalibrationSettings, Estimate, Probabilities
-from models.promotion import Contest, Decision, compete, decide, miscalibration
-
-ROWS = 800
-USERS = pd.Series([f"u{i}" for i in range(ROWS)])
+from models.evaluation import CalibrationSettings, Estimate, Probabilities
+from models.promotion import Contest, compete, miscalibration
 
 
 def metrics(ece: float = 0.01, slope: tuple[float, float, float] = (1.0, 0.9, 1.1)) -> dict[str, Estimate]:
-    return {
-        "log_loss": Estimate(0.5, 0.48, 0.52),
-        "ece": Estimate(ece, ece / 2, ece * 2),
-        "calibration_slope": Estimate(*slope),
-    }
+    return CALIBRATED | {"ece": Estimate(ece, ece / 2, ece * 2), "calibration_slope": Estimate(*slope)}
 
 
-CALIBRATED, TOO_SURE = metrics(), metrics(ece=0.12)
-
-
-class World:
-    """Users whose odds to churn are known, what happened to them, and models that see the odds through noise."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
-        self._odds = self._random.normal(0, 1.5, ROWS)
-        self.labels = pd.Series(self._random.random(ROWS) < self.seen(0))
-        self.bootstrap = Bootstrap(USERS, seed, draws=200)
-
-    def seen(self, noise: float) -> Probabilities:
-        return np.asarray(1 / (1 + np.exp(-self._odds - self._random.normal(0, 1, ROWS) * noise)))
-
-    def decide(
-        self,
-        predicted: Mapping[str, Probabilities],
-        measured: Mapping[str, Mapping[str, Estimate]] | None = None,
-        segments: pd.Series | None = None,
-    ) -> Decision:
-        rivals = {"base_rate": np.full(ROWS, 0.5), "recency": self.seen(3)} | dict(predicted)
-        assumed = dict.fromkeys(rivals, CALIBRATED) | dict(measured or {})
-        return decide(self.labels, rivals, assumed, self.bootstrap, segments)
+TOO_SURE = metrics(ece=0.12)
 
 
 # --- who is promoted ---
@@ -65,7 +35,7 @@ def test_the_first_model_is_promoted_if_it_beats_recency() -> None:
 
 
 def test_a_worse_challenger_is_refused_in_100_of_100_tries() -> None:
-    worlds = [World(seed) for seed in range(100)]
+    worlds = [World(seed, draws=50) for seed in range(100)]
 
     assert not any(one.decide({"model": one.seen(0.5), "champion": one.seen(0)}).promoted for one in worlds)
 
@@ -154,7 +124,7 @@ def test_a_segment_of_few_rows_has_no_say() -> None:
 def test_segments_of_chance_do_not_keep_a_better_challenger_out() -> None:
     promoted = 0
     for seed in range(20):
-        world = World(seed)
+        world = World(seed, draws=50)
         chance = pd.Series(np.random.default_rng(seed).integers(0, 8, ROWS).astype(str))
         promoted += world.decide({"model": world.seen(0), "champion": world.seen(1)}, segments=chance).promoted
     assert promoted == 20

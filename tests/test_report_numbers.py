@@ -1,6 +1,7 @@
 """What a report counts and measures, on a shop small enough to be counted by hand."""
 
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from laws import law
 
-from features import engines
 from features.labels import LabelSettings
 from features.sessions import SESSIONS
 from features.snapshots import FEATURES, snapshots_table
@@ -68,9 +68,7 @@ def source(engine: DuckDB, users: Sequence[dict[str, Any]], k: int = 3, **known:
     """Make all that a report is made of."""
 
     def table(rows: list[dict[str, Any]], schema: pa.Schema) -> Any:
-        return engine.create_table(
-            f"t{np.random.default_rng().integers(1 << 60)}", pa.Table.from_pylist(rows, schema=schema), temp=True
-        )
+        return engine.create_table(f"table_{uuid.uuid4().hex}", pa.Table.from_pylist(rows, schema=schema), temp=True)
 
     assigned = [
         {
@@ -413,17 +411,15 @@ SHOPS = st.lists(
 )
 
 
-@given(SHOPS)
-@law(6)
-def test_no_small_count_is_shown_and_none_of_devices_can_be_worked_out(shop: list[Any]) -> None:
+@law(4)
+@given(shop=SHOPS)
+def test_no_small_count_is_shown_and_none_of_devices_can_be_worked_out(engine: DuckDB, shop: list[Any]) -> None:
     k = 4
     users = [
         user(i, segment_id, rules=["buyers"] if buys else [], device=device, days_ago=[days], converted=converted)
         for i, (segment_id, buys, device, days, converted) in enumerate(shop)
     ]
-    engine = engines.connect()
     report = report_of(engine, users, k)
-    engine.disconnect()
     assert not shown_counts(report) & set(range(1, k))
     whole = {
         bar.value: bar.count for bar in next(one for one in report.overview.breakdowns if one.name == "device").bars

@@ -142,7 +142,7 @@ def last_device(events: ir.Table, sessions: ir.Table, as_of: datetime) -> ir.Tab
 
 def share_of_all(events: ir.Table, sessions: ir.Table, as_of: datetime) -> ir.Table:
     counts = known(events, as_of).group_by("user_id").agg(n=lambda seen: seen.count())
-    return counts.select("user_id", share_of_all=counts.n / ibis.literal(events.count().to_pyarrow().as_py()))
+    return counts.select("user_id", share_of_all=counts.n / events.count().name("all").as_scalar())
 
 
 HONEST: tuple[ExtraFeature, ...] = (honest_page_view_count, honest_longest_s, honest_last_microsecond_count)
