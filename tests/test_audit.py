@@ -26,6 +26,8 @@ from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import resolve_as_of
 from flows.snapshot import store_snapshots
 
+pytestmark = pytest.mark.ci
+
 CONFIG = """
 name = "club"
 [events]

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from shops import Ran
 
+pytestmark = pytest.mark.ci
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 

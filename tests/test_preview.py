@@ -49,6 +49,7 @@ def test_other_windows_are_features_that_come_and_go(ran: Ran) -> None:
     assert features["session_count_7d"]["changed_share"] == 0
 
 
+@pytest.mark.ci
 def test_a_preview_leaves_everything_as_it_was(ran: Ran) -> None:
     folder = ran.configuration.folder
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
