@@ -53,6 +53,8 @@ def is_sharing_out(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare what processes that test share."""
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(lambda: shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True))
     if is_sharing_out(config):
         from prefect_server import started
 

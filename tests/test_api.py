@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -361,15 +362,24 @@ def test_csv_holds_the_same_users_and_values(shared: Server) -> None:
         assert int(row["session_count"]) == one["session_count"]
 
 
+@pytest.fixture(scope="module")
+def hostile_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Open one server whose first segment has all users with hostile ids, and the second somebody else."""
+    users = [user(hostile, 2 * number + 1) for number, hostile in enumerate(HOSTILE)]
+    server = open_server(tmp_path_factory.mktemp("hostile"), [*users, user("b", 2)])
+    with server.running:
+        yield server
+
+
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_ids_are_looked_up_shown_and_exported_as_they_are(opened: Opened, hostile: str) -> None:
-    server = opened(users=[user(hostile, 1), user("b", 2)])
-    client = server.client("personal")
+def test_hostile_ids_are_looked_up_shown_and_exported_as_they_are(hostile_server: Server, hostile: str) -> None:
+    client = hostile_server.client("personal")
+    in_order = sorted(HOSTILE, key=str.encode)
 
     assert client.post("/users/lookup", json={"user_id": hostile}).json()["user"]["user_id"] == hostile
-    assert [one["user_id"] for one in client.get("/segments/S01/users").json()["items"]] == [hostile]
+    assert [one["user_id"] for one in client.get("/segments/S01/users").json()["items"]] == in_order
     exported = client.get("/segments/S01/users.csv").content.decode()
-    assert [row["user_id"] for row in csv.DictReader(io.StringIO(exported, newline=""))] == [hostile]
+    assert [row["user_id"] for row in csv.DictReader(io.StringIO(exported, newline=""))] == in_order
     page = client.post("/user", data={"user_id": hostile})
     assert page.status_code == 200
     assert "<script" not in page.text
@@ -716,8 +726,8 @@ def test_a_version_without_users_or_with_nothing_known_of_them_is_answered(tmp_p
 # --- what the lake is asked ---
 
 
-@pytest.fixture
-def visited(server: Server) -> Server:
+@pytest.fixture(scope="module")
+def lake_of_visits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give user_001 three sessions, one of which is not over at as_of, and user_002 one."""
     visits = [
         ("user_001", "2024-03-10T10:00", "search"),
@@ -726,11 +736,17 @@ def visited(server: Server) -> Server:
         ("user_001", "2024-03-13T00:10", "page_view"),
         ("user_002", "2024-03-11T12:00", "page_view"),
     ]
-    with Lake(server.lake) as lake:
+    with Lake(tmp_path_factory.mktemp("visits") / "lake") as lake:
         rows = [{"user_id": one, "occurred_at": at, "event_name": name, "page": "<b>home"} for one, at, name in visits]
         events = events_of(lake.engine, rows)
         lake.write(EVENTS, events)
         lake.write(SESSIONS, sessionize(events, SessionSettings().gap))
+        return lake.folder
+
+
+@pytest.fixture
+def visited(server: Server, lake_of_visits: Path) -> Server:
+    shutil.copytree(lake_of_visits, server.lake, dirs_exist_ok=True)
     return server
 
 

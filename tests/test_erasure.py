@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -84,16 +85,87 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def copied(lake: Path, folder: Path) -> Iterator[Lake]:
+    with Lake(shutil.copytree(lake, folder / "lake")) as copy:
+        yield copy
+
+
 @pytest.fixture
 def shop(tmp_path: Path, filled: Path) -> Iterator[Lake]:
-    with Lake(shutil.copytree(filled, tmp_path / "lake")) as lake:
+    with copied(filled, tmp_path) as lake:
         yield lake
 
 
+@dataclass(frozen=True)
+class Done:
+    """What an erasure left: the lake, the receipt, and the destinations that were asked."""
+
+    lake: Lake
+    receipt: Receipt
+    asked: dict[str, Folder]
+
+
 @pytest.fixture(scope="module")
-def erased(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Iterator[Lake]:
-    """Erase the first user once, for tests that only look."""
-    with Lake(shutil.copytree(filled, tmp_path_factory.mktemp("erased") / "lake")) as lake:
+def done(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Iterator[Done]:
+    """Erase the first user once, for tests that only look; one of two destinations is not configured any more."""
+    folder = tmp_path_factory.mktemp("erased")
+    with copied(filled, folder) as lake:
+        asked = {"ads": Folder(folder)}
+        yield Done(lake, forget(lake, ANN, **asked), asked)
+
+
+@pytest.fixture
+def erased(done: Done) -> Lake:
+    return done.lake
+
+
+@pytest.fixture(scope="module")
+def all_gone(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Iterator[Done]:
+    """Erase all users once."""
+    folder = tmp_path_factory.mktemp("all_gone")
+    with copied(filled, folder) as lake:
+        asked = {"crm": Folder(folder), "ads": Folder(folder)}
+        yield Done(lake, forget(lake, ANN, BOB, ANNE, **asked), asked)
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Iterator[Done]:
+    """Erase the first user once, while one of two destinations is away."""
+    folder = tmp_path_factory.mktemp("away")
+    with copied(filled, folder) as lake:
+        asked = {"ads": Folder(folder), "crm": Folder(folder, is_away=True)}
+        yield Done(lake, forget(lake, ANN, **asked), asked)
+
+
+@pytest.fixture
+def waiting(away: Done, tmp_path: Path) -> Iterator[Lake]:
+    """Copy the lake of an erasure that waits for a destination."""
+    with copied(away.lake.folder, tmp_path) as lake:
+        yield lake
+
+
+NOTES = Table("notes", ibis.schema({"user_id": "!string", "text": "string"}), ("user_id",))
+OTHER_SNAPSHOTS = snapshots_table([3], ["plan"])
+
+
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Iterator[Lake]:
+    """Erase the first user from a lake with all that is seldom there.
+
+    That is a table that nobody named, one with columns of another configuration, a version that a killed publish left,
+    and an event that came after sessions were made.
+    """
+    with copied(filled, tmp_path_factory.mktemp("unusual")) as lake:
+        put(lake, NOTES, [{"user_id": ANN, "text": "vip"}, {"user_id": BOB, "text": None}])
+        snapshot = take_snapshot(
+            lake.read(EVENTS), lake.read(SESSIONS), lake.read(ATTRIBUTES), AS_OF,
+            gap=GAP, windows_days=[3], attribute_names=["plan"],
+        )  # fmt: skip
+        lake.write(OTHER_SNAPSHOTS, snapshot)
+        put(lake, RELEASED, [assigned(user) for user in (ANN, "newcomer")])
+        came = events_of(lake.engine, [{"event_id": "new", "user_id": BOB, "occurred_at": "2024-01-03 10:05"}])
+        lake.write(EVENTS, stack(lake.read(EVENTS), came))
         forget(lake, ANN)
         yield lake
 
@@ -247,29 +319,19 @@ def test_each_table_changes_by_one_commit(filled: Path, erased: Lake) -> None:
         assert erased.version(CONTRACTS[name]) == before[name] + 1, name
 
 
-def test_a_table_with_columns_of_another_configuration_is_rewritten_with_them(shop: Lake) -> None:
-    other = snapshots_table([3], ["plan"])
-    snapshot = take_snapshot(
-        shop.read(EVENTS), shop.read(SESSIONS), shop.read(ATTRIBUTES), AS_OF,
-        gap=GAP, windows_days=[3], attribute_names=["plan"],
-    )  # fmt: skip
-    shop.write(other, snapshot)
-    forget(shop, ANN)
-    assert users_in(shop.read(other)) == [BOB, ANNE]
+def test_a_table_with_columns_of_another_configuration_is_rewritten_with_them(unusual: Lake) -> None:
+    assert users_in(unusual.read(OTHER_SNAPSHOTS)) == [BOB, ANNE]
 
 
-def test_a_table_that_nobody_named_is_found_by_its_users(shop: Lake) -> None:
-    notes = Table("notes", ibis.schema({"user_id": "!string", "text": "string"}), ("user_id",))
-    put(shop, notes, [{"user_id": ANN, "text": "vip"}, {"user_id": BOB, "text": None}])
-    forget(shop, ANN)
-    assert shop.read(notes).to_pyarrow().to_pylist() == [{"user_id": BOB, "text": None}]
+def test_a_table_that_nobody_named_is_found_by_its_users(unusual: Lake) -> None:
+    assert unusual.read(NOTES).to_pyarrow().to_pylist() == [{"user_id": BOB, "text": None}]
 
 
-def test_the_last_user_leaves_empty_tables(shop: Lake) -> None:
-    forget(shop, ANN, BOB, ANNE)
-    assert {shop.row_count(table) for table in CONTRACTS.values() if "user_id" in table.schema} == {0}
-    update_sessions(shop, GAP)
-    assert shop.row_count(SESSIONS) == 0
+def test_the_last_user_leaves_empty_tables(all_gone: Done, tmp_path: Path) -> None:
+    with copied(all_gone.lake.folder, tmp_path) as lake:
+        assert {lake.row_count(table) for table in CONTRACTS.values() if "user_id" in table.schema} == {0}
+        update_sessions(lake, GAP)
+        assert lake.row_count(SESSIONS) == 0
 
 
 # --- what was rejected ---
@@ -296,17 +358,31 @@ def test_accepted_and_rejected_rows_still_add_up(filled: Path, erased: Lake) -> 
     assert [(row["source_file"], row["row"]) for row in rows] == [("events.csv", None)] * 3
 
 
-@pytest.mark.parametrize("user", ['q"x', "ü-é", "a@b.c", "[x].*", "two\nlines", "back\\slash", "x" * 5000])
-def test_an_id_is_found_in_a_text_however_it_is_quoted(lake: Lake, user: str) -> None:
-    texts = [user, f"1,{user},x", f'"{user.replace(chr(34), chr(34) * 2)}",x', json.dumps({"user": user})]
-    texts.append(json.dumps({"user": user}, ensure_ascii=False))
-    rows = [
-        {"rejected_id": f"{i}", "source_file": "f", "reason": "no_time", "row": text}
-        for i, text in enumerate([*texts, "somebody else", f"z{user}"])
-    ]
-    put(lake, REJECTED, rows)
-    forget(lake, user)
-    kept = [row["row"] for row in lake.read(REJECTED).to_pyarrow().to_pylist() if row["row"]]
+HARD_IDS = ['q"x', "ü-é", "a@b.c", "[x].*", "two\nlines", "back\\slash", "x" * 5000]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
+    """Erase users whom the texts of rejected rows name; the rows of each are of a file of its own."""
+    with Lake(tmp_path_factory.mktemp("named") / "lake") as lake:
+        rows = []
+        for user in HARD_IDS:
+            texts = [user, f"1,{user},x", f'"{user.replace(chr(34), chr(34) * 2)}",x', json.dumps({"user": user})]
+            texts.append(json.dumps({"user": user}, ensure_ascii=False))
+            rows += [
+                {"rejected_id": f"{user}/{i}", "source_file": user, "reason": "no_time", "row": text}
+                for i, text in enumerate([*texts, "somebody else", f"z{user}"])
+            ]
+        put(lake, REJECTED, rows)
+        forget(lake, *HARD_IDS)
+        yield lake
+
+
+@pytest.mark.parametrize("user", HARD_IDS)
+def test_an_id_is_found_in_a_text_however_it_is_quoted(named: Lake, user: str) -> None:
+    rows = [row for row in named.read(REJECTED).to_pyarrow().to_pylist() if row["source_file"] == user]
+    kept = [row["row"] for row in rows if row["row"]]
+    assert len(rows) == 7
     assert set(kept) <= {"somebody else", f"z{user}"}
     assert "somebody else" in kept
 
@@ -314,24 +390,22 @@ def test_an_id_is_found_in_a_text_however_it_is_quoted(lake: Lake, user: str) ->
 # --- what was made of what ---
 
 
-def test_sessions_are_not_made_anew(shop: Lake) -> None:
-    forget(shop, ANN)
-    assert shop.origin(SESSIONS)["events_version"] == shop.version(EVENTS)
-    assert not update_sessions(shop, GAP).rebuilt
-    came = events_of(shop.engine, [{"event_id": "new", "user_id": BOB, "occurred_at": "2024-01-03 10:05"}])
-    shop.write(EVENTS, stack(shop.read(EVENTS), came))
-    again = update_sessions(shop, GAP)
+def test_sessions_are_not_made_anew(erased: Lake, tmp_path: Path) -> None:
+    with copied(erased.folder, tmp_path) as lake:
+        assert lake.origin(SESSIONS)["events_version"] == lake.version(EVENTS)
+        assert not update_sessions(lake, GAP).rebuilt
+        came = events_of(lake.engine, [{"event_id": "new", "user_id": BOB, "occurred_at": "2024-01-03 10:05"}])
+        lake.write(EVENTS, stack(lake.read(EVENTS), came))
+        again = update_sessions(lake, GAP)
     assert (again.rebuilt, again.revised) == (False, 1)
 
 
-def test_sessions_that_were_behind_their_events_are_made_anew_and_right(shop: Lake) -> None:
-    came = events_of(shop.engine, [{"event_id": "new", "user_id": BOB, "occurred_at": "2024-01-03 10:05"}])
-    shop.write(EVENTS, stack(shop.read(EVENTS), came))
-    forget(shop, ANN)
-    update_sessions(shop, GAP)
-    sessions = shop.read(SESSIONS)
-    assert users_in(sessions) == [BOB, ANNE]
-    assert sessions.filter(sessions.user_id == BOB).event_count.sum().to_pyarrow().as_py() == 3
+def test_sessions_that_were_behind_their_events_are_made_anew_and_right(unusual: Lake, tmp_path: Path) -> None:
+    with copied(unusual.folder, tmp_path) as lake:
+        update_sessions(lake, GAP)
+        sessions = lake.read(SESSIONS)
+        assert users_in(sessions) == [BOB, ANNE]
+        assert sessions.filter(sessions.user_id == BOB).event_count.sum().to_pyarrow().as_py() == 3
 
 
 def test_audiences_name_the_commit_of_released_without_the_user(erased: Lake) -> None:
@@ -340,64 +414,54 @@ def test_audiences_name_the_commit_of_released_without_the_user(erased: Lake) ->
     assert users_in(erased.read(RELEASED, version=origin["released"])) == [BOB, ANNE]
 
 
-def test_a_version_that_a_killed_publish_left_is_not_the_present_one(shop: Lake) -> None:
-    put(shop, RELEASED, [assigned(user) for user in (ANN, "newcomer")])
-    forget(shop, ANN)
-    assert users_in(shop.read(RELEASED, version=shop.origin(AUDIENCES)["released"])) == [BOB, ANNE]
-    assert places_of(shop.folder, "newcomer") == []
+def test_a_version_that_a_killed_publish_left_is_not_the_present_one(unusual: Lake) -> None:
+    assert users_in(unusual.read(RELEASED, version=unusual.origin(AUDIENCES)["released"])) == [BOB, ANNE]
+    assert places_of(unusual.folder, "newcomer") == []
 
 
 # --- destinations and receipts ---
 
 
-def test_a_destination_hears_what_each_user_was_in_and_of_those_in_nothing(shop: Lake, tmp_path: Path) -> None:
-    crm, ads = Folder(tmp_path / "crm"), Folder(tmp_path / "ads")
-    receipt = forget(shop, ANN, BOB, crm=crm, ads=ads)
-    assert crm.asked == [{ANN: ["S01"], BOB: ["S01"]}]
-    assert ads.asked == [{ANN: [], BOB: []}]
-    assert receipt.memberships == {"crm": 2, "ads": 0}
+def test_a_destination_hears_what_each_user_was_in_and_of_those_in_nothing(all_gone: Done) -> None:
+    assert all_gone.asked["crm"].asked == [{ANN: ["S01"], BOB: ["S01"], ANNE: ["S01"]}]
+    assert all_gone.asked["ads"].asked == [{ANN: [], BOB: [], ANNE: []}]
+    assert all_gone.receipt.memberships == {"crm": 3, "ads": 0}
 
 
-def test_a_destination_that_is_away_is_asked_again(shop: Lake, tmp_path: Path) -> None:
-    crm, ads = Folder(tmp_path, is_away=True), Folder(tmp_path)
-    receipt = forget(shop, ANN, ads=ads, crm=crm)
-    assert receipt.completed_at is None
-    assert receipt.failures == {"crm": "the disk is not there: mount it"}
-    assert unfinished(shop) == ["r1"]
-    assert users_in(shop.read(EVENTS)) == [BOB, ANNE]  # what can be done is
-    crm.is_away = False
-    done = conclude(shop, read_pending(shop, "r1"), {"crm": crm, "ads": ads}, LATER)
-    assert crm.asked == [{ANN: ["S01"]}]
-    assert len(ads.asked) == 1
-    assert (done.completed_at, done.failures, unfinished(shop)) == (LATER, {}, [])
+def test_a_destination_that_is_away_is_asked_again(away: Done, waiting: Lake, tmp_path: Path) -> None:
+    assert away.receipt.completed_at is None
+    assert away.receipt.failures == {"crm": "the disk is not there: mount it"}
+    assert away.asked["ads"].asked == [{ANN: []}]
+    assert unfinished(waiting) == ["r1"]
+    assert users_in(waiting.read(EVENTS)) == [BOB, ANNE]  # what can be done is
+    crm, ads = Folder(tmp_path), Folder(tmp_path)
+    receipt = conclude(waiting, read_pending(waiting, "r1"), {"crm": crm, "ads": ads}, LATER)
+    assert (crm.asked, ads.asked) == ([{ANN: ["S01"]}], [])
+    assert (receipt.completed_at, receipt.failures, unfinished(waiting)) == (LATER, {}, [])
 
 
-def test_what_waits_is_for_its_owners_eyes_and_goes_when_done(shop: Lake, tmp_path: Path) -> None:
-    forget(shop, ANN, crm=Folder(tmp_path, is_away=True))
-    [file] = (shop.folder / "receipts").glob("pending-*")
+def test_what_waits_is_for_its_owners_eyes_and_goes_when_done(waiting: Lake, tmp_path: Path) -> None:
+    [file] = (waiting.folder / "receipts").glob("pending-*")
     assert file.stat().st_mode & 0o777 == 0o600
-    conclude(shop, read_pending(shop, "r1"), {"crm": Folder(tmp_path)}, LATER)
+    conclude(waiting, read_pending(waiting, "r1"), {"crm": Folder(tmp_path)}, LATER)
     assert not file.exists()
 
 
-def test_a_destination_that_is_not_configured_any_more_is_named(shop: Lake, tmp_path: Path) -> None:
-    receipt = forget(shop, ANN, ads=Folder(tmp_path))
-    assert receipt.unconfigured == ["crm"]
-    assert receipt.completed_at == LATER
+def test_a_destination_that_is_not_configured_any_more_is_named(done: Done) -> None:
+    assert done.receipt.unconfigured == ["crm"]
+    assert done.receipt.completed_at == LATER
 
 
-def test_a_destination_that_was_removed_from_the_configuration_meanwhile_is_named(shop: Lake, tmp_path: Path) -> None:
-    forget(shop, ANN, crm=Folder(tmp_path, is_away=True))
-    receipt = conclude(shop, read_pending(shop, "r1"), {}, LATER)
+def test_a_destination_that_was_removed_from_the_configuration_meanwhile_is_named(waiting: Lake) -> None:
+    receipt = conclude(waiting, read_pending(waiting, "r1"), {}, LATER)
     assert (receipt.unconfigured, receipt.completed_at) == (["crm"], LATER)
 
 
-def test_a_receipt_says_what_went_and_names_nobody(shop: Lake) -> None:
-    receipt = forget(shop, ANN)
-    text = receipt_file(shop, "r1").read_text()
+def test_a_receipt_says_what_went_and_names_nobody(done: Done) -> None:
+    text = receipt_file(done.lake, "r1").read_text()
     assert ANN not in text
     written = json.loads(text)
-    assert Receipt.from_dict(written) == receipt
+    assert Receipt.from_dict(written) == done.receipt
     assert written["users"] == [hash_id(ANN, SALT)]
     assert (written["begun_at"], written["completed_at"]) == (NOW.isoformat(), LATER.isoformat())
     assert written["rows"] == {
@@ -432,8 +496,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(erased: Lake) -> dict[str, Any]:
-    return state_of(erased)
+def undisturbed(done: Done) -> dict[str, Any]:
+    return state_of(done.lake)
 
 
 def state_of(lake: Lake) -> dict[str, Any]:
@@ -441,6 +505,14 @@ def state_of(lake: Lake) -> dict[str, Any]:
     rows = {name: lake.read(CONTRACTS[name]).to_pyarrow().to_pylist() for name in lake.tables()}
     released = lake.read(RELEASED, version=lake.origin(AUDIENCES)["released"])
     return {"released now": users_in(released)} | {name: sorted(map(repr, found)) for name, found in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Path:
+    """Begin to erase the first user: what is to be done is written down."""
+    with copied(filled, tmp_path_factory.mktemp("begun")) as lake:
+        start(lake, [ANN])
+        return lake.folder
 
 
 @pytest.mark.parametrize(
@@ -453,7 +525,7 @@ def state_of(lake: Lake) -> dict[str, Any]:
     ],
 )
 def test_killed_before_any_step_the_same_again_ends_in_the_same_state(
-    shop: Lake, undisturbed: dict[str, Any], before: str, monkeypatch: pytest.MonkeyPatch
+    begun: Path, undisturbed: dict[str, Any], before: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     method, name = before.split()
     step = getattr(Lake, method)
@@ -463,16 +535,16 @@ def test_killed_before_any_step_the_same_again_ends_in_the_same_state(
             raise Killed
         return step(lake, table, *arguments)
 
-    start(shop, [ANN])
-    with monkeypatch.context() as patch:
-        patch.setattr(Lake, method, kill)
-        with pytest.raises(Killed):
-            erase(shop, read_pending(shop, "r1"), SALT)
-    erase(shop, read_pending(shop, "r1"), SALT)
-    conclude(shop, read_pending(shop, "r1"), {}, LATER)
-    assert state_of(shop) == undisturbed
-    assert [file for file in places_of(shop.folder, ANN) if not holds(shop.folder / file, ANNE)] == []
-    assert not update_sessions(shop, GAP).rebuilt
+    with copied(begun, tmp_path) as lake:
+        with monkeypatch.context() as patch:
+            patch.setattr(Lake, method, kill)
+            with pytest.raises(Killed):
+                erase(lake, read_pending(lake, "r1"), SALT)
+        erase(lake, read_pending(lake, "r1"), SALT)
+        conclude(lake, read_pending(lake, "r1"), {}, LATER)
+        assert state_of(lake) == undisturbed
+        assert [file for file in places_of(lake.folder, ANN) if not holds(lake.folder / file, ANNE)] == []
+        assert not update_sessions(lake, GAP).rebuilt
 
 
 def test_killed_before_the_receipt_says_so_nothing_has_begun(shop: Lake) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from shops import Ran, habitus
 from features.lake import Lake
 from flows.configuration import Configuration, load
 from flows.identity import NEXT_NUMBER, explain, next_number
-from flows.score import assign_users
+from flows.score import Scored, assign_users
 from flows.train import train_segments, version_tags
 from models.registry import Registry
 from publish.assignments import ASSIGNMENTS, from_arrow, to_arrow
@@ -23,6 +23,7 @@ from publish.assignments import ASSIGNMENTS, from_arrow, to_arrow
 AS_OF = datetime(2024, 6, 29, tzinfo=UTC)
 WEEK_BEFORE = AS_OF - timedelta(days=7)
 NAME = "Gift hunters [/spring]"
+MODEL = "gifts-segments"
 
 
 def assigned_at(configuration: Configuration, as_of: datetime) -> pd.DataFrame:
@@ -32,11 +33,11 @@ def assigned_at(configuration: Configuration, as_of: datetime) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def shop(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
-    """Find and name the segments of a shop that has run, in which users hardly leave a segment."""
+    """Find and name the segments of a shop that has run, under another name, in which users hardly leave a segment."""
     folder = tmp_path_factory.mktemp("identity") / "shop"
     shutil.copytree(ran.configuration.folder, folder, symlinks=True)
     config = folder / "habitus.toml"
-    config.write_text(config.read_text().replace('"mlruns"', '"other"') + "dwell_margin = 0.9\n")
+    config.write_text(config.read_text().replace('name = "ecom"', 'name = "gifts"') + "dwell_margin = 0.9\n")
     assert train_segments.fn(str(config), None).version == 1
     done = habitus("segments", "rename", "S01", f" {NAME} ", "--config", str(config))
     assert done.exit_code == 0, done.stderr
@@ -44,21 +45,34 @@ def shop(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
     return load(config)
 
 
+@dataclass(frozen=True)
+class Again:
+    """A shop whose users are scored again: what each was nearest to, was in a week before, and is in now."""
+
+    configuration: Configuration
+    nearest: pd.DataFrame
+    week_before: pd.DataFrame
+    scored: Scored
+    found: pd.DataFrame
+
+
 @pytest.fixture(scope="module")
-def week_before(shop: Configuration) -> pd.DataFrame:
-    """Assign everyone to his runner-up a week before, but for one who was in a segment that there is no more."""
-    now = assigned_at(shop, AS_OF)
+def again(shop: Configuration, tmp_path_factory: pytest.TempPathFactory) -> Again:
+    """Have everyone in his runner-up a week before, but for one in a segment that there is no more, and score again."""
+    folder = tmp_path_factory.mktemp("again") / "shop"
+    shutil.copytree(shop.folder, folder, symlinks=True)
+    configuration = load(folder / "habitus.toml")
+    now = assigned_at(configuration, AS_OF)
     before = now.assign(as_of=pd.Timestamp(WEEK_BEFORE), segment_id=now["runner_up_segment_id"])
     before.loc[0, "segment_id"] = "S99"
-    with Lake(shop.lake) as lake:
+    with Lake(configuration.lake) as lake:
         lake.write(ASSIGNMENTS, ibis.memtable(to_arrow(before)), only=[WEEK_BEFORE])
-    return before
+    scored = assign_users.fn(str(configuration.file), None)
+    return Again(configuration, now, before, scored, assigned_at(configuration, AS_OF))
 
 
-def test_users_at_a_border_stay_where_they_were_scored_last(shop: Configuration, week_before: pd.DataFrame) -> None:
-    nearest = assigned_at(shop, AS_OF)
-    assign_users.fn(str(shop.file), None)
-    found = assigned_at(shop, AS_OF)
+def test_users_at_a_border_stay_where_they_were_scored_last(again: Again) -> None:
+    nearest, week_before, found = again.nearest, again.week_before, again.found
 
     stays = nearest["segment_strength"] < 0.9
     stays[0] = False
@@ -68,11 +82,10 @@ def test_users_at_a_border_stay_where_they_were_scored_last(shop: Configuration,
     assert (found.loc[stays, "segment_strength"] == 0).all()
 
 
-def test_scored_again_users_are_where_they_were(shop: Configuration, week_before: pd.DataFrame) -> None:
-    assign_users.fn(str(shop.file), None)
-    with Lake(shop.lake) as lake:
+def test_scored_again_users_are_where_they_were(again: Again) -> None:
+    with Lake(again.configuration.lake) as lake:
         version = lake.version(ASSIGNMENTS)
-        assign_users.fn(str(shop.file), None)
+        assign_users.fn(str(again.configuration.file), None)
         assert lake.version(ASSIGNMENTS) == version
 
 
@@ -89,11 +102,9 @@ def test_assignments_with_the_columns_of_an_earlier_version_hold_nobody(shop: Co
     assert (assigned_at(configuration, AS_OF)["segment_strength"] > 0).all()
 
 
-def test_a_given_name_is_used_at_scoring(shop: Configuration) -> None:
-    scored = assign_users.fn(str(shop.file), None)
-
-    assert {one.segment_id: one.name for one in scored.segments}["S01"] == NAME
-    found = assigned_at(shop, AS_OF)
+def test_a_given_name_is_used_at_scoring(again: Again) -> None:
+    found = again.found
+    assert {one.segment_id: one.name for one in again.scored.segments}["S01"] == NAME
     assert set(found.loc[found["segment_id"] == "S01", "segment_name"]) == {NAME}
 
 
@@ -110,7 +121,7 @@ def retrained(shop: Configuration, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_training_keeps_ids_and_given_names_and_says_what_became_of_each(retrained: Configuration, ran: Ran) -> None:
     registry = Registry(retrained.mlruns)
-    versions = [registry.load("ecom-segments", number) for number in (1, 2)]
+    versions = [registry.load(MODEL, number) for number in (1, 2)]
     before, now = (
         {one["segment_id"]: one["name"] for one in found.metadata["segments"]} for found in versions if found
     )
@@ -132,7 +143,7 @@ def test_a_training_keeps_ids_and_given_names_and_says_what_became_of_each(retra
 
 
 def test_a_training_says_how_many_users_flap(retrained: Configuration) -> None:
-    found = Registry(retrained.mlruns).load("ecom-segments", 2)
+    found = Registry(retrained.mlruns).load(MODEL, 2)
     assert found is not None
     flapping = found.metadata["flapping"]
 
@@ -144,7 +155,7 @@ def test_a_training_says_how_many_users_flap(retrained: Configuration) -> None:
 def test_mlflow_keeps_the_lineage_of_a_training(retrained: Configuration) -> None:
     registry = Registry(retrained.mlruns)
     client = MlflowClient(registry.tracking_uri, registry_uri=registry.tracking_uri)
-    run_id = str(client.get_model_version("ecom-segments", "2").run_id)
+    run_id = str(client.get_model_version(MODEL, "2").run_id)
 
     assert {"lineage.json", "size_changes.png"} <= {file.path for file in client.list_artifacts(run_id)}
     metrics = client.get_run(run_id).data.metrics
@@ -156,18 +167,18 @@ def test_mlflow_keeps_the_lineage_of_a_training(retrained: Configuration) -> Non
 
 def test_no_number_is_given_twice_not_even_one_of_a_version_that_never_served(retrained: Configuration) -> None:
     registry = Registry(retrained.mlruns)
-    before = next_number(registry, "ecom-segments")
-    found = registry.load("ecom-segments", 2)
+    before = next_number(registry, MODEL)
+    found = registry.load(MODEL, 2)
     assert found is not None
     inputs = pd.DataFrame(0.0, index=range(3), columns=found.model.feature_names_in_)
     for tags in ({NEXT_NUMBER: "40"}, {}):  # the second, of before there was the tag, says it in its metadata
-        with registry.run("ecom/segments", "challenger") as run:
+        with registry.run("gifts/segments", "challenger") as run:
             metadata = found.metadata | ({} if tags else {"next_number": 50})
             tags |= version_tags(AS_OF, promoted=False)
-            run.log_model(found.model, "ecom-segments", "challenger", inputs, metadata, tags=tags)
+            run.log_model(found.model, MODEL, "challenger", inputs, metadata, tags=tags)
 
     assert before == found.metadata["next_number"]
-    assert next_number(registry, "ecom-segments") == 50
+    assert next_number(registry, MODEL) == 50
     assert next_number(registry, "absent") == 1
 
 
@@ -179,7 +190,7 @@ def test_the_segments_that_serve_are_shown(retrained: Configuration) -> None:
     found = json.loads(habitus("segments", str(retrained.file), "--json").stdout)
 
     assert screen.exit_code == 0
-    assert screen.stdout.startswith("ecom-segments version 2, as of 2024-06-29 00:00 UTC")
+    assert screen.stdout.startswith(f"{MODEL} version 2, as of 2024-06-29 00:00 UTC")
     assert found["version"] == 2
     assert sum(one["share"] for one in found["segments"]) == pytest.approx(1)
     assert [one["users"] for one in found["segments"]] == sorted(
@@ -220,10 +231,10 @@ def test_a_name_can_be_given_again(retrained: Configuration) -> None:
 def test_a_name_that_is_none_is_refused_in_one_line(
     shop: Configuration, segment_id: str, name: str, complaint: str
 ) -> None:
-    before = Registry(shop.mlruns).given_names("ecom-segments")
+    before = Registry(shop.mlruns).given_names(MODEL)
     done = habitus("segments", "rename", segment_id, name, "--config", str(shop.file))
 
     assert done.exit_code == 2
     [line] = done.stderr.splitlines()
     assert complaint in line
-    assert Registry(shop.mlruns).given_names("ecom-segments") == before
+    assert Registry(shop.mlruns).given_names(MODEL) == before

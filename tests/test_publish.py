@@ -214,9 +214,9 @@ def test_an_earlier_instant_is_held(shop: Path) -> None:
     ]
 
 
-def test_a_label_that_nothing_is_held_under_is_refused(shop: Path) -> None:
+def test_a_label_that_nothing_is_held_under_is_refused(ran: Ran) -> None:
     with pytest.raises(ConfigurationError, match="2024: no such version is held; nothing is held"):
-        publish_version.fn(str(shop), None, "2024")
+        publish_version.fn(str(ran.configuration.file), None, "2024")
 
 
 # --- consent ---

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +27,17 @@ MODEL = LogisticRegression().fit(INPUTS, LABELS)
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry(tmp_path_factory.mktemp("a folder") / "mlruns")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a store that holds nothing; to copy it is quicker than to make another."""
+    folder = tmp_path_factory.mktemp("empty") / "mlruns"
+    assert Registry(folder).find("absent", "abc") is None
+    return folder
+
+
+@pytest.fixture(scope="module")
+def registry(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """Hold the models of all tests, each under a name of its own."""
+    return Registry(shutil.copytree(empty, tmp_path_factory.mktemp("a folder") / "mlruns"))
 
 
 @pytest.fixture
@@ -54,24 +64,30 @@ def test_a_model_comes_back_as_it_was(registry: Registry) -> None:
     assert np.array_equal(loaded.model.predict_proba(INPUTS), MODEL.predict_proba(INPUTS))
 
 
+FRAME = INPUTS.assign(
+    user_id=[f"u{i:02d}" for i in range(40)],
+    as_of=pd.Timestamp("2026-01-01", tz="UTC"),
+    device=pd.Series(["mobile", "desktop", None, "tablet"] * 10, dtype="str"),
+)
+LABELLED = FRAME.assign(churned=LABELS ^ (FRAME.index % 8 == 0))
+
+
+@pytest.fixture(scope="module")
+def blend() -> propensities.Blend:
+    learnt = propensities.fit(LABELLED, LABELLED, "churned", 1, propensities.Budget(trials=1)).model
+    return propensities.Blend(learnt.estimator.estimator.trees, learnt.estimator.estimator.line, share=0.5)
+
+
 @pytest.mark.parametrize("calibration", ["sigmoid", "isotonic"])
-def test_a_propensity_comes_back_as_it_was(registry: Registry, calibration: str) -> None:
-    frame = INPUTS.assign(
-        user_id=[f"u{i:02d}" for i in range(40)],
-        as_of=pd.Timestamp("2026-01-01", tz="UTC"),
-        device=pd.Series(["mobile", "desktop", None, "tablet"] * 10, dtype="str"),
-    )
-    labelled = frame.assign(churned=LABELS ^ (frame.index % 8 == 0))
-    learnt = propensities.fit(labelled, labelled, "churned", 1, propensities.Budget(trials=1)).model
-    blend = propensities.Blend(learnt.estimator.estimator.trees, learnt.estimator.estimator.line, share=0.5)
-    model = CalibratedClassifierCV(FrozenEstimator(blend), method=calibration).fit(frame, labelled["churned"])
+def test_a_propensity_comes_back_as_it_was(registry: Registry, blend: propensities.Blend, calibration: str) -> None:
+    model = CalibratedClassifierCV(FrozenEstimator(blend), method=calibration).fit(FRAME, LABELLED["churned"])
     with registry.run("ecom/churn", "2026-01-01") as run:
-        run.log_model(model, calibration, "abc", frame)
+        run.log_model(model, calibration, "abc", FRAME)
 
     loaded = registry.load(calibration, 1)
     assert loaded is not None
     assert loaded.model.estimator.estimator.share == 0.5
-    assert propensities.predict(loaded.model, frame).tobytes() == propensities.predict(model, frame).tobytes()
+    assert propensities.predict(loaded.model, FRAME).tobytes() == propensities.predict(model, FRAME).tobytes()
 
 
 def test_segments_come_back_as_they_were(registry: Registry) -> None:
@@ -207,14 +223,14 @@ def test_an_unknown_version_is_not_promoted_and_the_known_ones_are_named(registr
     assert registry.serving("known") == 1
 
 
-def test_an_unknown_model_is_not_promoted_and_the_known_ones_are_named(tmp_path: Path) -> None:
-    empty = Registry(tmp_path / "mlruns")
+def test_an_unknown_model_is_not_promoted_and_the_known_ones_are_named(empty: Path, tmp_path: Path) -> None:
+    other = Registry(shutil.copytree(empty, tmp_path / "mlruns"))
     with pytest.raises(UnknownVersionError, match=r"^there is no model shop-churn; there are none$"):
-        empty.promote("shop-churn", Promotion(1, day(1), day(1)), {})
+        other.promote("shop-churn", Promotion(1, day(1), day(1)), {})
 
-    train(empty, "shop-conversion")
+    train(other, "shop-conversion")
     with pytest.raises(UnknownVersionError, match=r"^there is no model shop-churn; there are shop-conversion$"):
-        empty.promote("shop-churn", Promotion(1, day(1), day(1)), {})
+        other.promote("shop-churn", Promotion(1, day(1), day(1)), {})
 
 
 # --- tags and names ---
@@ -329,6 +345,7 @@ def test_a_version_says_what_it_takes_and_what_it_needs(registry: Registry, clie
 
 
 def test_the_store_is_one_folder(registry: Registry) -> None:
+    train(registry, "stored")
     mlruns = Path(registry.tracking_uri.removeprefix("sqlite:///")).parent
 
     assert sorted(path.name for path in mlruns.iterdir()) == ["artifacts", "mlflow.db"]

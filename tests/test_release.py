@@ -2,11 +2,14 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ibis
 import ibis.expr.types as ir
@@ -113,8 +116,43 @@ def shop(lake: Lake) -> Shop:
     return Shop(lake)
 
 
-def many(count: int, **row: Any) -> list[dict[str, Any]]:
-    return [{"user_id": f"user-{number}"} | row for number in range(count)]
+MANY = [f"user-{number}" for number in range(200)]
+
+
+def moved(users: list[str]) -> list[dict[str, Any]]:
+    return [{"user_id": user, "segment_id": "S02"} for user in users]
+
+
+class Begin(Protocol):
+    def __call__(self, *users: str, granted: Collection[str] = ()) -> Shop:
+        """Return a shop that has published users on day 0, when some granted that ads may have them."""
+
+
+@pytest.fixture(scope="module")
+def first_version(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...], frozenset[str]], Path]:
+    """Publish users on day 0, once for all tests that begin with them."""
+
+    @cache
+    def publish_once(users: tuple[str, ...], granted: frozenset[str]) -> Path:
+        with Lake(tmp_path_factory.mktemp("first") / "lake") as lake:
+            Shop(lake, granted={*granted}).publish(0, *users)
+            return lake.folder
+
+    return publish_once
+
+
+@pytest.fixture
+def begin(
+    first_version: Callable[[tuple[str, ...], frozenset[str]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Begin]:
+    with ExitStack() as opened:
+
+        def copy(*users: str, granted: Collection[str] = ()) -> Shop:
+            folder = tmp_path_factory.mktemp("copy") / "lake"
+            shutil.copytree(first_version(users, frozenset(granted)), folder)
+            return Shop(opened.enter_context(Lake(folder)), granted={*granted})
+
+        yield copy
 
 
 def test_nothing_is_present_before_the_first_version(shop: Shop) -> None:
@@ -132,8 +170,8 @@ def test_at_the_first_version_all_users_enter(shop: Shop) -> None:
     assert shop.members("ads") == set()
 
 
-def test_the_same_again_is_no_new_version(shop: Shop) -> None:
-    shop.publish(0, "ada")
+def test_the_same_again_is_no_new_version(begin: Begin) -> None:
+    shop = begin("ada")
     before = shop.lake.version(AUDIENCES)
     outcome = shop.publish(0, "ada")
     assert outcome.version is not None
@@ -149,15 +187,15 @@ def test_a_version_is_said_in_the_same_bytes_now_and_after_a_crash(shop: Shop) -
     assert json.dumps(outcome.version.manifest) == json.dumps(again.manifest)
 
 
-def test_a_later_instant_is_a_new_version_though_nobody_moved(shop: Shop) -> None:
-    shop.publish(0, "ada")
+def test_a_later_instant_is_a_new_version_though_nobody_moved(begin: Begin) -> None:
+    shop = begin("ada")
     outcome = shop.publish(1, "ada")
     assert outcome.version is not None
     assert (outcome.version.version, len(outcome.changes)) == (2, 0)
 
 
-def test_the_feed_says_who_moved_at_which_version(shop: Shop) -> None:
-    shop.publish(0, "ada", "ben")
+def test_the_feed_says_who_moved_at_which_version(begin: Begin) -> None:
+    shop = begin("ada", "ben")
     shop.publish(1, "ada", {"user_id": "ben", "segment_id": "S02"}, "cleo")
     assert [row for row in shop.feed() if row[0] == 2] == [
         (2, "crm", "ben", "entered", "S02", "behaviour"),
@@ -166,8 +204,8 @@ def test_the_feed_says_who_moved_at_which_version(shop: Shop) -> None:
     ]
 
 
-def test_the_same_instant_scored_again_is_a_version_of_its_own(shop: Shop) -> None:
-    shop.publish(0, "ada")
+def test_the_same_instant_scored_again_is_a_version_of_its_own(begin: Begin) -> None:
+    shop = begin("ada")
     shop.publish(0, {"user_id": "ada", "segment_id": "S02"})
     assert [row[:4] for row in shop.feed()] == [
         (1, "crm", "ada", "entered"),
@@ -177,9 +215,8 @@ def test_the_same_instant_scored_again_is_a_version_of_its_own(shop: Shop) -> No
     assert shop.replayed() == shop.members() == {("ada", "S02")}
 
 
-def test_a_user_who_withdrew_leaves_with_the_next_publish_of_the_same_assignments(shop: Shop) -> None:
-    shop.granted = {"ada", "ben"}
-    shop.publish(0, "ada", "ben")
+def test_a_user_who_withdrew_leaves_with_the_next_publish_of_the_same_assignments(begin: Begin) -> None:
+    shop = begin("ada", "ben", granted=["ada", "ben"])
     shop.granted = {"ada"}
     outcome = shop.publish(0, "ada", "ben")
     assert outcome.version is not None
@@ -188,9 +225,9 @@ def test_a_user_who_withdrew_leaves_with_the_next_publish_of_the_same_assignment
     assert shop.feed()[-1] == (2, "ads", "ben", "left", "S01", "consent")
 
 
-def test_a_rule_that_was_redefined_is_the_reason_of_those_whom_only_it_moves(shop: Shop) -> None:
+def test_a_rule_that_was_redefined_is_the_reason_of_those_whom_only_it_moves(begin: Begin) -> None:
     new = {"rule_segments": ["new"]}
-    shop.publish(0, "ada", "ben")
+    shop = begin("ada", "ben")
     shop.rules = {"new": "tenure_days <= 30"}
     now = [{"user_id": "ada"} | new, {"user_id": "ben"} | new]
 
@@ -214,11 +251,10 @@ def test_nobody_asks_what_would_have_been_where_nothing_was_redefined(shop: Shop
 # --- the brake ---
 
 
-def test_a_version_that_changes_an_audience_too_much_is_held(shop: Shop) -> None:
+def test_a_version_that_changes_an_audience_too_much_is_held(begin: Begin) -> None:
+    shop = begin(*MANY)
     shop.brake = BrakeSettings()
-    shop.publish(0, *many(200))
-    moved = [*many(120, segment_id="S02"), *many(200)[120:]]
-    outcome = shop.publish(1, *moved)
+    outcome = shop.publish(1, *moved(MANY[:120]), *MANY[120:])
     assert outcome.held is not None
     assert outcome.held.findings == [
         "crm: S01 Loyal: 200 members, 120 would leave and 0 enter (60 % of 200; at most 50 %)"
@@ -228,12 +264,27 @@ def test_a_version_that_changes_an_audience_too_much_is_held(shop: Shop) -> None
     assert [one.label for one in read_held(shop.lake)] == [outcome.held.label]
 
 
-def test_a_held_version_is_released_by_its_label(shop: Shop) -> None:
-    shop.brake = BrakeSettings()
-    shop.publish(0, *many(200))
-    held = shop.publish(1, *many(200, segment_id="S02")).held
-    assert held is not None
-    outcome = shop.publish(1, *many(200, segment_id="S02"), label=held.label)
+@pytest.fixture(scope="module")
+def lake_that_holds(
+    first_version: Callable[[tuple[str, ...], frozenset[str]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Hold a version of day 1 in which all users have moved."""
+    folder = tmp_path_factory.mktemp("holds") / "lake"
+    with Lake(shutil.copytree(first_version(tuple(MANY), frozenset()), folder)) as lake:
+        assert Shop(lake, brake=BrakeSettings()).publish(1, *moved(MANY)).held
+    return folder
+
+
+@pytest.fixture
+def shop_that_holds(lake_that_holds: Path, tmp_path: Path) -> Iterator[Shop]:
+    with Lake(shutil.copytree(lake_that_holds, tmp_path / "lake")) as lake:
+        yield Shop(lake, brake=BrakeSettings())
+
+
+def test_a_held_version_is_released_by_its_label(shop_that_holds: Shop) -> None:
+    shop = shop_that_holds
+    [held] = read_held(shop.lake)
+    outcome = shop.publish(1, *moved(MANY), label=held.label)
     assert outcome.held is None
     assert outcome.version is not None
     assert outcome.version.version == 2
@@ -241,34 +292,33 @@ def test_a_held_version_is_released_by_its_label(shop: Shop) -> None:
     assert read_held(shop.lake) == []
 
 
-def test_another_label_releases_nothing(shop: Shop) -> None:
+def test_another_label_releases_nothing(begin: Begin) -> None:
+    shop = begin(*MANY)
     shop.brake = BrakeSettings()
-    shop.publish(0, *many(200))
-    assert shop.publish(1, *many(200, segment_id="S02"), label="2024-01-01T000000Z-0").held is not None
+    assert shop.publish(1, *moved(MANY), label="2024-01-01T000000Z-0").held is not None
 
 
-def test_far_fewer_users_are_held(shop: Shop) -> None:
+def test_far_fewer_users_are_held(begin: Begin) -> None:
+    shop = begin(*MANY)
     shop.brake = BrakeSettings()
-    shop.publish(0, *many(200))
-    held = shop.publish(1, *many(100)).held
+    held = shop.publish(1, *MANY[:100]).held
     assert held is not None
     assert held.findings[0] == "users: 200 before, 100 now (50 % fewer; at most 20 %)"
 
 
-def test_an_earlier_instant_is_held(shop: Shop) -> None:
+def test_an_earlier_instant_is_held(begin: Begin) -> None:
+    shop = begin("ada")
     shop.brake = BrakeSettings()
-    shop.publish(1, "ada")
-    held = shop.publish(0, "ada").held
+    held = shop.publish(-1, "ada").held
     assert held is not None
     assert "before" in held.findings[0]
 
 
-def test_who_withdrew_leaves_although_the_version_is_held(shop: Shop) -> None:
+def test_who_withdrew_leaves_although_the_version_is_held(begin: Begin) -> None:
+    shop = begin(*MANY, granted=MANY)
     shop.brake = BrakeSettings()
-    shop.granted = {f"user-{number}" for number in range(200)}
-    shop.publish(0, *many(200))
     shop.granted -= {"user-7"}
-    outcome = shop.publish(1, *many(200, segment_id="S02"))
+    outcome = shop.publish(1, *moved(MANY))
     assert outcome.held is not None
     assert outcome.version is not None
     assert (outcome.version.version, outcome.version.as_of) == (2, AS_OF)
@@ -276,21 +326,18 @@ def test_who_withdrew_leaves_although_the_version_is_held(shop: Shop) -> None:
     assert shop.feed()[-1] == (2, "ads", "user-7", "left", "S01", "consent")
 
 
-def test_many_who_withdrew_are_no_reason_to_hold(shop: Shop) -> None:
+def test_many_who_withdrew_are_no_reason_to_hold(begin: Begin) -> None:
+    shop = begin(*MANY, granted=MANY)
     shop.brake = BrakeSettings()
-    shop.granted = {f"user-{number}" for number in range(200)}
-    shop.publish(0, *many(200))
     shop.granted = set()
-    assert shop.publish(1, *many(200)).held is None
+    assert shop.publish(1, *MANY).held is None
     assert shop.members("ads") == set()
 
 
-def test_a_later_version_that_passes_makes_the_held_one_needless(shop: Shop) -> None:
-    shop.brake = BrakeSettings()
-    shop.publish(0, *many(200))
-    shop.publish(1, *many(200, segment_id="S02"))
-    shop.publish(2, *many(200))
-    assert read_held(shop.lake) == []
+def test_a_later_version_that_passes_makes_the_held_one_needless(shop_that_holds: Shop) -> None:
+    assert read_held(shop_that_holds.lake) != []
+    shop_that_holds.publish(2, *MANY)
+    assert read_held(shop_that_holds.lake) == []
 
 
 # --- what stays when a process is killed ---
@@ -315,38 +362,26 @@ def rows_of(lake: Lake) -> dict[str, Any]:
 
 @pytest.mark.parametrize("survived", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 2, 3))])
 def test_what_was_written_before_the_last_commit_is_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
-    history: list[tuple[dict[str, Any] | str, ...]] = [
-        ("ada", "ben"),
-        ({"user_id": "ada", "segment_id": "S02"}, "cleo"),
-        ("ada", "cleo", "dan"),
-    ]
-    with Lake(tmp_path / "undisturbed") as lake:
-        undisturbed = Shop(lake)
-        for day in (0, 2):
-            undisturbed.publish(day, *history[day])
-        expected = rows_of(lake)
-    with Lake(tmp_path / "killed") as lake:
-        shop = Shop(lake)
-        shop.publish(0, *history[0])
-        writes = iter(range(survived))
-        write = Lake.write
+    undisturbed, shop = begin("ada", "ben"), begin("ada", "ben")
+    undisturbed.publish(2, "ada", "cleo", "dan")
+    writes = iter(range(survived))
+    write = Lake.write
 
-        def dying_write(lake: Lake, table: Table, *args: Any, **named: Any) -> bool:
-            if next(writes, None) is None:
-                raise Killed
-            return write(lake, table, *args, **named)
+    def dying_write(lake: Lake, table: Table, *args: Any, **named: Any) -> bool:
+        if next(writes, None) is None:
+            raise Killed
+        return write(lake, table, *args, **named)
 
-        monkeypatch.setattr(Lake, "write", dying_write)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "write", dying_write)
         with pytest.raises(Killed):
-            shop.publish(1, *history[1])
-        monkeypatch.undo()
-        assert present(lake) is not None
-        assert shop.members() == shop.replayed() == {("ada", "S01"), ("ben", "S01")}
-        shop.publish(2, *history[2])
-        found = rows_of(lake)
-    assert found == expected
+            shop.publish(1, {"user_id": "ada", "segment_id": "S02"}, "cleo")
+    assert present(shop.lake) is not None
+    assert shop.members() == shop.replayed() == {("ada", "S01"), ("ben", "S01")}
+    shop.publish(2, "ada", "cleo", "dan")
+    assert rows_of(shop.lake) == rows_of(undisturbed.lake)
 
 
 # --- destinations ---
@@ -378,30 +413,29 @@ def deliver_all(shop: Shop, receivers: dict[str, Receiver]) -> list[Delivery]:
 
 
 @pytest.mark.parametrize("error", [DestinationError("the key is wrong"), OSError(28, "No space left on device")])
-def test_a_destination_that_fails_leaves_the_others_alone(shop: Shop, error: Exception) -> None:
-    shop.publish(0, "ada")
+def test_a_destination_that_fails_leaves_the_others_alone(begin: Begin, error: Exception) -> None:
+    shop = begin("ada")
     crm, ads = deliver_all(shop, {"crm": Receiver(error), "ads": Receiver()})
     assert (crm.state, crm.note) == ("failed", str(error))
     assert ads.state == "released"
 
 
-def test_a_destination_gets_all_changes_since_the_version_it_holds(shop: Shop) -> None:
-    for day, segment in enumerate(["S01", "S02", "S01"]):
+def test_a_destination_gets_all_changes_since_the_version_it_holds(begin: Begin) -> None:
+    shop = begin("ada")
+    for day, segment in enumerate(["S02", "S01"], start=1):
         shop.publish(day, {"user_id": "ada", "segment_id": segment})
     changes = shop.release("crm").changes(1).to_pyarrow().to_pylist()
     assert sorted(row["version"] for row in changes) == [2, 2, 3, 3]
     assert len(shop.release("crm").changes(3).to_pyarrow()) == 0
 
 
-def test_a_destination_gets_contacts_only_of_users_it_may_know(shop: Shop) -> None:
-    shop.granted = {"ada"}
-    shop.publish(0, "ada", "ben")
+def test_a_destination_gets_contacts_only_of_users_it_may_know(begin: Begin) -> None:
+    shop = begin("ada", "ben", granted=["ada"])
     assert shop.release("ads").contacts.user_id.to_pyarrow().to_pylist() == ["ada"]
 
 
-def test_the_manifest_says_what_was_refused_and_why(shop: Shop) -> None:
-    shop.granted = {"ada"}
-    shop.publish(0, "ada", "ben")
+def test_the_manifest_says_what_was_refused_and_why(begin: Begin) -> None:
+    shop = begin("ada", "ben", granted=["ada"])
     manifest = shop.release("ads").manifest
     assert (manifest["users"], manifest["version"]) == (1, 1)
     assert manifest["refused"] == {"users": {"consent": 1}, "held_out": {}, "held_back": {}}
@@ -413,9 +447,8 @@ def test_members_have_the_names_of_their_segments(shop: Shop) -> None:
     assert {(row["segment_id"], row["segment_name"]) for row in rows} == {("S01", "Loyal"), ("new", "New")}
 
 
-def test_what_is_at_a_destination_that_is_no_longer_configured_stays_and_is_counted(shop: Shop) -> None:
-    shop.granted = {"ada"}
-    shop.publish(0, "ada")
+def test_what_is_at_a_destination_that_is_no_longer_configured_stays_and_is_counted(begin: Begin) -> None:
+    shop = begin("ada", granted=["ada"])
     shop.destinations = {"crm": OPEN}
     assert shop.publish(1, "ada").abandoned == {"ads": 1}
     shop.destinations = {"crm": OPEN, "ads": ADS}

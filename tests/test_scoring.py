@@ -43,18 +43,18 @@ def serve(configuration: Configuration, ran: Ran) -> None:
     assert trained is not None
     with configuration.open_lake() as lake:
         snapshot = lake.read(table_of(configuration), only=[AS_OF]).to_pandas()
-    with Registry(configuration.mlruns).run("ecom/churn_7d", "test") as run:
+    with Registry(configuration.mlruns).run("ranks/churn_7d", "test") as run:
         tags = version_tags(AS_OF, promoted=True)
-        run.log_model(trained.model, "ecom-churn_7d", "made", snapshot, {"withheld": REASON}, tags=tags)
+        run.log_model(trained.model, "ranks-churn_7d", "made", snapshot, {"withheld": REASON}, tags=tags)
 
 
 @pytest.fixture(scope="module")
 def shop(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Configuration:
-    """Add a label to a shop that has run, and take snapshots, score and publish again."""
+    """Add a label to a shop that has run, give it another name, and take snapshots, score and publish again."""
     folder = tmp_path_factory.mktemp("scoring") / "shop"
     shutil.copytree(ran.configuration.folder, folder, symlinks=True)
     config = folder / "habitus.toml"
-    config.write_text(config.read_text().replace('"mlruns"', '"other"') + CHURN_7D)
+    config.write_text(config.read_text().replace('name = "ecom"', 'name = "ranks"') + CHURN_7D)
     configuration = load(config)
     with pytest.raises(ConfigurationError, match=rf"churn_7d_version is missing: run `habitus score {config}` first"):
         publish_version.fn(str(config), None, None)
@@ -127,7 +127,7 @@ def test_ranks_and_reasons_are_published_where_probabilities_are_withheld(shop: 
 def test_users_scored_in_parts_are_ranked_among_all_where_probabilities_are_withheld(
     shop: Configuration, ran: Ran
 ) -> None:
-    found = Registry(shop.mlruns).load("ecom-churn_7d", 1)
+    found = Registry(shop.mlruns).load("ranks-churn_7d", 1)
     assert found is not None
     asked = shop.labels.named["churn_7d"]
     serving = scoring.Serving(

@@ -1,6 +1,7 @@
 """People promote and roll back; what was decided is on record."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,14 +23,32 @@ MODEL = LogisticRegression().fit(INPUTS, INPUTS["recency_days"] > 15)
 JANUARY, FEBRUARY, MARCH = (datetime(2024, month, 1, tzinfo=UTC) for month in (1, 2, 3))
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a store that holds nothing; to copy it is quicker than to make another."""
+    folder = tmp_path_factory.mktemp("empty") / "mlruns"
+    assert Registry(folder).serving("shop-churn") is None
+    return folder
+
+
 @pytest.fixture
-def mlruns(tmp_path: Path) -> Path:
+def mlruns(empty: Path, tmp_path: Path) -> Path:
     """Hold three versions: of January and February, which were promoted, and of March, which was not."""
-    registry = Registry(tmp_path / "mlruns")
+    return add_versions(shutil.copytree(empty, tmp_path / "mlruns"))
+
+
+@pytest.fixture(scope="module")
+def shared(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold the same for all mistakes, which change nothing."""
+    return add_versions(shutil.copytree(empty, tmp_path_factory.mktemp("shared") / "mlruns"))
+
+
+def add_versions(mlruns: Path) -> Path:
+    registry = Registry(mlruns)
     for as_of, promoted in ((JANUARY, True), (FEBRUARY, True), (MARCH, False)):
         with registry.run("shop/churn", f"{as_of:%B}") as run:
             run.log_model(MODEL, "shop-churn", f"{as_of:%B}", INPUTS, tags=version_tags(as_of, promoted=promoted))
-    return tmp_path / "mlruns"
+    return mlruns
 
 
 def decide(mlruns: Path, *arguments: str) -> str:
@@ -83,12 +102,12 @@ def test_a_decision_is_kept_with_its_run(mlruns: Path) -> None:
         (["rollback", "shop-conversion"], "no version of shop-conversion serves"),
     ],
 )
-def test_a_mistake_is_one_line(mlruns: Path, arguments: list[str], complaint: str) -> None:
-    done = habitus(*arguments, "--mlruns", str(mlruns))
+def test_a_mistake_is_one_line(shared: Path, arguments: list[str], complaint: str) -> None:
+    done = habitus(*arguments, "--mlruns", str(shared))
 
     assert done.exit_code == 2
     assert complaint in done.stderr
-    assert Registry(mlruns).serving("shop-churn") == 2
+    assert Registry(shared).serving("shop-churn") == 2
 
 
 def test_where_nothing_is_before_it_a_version_stays(mlruns: Path) -> None:

@@ -21,7 +21,6 @@ from laws import law
 from receiver import Receiver, Request
 from releases import Members, releases
 
-from features import engines
 from publish.destination import Credential, Delivery, DestinationError
 from publish.destinations.sending import ANSWER_BYTES_MAX, World
 from publish.destinations.webhook import Webhook, WebhookSettings
@@ -470,6 +469,7 @@ CHILD = """
 """The outbox reads the clock when it queues each of 4 messages, and when one is marked as sent."""
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("tick", "arrived"), [(3, 0), (6, 2)], ids=["while_queueing", "between_sending_and_marking"])
 def test_after_a_kill_the_next_run_sends_what_is_missing_and_the_key_keeps_it_once(
     engine: DuckDB, tmp_path: Path, tick: int, arrived: int
@@ -496,15 +496,15 @@ TROUBLES = st.lists(st.sampled_from(["ok", 500, 429, 400, 301, "close_unread", "
 
 
 @given(states=STATES, troubles=TROUBLES, delivered=st.sets(st.integers(0, 4)))
-@law(10)
+@law(5)
 def test_whatever_happens_the_receiver_ends_with_the_present_membership(
     tmp_path_factory: pytest.TempPathFactory,
-    shared_engine: DuckDB,
+    engine: DuckDB,
     states: list[Members],
     troubles: list[Any],
     delivered: set[int],
 ) -> None:
-    versions = releases(shared_engine, states)
+    versions = releases(engine, states)
     path = tmp_path_factory.mktemp("outbox") / "outbox.db"
     with Receiver(SECRET, troubles) as receiver, Outbox(path) as outbox:
         hook = webhook(outbox, receiver.url, batch_size=2, attempts_max=2)
@@ -516,13 +516,6 @@ def test_whatever_happens_the_receiver_ends_with_the_present_membership(
         assert hook.deliver(versions[-1]).state in ("released", "unchanged")
     assert receiver.members == states[-1]
     assert len(receiver.applied) == len(set(receiver.applied))
-
-
-@pytest.fixture(scope="module")
-def shared_engine() -> Iterator[DuckDB]:
-    engine = engines.connect()
-    yield engine
-    engine.disconnect()
 
 
 # The documentation
