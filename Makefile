@@ -44,14 +44,14 @@ demo: setup ## run the main job on examples/ecom
 # our modules, the next need not.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --dist worksteal
 
-test: setup ## all tests but those that take long or need a browser, a server, Spark or a process to kill
+test: setup ## all tests but those that take long, run the whole job or need a browser, a server or Spark
 	@$(PYTEST)
 
-test-ci: setup spark ## one of each kind that needs the real thing; .ci/run is make check and this
+test-ci: setup spark ## the whole job, and one of each kind that needs the real thing; .ci/run is make check and this
 	@$(PYTEST) -m ci
 
 test-slow: setup spark ## everything, with the laws on many more examples (half an hour)
-	@HABITUS_EXAMPLES=10 $(PYTEST) -m ""
+	@HABITUS_EXAMPLES=20 $(PYTEST) -m ""
 
 test-times: setup ## the fifty slowest tests of make test, so that you see what made it slow
 	@$(PYTEST) -q --slowest 50

@@ -78,8 +78,8 @@ def pytest_collection(session: pytest.Session) -> None:
         use_one_thread()
 
 
-REAL_PARTS = {"browser", "postgres", "s3_server"}
-"""Fixtures that start a program of others."""
+REAL_PARTS = {"browser", "postgres", "s3_server", "ran"}
+"""Fixtures that start a program of others, or run the whole job."""
 
 
 @pytest.hookimpl(wrapper=True)

@@ -333,7 +333,7 @@ def always_increments(module: types.ModuleType, most_events: int = 100) -> Itera
 USERS_OF_A_HISTORY = 20
 
 
-@law(2)
+@law(1)
 @given(st.integers(0, 2**32))
 def test_no_row_differs_whatever_the_batches(seed: int) -> None:
     with always_increments(features.increments):

@@ -357,7 +357,7 @@ FILE = st.lists(LINE, min_size=1, max_size=8).map(tuple)
 
 
 @given(files=st.lists(FILE, min_size=2, max_size=3, unique=True), seed=st.integers(0, 10**6))
-@law(2)
+@law(1)
 def test_any_batches_in_any_order_give_the_tables_of_one_batch(files: list[tuple[str, ...]], seed: int) -> None:
     chance = random.Random(seed)
     names = [f"{number}.csv" for number in range(len(files))]

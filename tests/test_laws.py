@@ -178,13 +178,13 @@ def measure(acts: list[Row]) -> Row:
     }
 
 
-@law(10)
+@law(5)
 @given(world=worlds())
 def test_sessions_are_what_a_walk_along_the_events_says(engine: DuckDB, world: World) -> None:
     assert sessions_of(engine, world.rows, world.gap) == sessionize_by_walking(world.rows, world.gap)
 
 
-@law(5)
+@law(3)
 @given(world=worlds())
 def test_every_event_is_in_exactly_one_session(engine: DuckDB, world: World) -> None:
     sessions = sessions_of(engine, world.rows, world.gap)
@@ -200,7 +200,7 @@ def test_every_event_is_in_exactly_one_session(engine: DuckDB, world: World) -> 
         assert len(around) == 1
 
 
-@law(5)
+@law(3)
 @given(world=worlds(), random=st.randoms(use_true_random=False))
 def test_the_order_of_rows_does_not_matter_for_sessions(engine: DuckDB, world: World, random: Random) -> None:
     shuffled = random.sample(world.rows, len(world.rows))
@@ -208,7 +208,7 @@ def test_the_order_of_rows_does_not_matter_for_sessions(engine: DuckDB, world: W
     assert sessions_of(engine, shuffled, world.gap) == sessions_of(engine, world.rows, world.gap)
 
 
-@law(5)
+@law(3)
 @given(world=worlds())
 def test_sessions_at_an_instant_are_those_of_the_history_known_then(engine: DuckDB, world: World) -> None:
     events = events_of(engine, world.rows)
@@ -218,7 +218,7 @@ def test_sessions_at_an_instant_are_those_of_the_history_known_then(engine: Duck
     assert listed(known, "user_id", "started_at") == sessions_of(engine, world.known(), world.gap)
 
 
-@law(5)
+@law(3)
 @given(world=worlds())
 def test_another_user_changes_no_ones_sessions(engine: DuckDB, world: World) -> None:
     others = [row for row in world.rows if row["user_id"] != "u0"]
@@ -230,7 +230,7 @@ def test_another_user_changes_no_ones_sessions(engine: DuckDB, world: World) -> 
 # --- snapshots ---
 
 
-@law(2)
+@law(1)
 @given(world=A_CROWD, random=st.randoms(use_true_random=False))
 def test_the_order_of_rows_does_not_matter_for_features(engine: DuckDB, world: World, random: Random) -> None:
     shuffled = random.sample(world.rows, len(world.rows))
@@ -240,7 +240,7 @@ def test_the_order_of_rows_does_not_matter_for_features(engine: DuckDB, world: W
     )
 
 
-@law(2)
+@law(1)
 @given(world=A_CROWD)
 def test_what_was_not_known_at_as_of_changes_no_feature(engine: DuckDB, world: World) -> None:
     assert snapshot_of(engine, world.rows, world.as_of, world.gap) == snapshot_of(
@@ -248,7 +248,7 @@ def test_what_was_not_known_at_as_of_changes_no_feature(engine: DuckDB, world: W
     )
 
 
-@law(2)
+@law(1)
 @given(world=A_CROWD, numbers=st.lists(st.integers(0, 99), max_size=2), after=st.sampled_from(AFTER))
 def test_many_snapshots_are_those_of_what_was_known_at_each_instant(
     engine: DuckDB, world: World, numbers: list[int], after: timedelta
@@ -263,7 +263,7 @@ def test_many_snapshots_are_those_of_what_was_known_at_each_instant(
     assert snapshots_of(engine, world.rows, [world.as_of, *others], world.gap) == alone
 
 
-@law(2)
+@law(1)
 @given(world=A_CROWD)
 def test_another_user_changes_no_ones_features(engine: DuckDB, world: World) -> None:
     others = [row for row in world.rows if row["user_id"] not in ("u0", "u1")]
@@ -343,7 +343,7 @@ def snapshots_in(world: World) -> list[Row]:
     ]
 
 
-@law(8)
+@law(4)
 @given(world=worlds())
 def test_labels_are_what_a_look_at_the_window_says(engine: DuckDB, world: World) -> None:
     users = snapshots_in(world)
@@ -351,7 +351,7 @@ def test_labels_are_what_a_look_at_the_window_says(engine: DuckDB, world: World)
     assert labels_of(engine, users, world.rows, world.as_of) == label_by_looking(users, world.rows, world.as_of)
 
 
-@law(5)
+@law(3)
 @given(world=worlds())
 def test_what_was_not_known_changes_no_label(engine: DuckDB, world: World) -> None:
     users = snapshots_in(world)
@@ -359,7 +359,7 @@ def test_what_was_not_known_changes_no_label(engine: DuckDB, world: World) -> No
     assert labels_of(engine, users, world.rows, world.as_of) == labels_of(engine, users, world.known(), world.as_of)
 
 
-@law(5)
+@law(3)
 @given(world=worlds())
 def test_another_user_changes_no_ones_labels(engine: DuckDB, world: World) -> None:
     users = snapshots_in(world)
