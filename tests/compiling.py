@@ -1,4 +1,4 @@
-"""Compile a query once: Ibis takes some thirty milliseconds for what DuckDB runs in two, and tests ask the same again.
+"""Compile a query once: of few rows that takes longer than to run it, and tests ask the same again and again.
 
 Two queries have the same text, but for the names of their tables, where they are made alike of equal parts.
 """

@@ -1,4 +1,4 @@
-"""One Prefect server for all processes that share out the tests: one of its own takes each of them seven seconds.
+"""One Prefect server for all processes that share out the tests: to start takes it longer than most tests take.
 
 A process that runs tests alone has Prefect start a temporary server when the first flow runs, as a command does.
 """
