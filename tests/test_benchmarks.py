@@ -179,6 +179,17 @@ def test_habitus_leaves_the_events_that_it_is_measured_with_as_they_were(events:
     assert sorted(file.name for file in events.rglob("*")) == before
 
 
+def test_all_that_the_page_tells_of_is_measured_by_the_studies() -> None:
+    assert {name for name, _ in bench.STUDIES} == page.SECTIONS.keys()
+
+
+def test_a_study_that_is_not_there_is_refused() -> None:
+    done = CliRunner().invoke(bench.app, ["studies", "--only", "refit"])
+
+    assert done.exit_code == 2
+    assert "there is no refit" in done.output
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -189,6 +200,8 @@ def test_habitus_leaves_the_events_that_it_is_measured_with_as_they_were(events:
         ("publishing --users 2000 --rounds 1", "| 2,000 | 20 |"),
         ("report --users 400 --rounds 1", "| 382 | "),
         ("serving --users 2000 --in-flight 5 --seconds 0.3 --rounds 1", "| 2,000 | 5 |"),
+        ("promotions --worlds 2", "| the champion itself | 0 |"),
+        ("refits --count 1", "with 1 other seeds"),
         pytest.param("segments --users 2000", "| 2,000 | 30 |", marks=pytest.mark.slow),
     ],
 )
