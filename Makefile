@@ -22,7 +22,7 @@ SPARK := "pyspark>=4,<5"
 .PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash studies bench picture report-pictures format lock serve
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(INSTALLED) ## make .venv with exactly what requirements.lock says
 
@@ -50,7 +50,7 @@ test: setup ## all tests but those that take long, run the whole job or need a b
 test-ci: setup spark ## the whole job, and one of each kind that needs the real thing; .ci/run is make check and this
 	@$(PYTEST) -m ci
 
-test-slow: setup spark ## everything, with the laws on many more examples (half an hour)
+test-slow: setup spark ## everything, with the laws on many more examples
 	@HABITUS_EXAMPLES=20 $(PYTEST) -m ""
 
 test-times: setup ## the fifty slowest tests of make test, so that you see what made it slow
