@@ -184,6 +184,15 @@ def test_the_settings_of_the_best_trial_are_taken(learned: Learned) -> None:
     assert learned.settings == best.settings
 
 
+def test_trials_that_fall_behind_are_given_up_and_the_best_is_of_the_others() -> None:
+    learned = learn(budget=Budget(trials=6))
+    given_up = [trial for trial in learned.trials if trial.log_loss is None]
+
+    assert given_up
+    assert {trial.trees for trial in given_up} == {0}
+    assert learned.settings not in [trial.settings for trial in given_up]
+
+
 def test_trials_end_with_their_seconds() -> None:
     assert 1 <= len(learn(budget=Budget(trials=300, seconds=0.1)).trials) < 300
 
