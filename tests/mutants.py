@@ -87,8 +87,8 @@ MUTANTS = {
         "(both.occurred_at <= both.as_of) &",
         SNAPSHOTS,
     ),
-    "what was learnt of at the instant was not known": Mutant(
-        "features/history.py", "epoch_us(events.ingested_at) - 1)", "epoch_us(events.ingested_at))", SNAPSHOTS
+    "what was learnt of a microsecond later was known": Mutant(
+        "features/history.py", "epoch_us(events.ingested_at) - 1)", "epoch_us(events.ingested_at) - 2)", SNAPSHOTS
     ),
     "a window ends before its last instant": Mutant(
         "features/snapshots.py", "sessions.age_days <= days", "sessions.age_days < days", SNAPSHOTS
@@ -154,10 +154,10 @@ MUTANTS = {
         "(users > 0) & (users <= k)",
         ("test_suppression",),
     ),
-    "a small part is hidden alone": Mutant(
+    "hidden parts may be small together": Mutant(
         "publish/report/suppression.py",
         "hidden.sum() > 1 and users",
-        "hidden.sum() > 0 and users",
+        "hidden.sum() > 1 or users",
         ("test_suppression",),
     ),
     "cells that are hidden together may be small": Mutant(

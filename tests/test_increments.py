@@ -99,6 +99,13 @@ def test_a_late_event_within_the_gap_joins_its_session(days: Lake) -> None:
     assert ("05 12:00", "05 12:30") in spans(days)
 
 
+def test_a_late_event_inside_a_session_counts_once_as_do_those_around_it(days: Lake) -> None:
+    add(days, at("05 12:20", "second"))
+    add(days, at("05 12:10", "late"))
+    sessions = dict(rows_of(days.read(SESSIONS), "started_at", "event_count"))
+    assert sessions[instant("2024-03-05 12:00")] == 3
+
+
 def test_a_late_event_fuses_the_two_sessions_it_lies_between_and_the_older_id_survives(days: Lake) -> None:
     add(days, at("05 12:50", "second"))
     before = dict(rows_of(days.read(SESSIONS), "started_at", "session_id"))

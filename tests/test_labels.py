@@ -93,6 +93,15 @@ def test_a_user_with_no_event_at_all_is_churned_and_not_converted(engine: DuckDB
     assert labels_of(engine, []) == [("u", AS_OF, True, False)]
 
 
+def test_an_event_in_the_window_counts_though_another_follows_it_before_the_next_window(engine: DuckDB) -> None:
+    users = [("u", AS_OF, 1.0), ("u", "2024-04-15", 1.0)]
+
+    assert labels_of(engine, [at("2024-03-05"), at("2024-04-10")], users=users) == [
+        ("u", AS_OF, False, False),
+        ("u", "2024-04-15", True, False),
+    ]
+
+
 def test_an_event_exactly_at_as_of_is_in_the_window(engine: DuckDB) -> None:
     assert labels_of(engine, [at(AS_OF, "purchase")]) == [("u", AS_OF, False, True)]
 

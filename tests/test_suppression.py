@@ -21,6 +21,12 @@ tables = st.integers(1, 5).flatmap(
 ).map(np.array)  # fmt: skip
 
 
+def test_two_small_parts_that_are_small_together_hide_a_third() -> None:
+    users = np.array([3, 2, 50, 40])
+
+    assert hide_parts(users, users, 10).tolist() == [True, True, False, True]
+
+
 @law(40)
 @given(tables)
 def test_no_small_cell_of_a_table_with_margins_can_be_worked_out(counts: np.ndarray) -> None:
