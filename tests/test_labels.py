@@ -102,6 +102,15 @@ def test_an_event_in_the_window_counts_though_another_follows_it_before_the_next
     ]
 
 
+def test_an_event_exactly_at_the_end_of_a_window_is_outside_where_another_window_follows(engine: DuckDB) -> None:
+    users = [("u", AS_OF, 1.0), ("u", "2024-04-15", 1.0)]
+
+    assert labels_of(engine, [at(CHURN_ENDS)], users=users) == [
+        ("u", AS_OF, True, False),
+        ("u", "2024-04-15", True, False),
+    ]
+
+
 def test_an_event_exactly_at_as_of_is_in_the_window(engine: DuckDB) -> None:
     assert labels_of(engine, [at(AS_OF, "purchase")]) == [("u", AS_OF, False, True)]
 
