@@ -3,12 +3,14 @@
 Beside those that are features, it holds contacts and what users say of consent, under names that are reserved.
 """
 
+from collections.abc import Sequence
+
 import ibis
 import ibis.expr.types as ir
 
-from features.events import as_text
-from features.sources import CONSENT, EMAIL, PHONE, RESERVED
+from features.sources import CONSENT, EMAIL, PHONE, RESERVED, SourceError
 from features.table import Table
+from features.values import as_text, is_inexact
 
 ATTRIBUTES = Table(
     name="attributes",
@@ -21,12 +23,21 @@ class DuplicateUserError(Exception):
     """Name a user who is described twice, differently."""
 
 
-def describe_users(users: ir.Table, attributes: list[str]) -> ir.Table:
+def describe_users(parts: Sequence[ir.Table], attributes: list[str]) -> ir.Table:
     """Turn one row per user, as `sources.read_users` gives it, into ATTRIBUTES; blank text is no value.
 
-    Raises DuplicateUserError where a user has two values for one attribute.
+    Raises DuplicateUserError where a user has two values for one attribute, SourceError for ids that are not exact.
     """
-    given = users.select(user_id=as_text(users.user_id), **{name: as_text(users[name]) for name in attributes})
+    for users in parts:
+        count = users.filter(is_inexact(users.user_id)).count().to_pyarrow().as_py()
+        if count:
+            raise SourceError(f"users.user_id: {count:,} ids are numbers too large to be exact; write them as text")
+    given = ibis.union(
+        *(
+            users.select(user_id=as_text(users.user_id), **{name: as_text(users[name]) for name in attributes})
+            for users in parts
+        )
+    )
     given = given.filter(given.user_id.notnull())
     long = given.pivot_longer(~ibis.selectors.cols("user_id"), names_to="attribute", values_to="value")
     long = long.filter(long.value.notnull()).distinct()

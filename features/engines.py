@@ -16,6 +16,8 @@ import ibis.expr.types as ir
 import pyarrow as pa
 from ibis.backends.duckdb import Backend
 
+from features.values import add_functions
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400 * 1_000_000
 
@@ -108,6 +110,7 @@ def connect(memory_limit_bytes: int | None = None, spill_folder: Path | None = N
     """Start DuckDB, which takes at most so much memory (half of the machine's) and spills what is more."""
     engine: DuckDB = DuckDB().connect()
     engine.raw_sql("SET TimeZone = 'UTC'")
+    add_functions(engine.con)
     # Signed, as Spark has no unsigned integers.
     engine.raw_sql("CREATE TEMP MACRO content_hash(content) AS (hash(content) >> 1)::BIGINT")
     # Progress bars are the program's business, not the engine's.

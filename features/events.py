@@ -1,18 +1,21 @@
 """EVENTS: what users did. Rows of any source are accepted under this contract, or rejected with a reason."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import reduce
+from typing import Literal
 
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from features.sources import Source, SourceError, row_text
-from features.table import TIME, Table, materialize
+from features.table import TIME, Table, materialize, stack
+from features.values import UnitError, as_instant, as_json, as_number, as_text, is_bad_number, is_given, is_inexact
 
 TEXTS = (
-    *("anonymous_id", "account_id", "page", "element", "item_id", "category"),
+    *("anonymous_id", "account_id", "page", "element", "item_id", "order_id", "category"),
     *("source", "medium", "campaign", "device", "country", "properties"),
 )
 NUMBERS = ("quantity", "revenue")
@@ -31,6 +34,7 @@ EVENTS = Table(
             "page": "string",
             "element": "string",
             "item_id": "string",
+            "order_id": "string",
             "category": "string",
             "quantity": "float64",
             "revenue": "float64",
@@ -58,15 +62,19 @@ REJECTED = Table(
 REASONS = {
     "malformed_row": "the line could not be read as a row",
     "no_user": "no user",
+    "inexact_id": "an id that is a number too large to be exact",
     "no_time": "no time",
     "unparseable_time": "a time that could not be read",
-    "time_in_the_future": "a time in the future",
     "no_event_name": "no event name",
     "unparseable_number": "a quantity or revenue that is not a number",
     "erased": "an event of a user who was erased since",
+    "time_in_the_future": "a time in the future, held back until then",
     "duplicate_id": "an event id that was there already",
+    "duplicate_line": "a line of an order that was there already under another event id",
 }
 """Why a row is rejected, in the order in which reasons are looked for: a row has one reason, the first."""
+
+FUTURE, DUPLICATE_ID, DUPLICATE_LINE = "time_in_the_future", "duplicate_id", "duplicate_line"
 
 PAGE_VIEW = "page_view"
 SEARCH = "search"
@@ -75,20 +83,10 @@ PURCHASE = "purchase"
 REFUND = "refund"
 SUPPORT_VIEW = "support_view"
 
-UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-HAS_OFFSET = r"(Z|UTC|GMT|[+-]\d{2}(:?\d{2}(:\d{2})?)?)$"
-FIRST_INSTANT, LAST_INSTANT = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-MAXIMUM_EXACT_INTEGER = 2**53
-MAXIMUM_NUMBER = 1e12
-HOUR_AND_MINUTE = r"^(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})( ?[^:\d. ].*)$"
-SPACED_OFFSET = r" ([+-]\d{2}(:?\d{2})?)$"
-STARTS_AS_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
-PLAIN_TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d+)?$"
-
-
-@ibis.udf.scalar.builtin(name="timezone", signature=((dt.string, dt.Timestamp()), TIME))
-def local_to_utc(zone: str, local: ir.TimestampValue) -> ir.TimestampValue:
-    """Return the instant of a local time; of an ambiguous one, the engine's choice, always the same."""
+ID_COLUMNS = ("event_id", "user_id", "anonymous_id", "account_id", "item_id", "order_id")
+"""What is kept digit for digit."""
+MADE = "content:"
+"""What ids begin with that are made of a row's content."""
 
 
 @ibis.udf.scalar.builtin(name="timezone", signature=((dt.string, TIME), dt.Timestamp()))
@@ -99,11 +97,6 @@ def utc_to_local(zone: str, instant: ir.TimestampValue) -> ir.TimestampValue:
 @ibis.udf.scalar.builtin(name="epoch_us", signature=((TIME,), dt.int64))
 def epoch_us(instant: ir.TimestampValue) -> ir.IntegerValue:
     """Return microseconds since 1970."""
-
-
-@ibis.udf.scalar.builtin(name="make_timestamp", signature=((dt.int64,), dt.Timestamp()))
-def utc_of_epoch_us(microseconds: ir.IntegerValue) -> ir.TimestampValue:
-    """Return the time in UTC of microseconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -120,62 +113,73 @@ class Reconciled:
 
 
 def accept(
-    raw: ir.Table,
+    parts: Sequence[ir.Table],
     source: Source,
     time_zone: str,
     now: datetime,
     erased_among: Callable[[ir.Table], ir.Table] | None = None,
+    due: ir.Table | None = None,
 ) -> tuple[ir.Table, ir.Table]:
-    """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as `raw`.
+    """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as parts and `due`.
 
-    `raw` is as `sources.read_events` gives it. Times without zone are in the source's zone, or else in `time_zone`.
-    Blank text is null. Of rows with one event id the first to be ingested is accepted. A source without ids gets them
-    from the rows' content: equal rows within a file are separate events, equal rows in two files are one event.
-    A source that does not say when it learned of an event learned of it at once: ingested_at = occurred_at.
+    The parts are as `sources.read_events` gives them. Times without zone are in the zone of their column, of the
+    source, or else in `time_zone`. Blank text is null. Of rows with one event id the first to be ingested is accepted.
+    A source without ids gets them from the rows' content: equal rows within a file are separate events, equal rows in
+    two files are one event. A source that does not say when it learned of an event learned of it at once:
+    ingested_at = occurred_at.
     `erased_among` gives user_id and erased_at of those of some users who were erased: what they did before is rejected.
-    A rejected row is text as the source has it; of a duplicate, the event that it would have been, as JSON; of a user
-    who was erased, null.
+    `due` are EVENTS that were held back as in the future when they were read, and are no longer.
+    A rejected row is text as the source has it; of a duplicate, and of what is held back, the event that it would have
+    been, as JSON; of a user who was erased, null.
     Raises SourceError where the time's type needs a unit.
     """
-    judged = _judge(raw, source, source.time_zone or time_zone, now, erased_among)
-    good, bad = judged.filter(judged.reason.isnull()), judged.filter(judged.reason.notnull())
+    tables = [_judge(part, source, time_zone, now, erased_among) for part in parts]
+    if due is not None:
+        nothing = ibis.null("string")
+        tables.append(EVENTS.check(due).mutate(is_made=ibis.literal(False), reason=nothing, row=nothing))
+    judged = reduce(stack, tables)
+    bad = judged.filter(judged.reason.notnull() & (judged.reason != FUTURE))
     bad = bad.mutate(copy=ibis.row_number().over(group_by=[bad.source_file, bad.reason, bad.row]))
+    good, held = judged.filter(judged.reason.isnull()), judged.filter(judged.reason == FUTURE)
     shared = materialize(good.group_by("event_id").agg(rows=good.count()).filter(lambda ids: ids["rows"] > 1))
+    rejected = stack(_reject(bad), reject_events(_count_equal(_number_copies(held)), FUTURE))
     if not shared.count().to_pyarrow().as_py():
-        return EVENTS.check(good), _reject(bad)
+        return EVENTS.check(good), rejected
     # Windows sort, so only rows that share their id with another go through them.
-    twins = good.semi_join(shared, "event_id")
-    copy = ibis.row_number().over(group_by=[twins.source_file, twins.event_id, twins.is_made])
-    made = twins.event_id + ibis.ifelse(copy > 0, ibis.literal("-") + copy.cast("string"), "")
-    ranked = materialize(_rank(EVENTS.check(twins.mutate(event_id=ibis.ifelse(twins.is_made, made, twins.event_id)))))
-    copy = ibis.row_number().over(group_by=[ranked[name] for name in EVENTS.schema.names], order_by=ranked["rank"])
-    late = ranked.mutate(copy=copy).filter(ranked["rank"] > 0)
+    ranked = materialize(_rank(_number_copies(good.semi_join(shared, "event_id"))))
+    late = _count_equal(ranked, ranked["rank"]).filter(ranked["rank"] > 0)
     events = EVENTS.check(good.anti_join(shared, "event_id")).union(EVENTS.check(ranked.filter(ranked["rank"] == 0)))
-    return events, _reject(bad).union(reject_duplicates(late))
+    return events, stack(rejected, reject_events(late, DUPLICATE_ID))
 
 
 def _judge(
     raw: ir.Table,
     source: Source,
-    zone: str,
+    time_zone: str,
     now: datetime,
     erased_among: Callable[[ir.Table], ir.Table] | None,
 ) -> ir.Table:
     """Return rows as EVENTS, beside `is_made` of an id, the reason to reject a row by itself, and then its text."""
-    given_id = as_text(raw.event_id) if "event_id" in raw.columns else ibis.null("string")
     rows = raw.mutate(
-        event_id=given_id.fill_null(_id_of_content(raw)),
-        is_made=given_id.isnull(),
-        occurred_at=_time(raw.occurred_at, source.time_unit, zone, "occurred_at"),
-        ingested_at=_time(raw.ingested_at, source.time_unit, zone, "ingested_at")
-        if "ingested_at" in raw.columns
-        else ibis.null(TIME),
-        has_time=_is_given(raw.occurred_at),
-        has_bad_number=ibis.or_(*(_is_bad_number(raw[name]) for name in NUMBERS if name in raw.columns)),
-        **{name: as_text(raw[name]) for name in ("user_id", "event_name", *TEXTS) if name in raw.columns},
-        **{name: _number(raw[name]) for name in NUMBERS if name in raw.columns},
+        given_id=as_text(raw.event_id) if "event_id" in raw.columns else ibis.null("string"),
+        has_time=is_given(raw.occurred_at),
+        has_bad_ingestion=is_given(raw.ingested_at) if "ingested_at" in raw.columns else ibis.literal(False),
+        has_bad_number=ibis.or_(*(is_bad_number(raw[name]) for name in NUMBERS if name in raw.columns)),
+        has_inexact_id=ibis.or_(*(is_inexact(raw[name]) for name in ID_COLUMNS if name in raw.columns)),
+        occurred_at=_instants(raw, source, "occurred_at", time_zone),
+        ingested_at=_instants(raw, source, "ingested_at", time_zone),
+        **{
+            name: as_json(raw[name]) if name == "properties" else as_text(raw[name])
+            for name in ("user_id", "event_name", *TEXTS)
+            if name in raw.columns
+        },
+        **{name: as_number(raw[name]) for name in NUMBERS if name in raw.columns},
     )
+    mapped = [name for name in EVENTS.schema.names if name in raw.columns and name not in ("event_id", "source_file")]
     rows = rows.mutate(
+        event_id=rows.given_id.fill_null(_id_of_content(rows, mapped)),
+        is_made=rows.given_id.isnull(),
+        has_bad_ingestion=rows.has_bad_ingestion & rows.ingested_at.isnull(),
         ingested_at=rows.ingested_at.fill_null(rows.occurred_at),
         event_name=rows.event_name.substitute(source.names) if source.names else rows.event_name,
     )
@@ -189,18 +193,45 @@ def _judge(
         reason=ibis.cases(
             (rows.malformed, "malformed_row"),
             (rows.user_id.isnull(), "no_user"),
+            (rows.has_inexact_id, "inexact_id"),
             (~rows.has_time, "no_time"),
-            (rows.occurred_at.isnull(), "unparseable_time"),
-            (rows.occurred_at > ibis.literal(now, TIME), "time_in_the_future"),
+            (rows.occurred_at.isnull() | rows.has_bad_ingestion, "unparseable_time"),
             (rows.event_name.isnull(), "no_event_name"),
             (rows.has_bad_number, "unparseable_number"),
             (rows.occurred_at < erased_at, "erased"),
+            (rows.occurred_at > ibis.literal(now, TIME), FUTURE),
         ),
     )
-    text = ibis.ifelse(rows.reason.notnull() & ~rows.is_of_erased, row_text(rows), ibis.null("string"))
+    is_kept = rows.reason.notnull() & (rows.reason != FUTURE) & ~rows.is_of_erased
+    text = ibis.ifelse(is_kept, row_text(rows), ibis.null("string"))
     unmapped = {name: ibis.null(EVENTS.schema[name]) for name in (*TEXTS, *NUMBERS) if name not in raw.columns}
-    mapped = [name for name in EVENTS.schema.names if name not in unmapped]
-    return materialize(rows.select(*mapped, "is_made", "reason", row=text)).mutate(**unmapped)
+    stored = [name for name in EVENTS.schema.names if name not in unmapped]
+    judged = materialize(rows.select(*stored, "is_made", "reason", row=text)).mutate(**unmapped)
+    return judged.select(*EVENTS.schema.names, "is_made", "reason", "row")
+
+
+def _instants(
+    raw: ir.Table, source: Source, name: Literal["occurred_at", "ingested_at"], time_zone: str
+) -> ir.TimestampValue:
+    if name not in raw.columns:
+        return ibis.null(TIME)
+    try:
+        return as_instant(raw[name], source.unit_of(name), source.zone_of(name, time_zone))
+    except UnitError as error:
+        raise SourceError(f"events.columns.{name}: {error}; set events.time_unit to s, ms, us or ns") from error
+
+
+def _number_copies(rows: ir.Table) -> ir.Table:
+    """Return rows as EVENTS, where made ids of the second and further equal rows of a file end in their number."""
+    copy = ibis.row_number().over(group_by=[rows.source_file, rows.event_id, rows.is_made])
+    made = rows.event_id + ibis.ifelse(copy > 0, ibis.literal("-") + copy.cast("string"), "")
+    return EVENTS.check(rows.mutate(event_id=ibis.ifelse(rows.is_made, made, rows.event_id)))
+
+
+def _count_equal(events: ir.Table, order: ir.Value | None = None) -> ir.Table:
+    """Give rows that are equal in all columns of EVENTS a number, `copy`, from 0."""
+    copy = ibis.row_number().over(group_by=[events[name] for name in EVENTS.schema.names], order_by=order)
+    return events.mutate(copy=copy)
 
 
 def reconcile(events: ir.Table, stored: ir.Table) -> Reconciled:
@@ -220,15 +251,29 @@ def reconcile(events: ir.Table, stored: ir.Table) -> Reconciled:
     return Reconciled(added, known, lost, displaced)
 
 
-def reject_duplicates(events: ir.Table) -> ir.Table:
-    """Turn EVENTS that an earlier twin keeps from being accepted into REJECTED, each as JSON.
+def reject_events(events: ir.Table, reason: str) -> ir.Table:
+    """Turn EVENTS into REJECTED, each as JSON, which `events_in` reads.
 
     Rows of one file that are equal have a number, `copy`, if they are given one; what was accepted first has 0.
     """
     text = ibis.struct({name: events[name] for name in EVENTS.schema.names if name != "source_file"})
     if "copy" not in events.columns:
         events = events.mutate(copy=ibis.literal(0, "int64"))
-    return _reject(events.mutate(reason=ibis.literal("duplicate_id"), row=text.cast("json").cast("string")))
+    return _reject(events.mutate(reason=ibis.literal(reason), row=text.cast("json").cast("string")))
+
+
+def events_in(rejected: ir.Table) -> ir.Table:
+    """Return the EVENTS that REJECTED hold as JSON, beside their rejected_id; none for what was withheld since."""
+    given = rejected.filter(rejected.row.notnull())
+    types = {name: dtype for name, dtype in EVENTS.schema.items() if name != "source_file"}
+    text = given.row.cast("json")
+    parsed = {name: _field(text, name).cast(dtype.copy(nullable=True)) for name, dtype in types.items()}
+    return given.select("rejected_id", "source_file", **parsed).select("rejected_id", *EVENTS.schema.names)
+
+
+@ibis.udf.scalar.builtin(name="json_extract_string", signature=((dt.json, dt.string), dt.string))
+def _field(value: ir.Value, name: str) -> ir.StringValue:
+    """Return the text of a field of a JSON object."""
 
 
 def _rank(events: ir.Table) -> ir.Table:
@@ -245,75 +290,18 @@ def _reject(judged: ir.Table) -> ir.Table:
     return REJECTED.check(judged.mutate(rejected_id=(content + "\x1f" + judged.copy.cast("string")).hexdigest("md5")))
 
 
-def _id_of_content(raw: ir.Table) -> ir.StringValue:
-    """Return a hash of what a row has in the mapped columns; equal rows have equal ones."""
-    mapped = [name for name in EVENTS.schema.names if name in raw.columns and name not in ("event_id", "source_file")]
-    content = ibis.literal("\x1f").join([_as_written(raw[name]).fill_null("\x1e") for name in mapped])
-    return content.hexdigest("md5")
+def _id_of_content(judged: ir.Table, mapped: Sequence[str]) -> ir.StringValue:
+    """Return a hash of what a row says in the mapped columns, under rule 2: rows that say the same have equal ones.
+
+    It is made of what is stored of them, so that the type that an engine finds for a column has no part in it. A
+    boolean is 1 or 0, which other sources write.
+    """
+    content = ibis.literal("\x1f").join([_in_id(judged[name]).fill_null("\x1e") for name in mapped])
+    return ibis.literal(MADE) + content.hexdigest("md5")
 
 
-def _is_given(value: ir.Value) -> ir.BooleanValue:
+def _in_id(value: ir.Value) -> ir.StringValue:
+    if value.type().is_timestamp():
+        return epoch_us(value).cast("string")
     text = value.cast("string")
-    # Whatever sorts from "!" on begins with no space: so nearly every row is spared the costly strip.
-    return ibis.ifelse(text >= "!", True, text.strip().fill_null("") != "")
-
-
-def as_text(value: ir.Value) -> ir.StringValue:
-    """Return a column as text, blank as null; a whole number without the .0 that float columns give to ids."""
-    return ibis.ifelse(_is_given(value), _as_written(value), None)
-
-
-def _as_written(value: ir.Value) -> ir.StringValue:
-    text = value.cast("string")
-    if value.type().is_floating():
-        exact = ibis.ifelse(value.abs() < MAXIMUM_EXACT_INTEGER, value, None)
-        text = ibis.ifelse(exact == exact.floor(), exact.cast("int64").cast("string"), text)
-        text = ibis.ifelse(value.isnan(), None, text)
-    return text
-
-
-def _number(value: ir.Value) -> ir.FloatingValue:
-    """Return a column as a number, and null where it is blank or no sensible number."""
-    number = value.try_cast("float64")
-    return ibis.ifelse(number.abs() <= MAXIMUM_NUMBER, number, None)
-
-
-def _is_bad_number(value: ir.Value) -> ir.BooleanValue:
-    """Tell what is there and no sensible number; NaN is how some sources write null."""
-    number = value.try_cast("float64")
-    return _is_given(value) & (number.isnull() | (~number.isnan() & (number.abs() > MAXIMUM_NUMBER)))
-
-
-def _time(raw: ir.Value, unit: str, zone: str, name: str) -> ir.TimestampValue:
-    """Read a time in whatever type the source has it; null where it cannot be read or is in no year from 1 to 9999."""
-    instant = _read_time(raw, unit, zone, name)
-    is_sane = instant.between(ibis.literal(FIRST_INSTANT, TIME), ibis.literal(LAST_INSTANT, TIME))
-    return ibis.ifelse(is_sane, instant, None)
-
-
-def _read_time(raw: ir.Value, unit: str, zone: str, name: str) -> ir.TimestampValue:
-    kind = raw.type()
-    if kind.is_timestamp() and kind.timezone is not None:
-        return raw.cast(TIME)
-    if kind.is_date() or kind.is_timestamp():
-        return local_to_utc(zone, raw.cast("timestamp"))
-    if kind.is_numeric() and unit in ("iso", "day"):
-        raise SourceError(f"events.columns.{name}: its times are numbers; set events.time_unit to s, ms, us or ns")
-    text = raw.cast("string").strip().upper()
-    if unit in UNITS_PER_SECOND:
-        number = text.try_cast(dt.Decimal(38, 9))
-        bounds = (int(bound.timestamp()) * UNITS_PER_SECOND[unit] for bound in (FIRST_INSTANT, LAST_INSTANT))
-        first, last = (ibis.literal(str(bound)).cast(dt.Decimal(38, 9)) for bound in bounds)
-        number = ibis.ifelse(number.between(first, last), number, None)  # what is beyond would overflow
-        second = ibis.literal(f"{1 / UNITS_PER_SECOND[unit]:.9f}").cast(dt.Decimal(10, 9))
-        return local_to_utc("UTC", utc_of_epoch_us((number * second * 1_000_000).cast("int64")))
-    text = ibis.ifelse(text.re_search(STARTS_AS_DATE), text, None)
-    if unit == "day":
-        return local_to_utc(zone, text.left(10).try_cast("date").cast("timestamp"))
-    has_offset = text.length().between(11, 64) & text.re_search(HAS_OFFSET)
-    # The engine wants seconds where there is an offset, and no space before the offset.
-    text = text.re_replace(HOUR_AND_MINUTE, r"\1:00\2").re_replace(SPACED_OFFSET, r"\1")
-    instant = ibis.ifelse(has_offset, text.try_cast(TIME), local_to_utc(zone, text.try_cast(dt.Timestamp())))
-    # What needs none of the above, as most times do, is spared it.
-    is_plain = raw.cast("string").re_search(PLAIN_TIME)
-    return ibis.ifelse(is_plain, local_to_utc(zone, raw.cast("string").try_cast(dt.Timestamp())), instant)
+    return text.substitute({"true": "1", "false": "0"}) if value.type().is_string() else text

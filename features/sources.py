@@ -11,8 +11,8 @@ import json
 import re
 import uuid
 import zlib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -23,6 +23,8 @@ import ibis
 import ibis.expr.types as ir
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from features.values import PART
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -41,6 +43,10 @@ NOTHING = {
     "parquet": "has no columns",
 }
 """What is wrong where no file of a format has a column."""
+Structure = dict[str, "Structure"] | list["Structure"] | str | None
+"""What JSON lines hold: by field, of elements, or a value's type."""
+TEXT_AS_IT_IS = {"VARCHAR", "UBIGINT", "BIGINT", "BOOLEAN"}
+"""What has one type in a file, of which JSON's text is canonical."""
 NO_ROWS = (
     "SELECT NULL::VARCHAR AS habitus_path, NULL::VARCHAR AS habitus_line, NULL::BOOLEAN AS habitus_malformed WHERE 0"
 )
@@ -84,6 +90,7 @@ def _check_distinct(names: list[str]) -> list[str]:
 TimeZone = Annotated[str, AfterValidator(_check_zone)]
 Names = Annotated[list[str], Field(min_length=1), AfterValidator(_check_distinct)]
 Files = str | Names
+TimeUnit = Literal["iso", "s", "ms", "us", "ns", "day"]
 
 
 class Settings(BaseModel):
@@ -93,31 +100,44 @@ class Settings(BaseModel):
 
 
 class Computed(Settings):
-    """Give a column as a DuckDB expression over the source's columns, or as a constant."""
+    """Give a column by its name, as a DuckDB expression over the source's columns, or as a constant.
 
+    What is `optional` is null in a file that lacks the column.
+    """
+
+    column: str | None = None
     sql: str | None = None
     value: str | None = None
+    optional: bool = False
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.sql is None) == (self.value is None):
-            raise ValueError("give either sql or value")
+    def _one_of_three(self) -> Self:
+        if [self.column, self.sql, self.value].count(None) != 2:
+            raise ValueError("give one of column, sql and value")
         return self
+
+
+class Time(Computed):
+    """Give a column of times, with the unit and the zone of its own; else they are those of the source."""
+
+    time_unit: TimeUnit | None = None
+    time_zone: TimeZone | None = None
 
 
 class Columns(Settings):
     """Map each column of EVENTS to a column of the source."""
 
     user_id: str | Computed
-    occurred_at: str | Computed
+    occurred_at: str | Time
     event_name: str | Computed
     event_id: str | Computed | Names | None = None
     anonymous_id: str | Computed | None = None
     account_id: str | Computed | None = None
-    ingested_at: str | Computed | None = None
+    ingested_at: str | Time | None = None
     page: str | Computed | None = None
     element: str | Computed | None = None
     item_id: str | Computed | None = None
+    order_id: str | Computed | None = None
     category: str | Computed | None = None
     quantity: str | Computed | None = None
     revenue: str | Computed | None = None
@@ -138,11 +158,21 @@ class Source(Settings):
 
     files: Files
     format: Format | None = None
-    time_unit: Literal["iso", "s", "ms", "us", "ns", "day"] = "iso"
+    time_unit: TimeUnit = "iso"
     time_zone: TimeZone | None = None
     columns: Columns
     names: dict[str, str] = Field(default_factory=dict)
     skip_unreadable: bool = False
+
+    def unit_of(self, column: Literal["occurred_at", "ingested_at"]) -> TimeUnit:
+        """Return the unit of a column of times."""
+        given = getattr(self.columns, column)
+        return given.time_unit if isinstance(given, Time) and given.time_unit else self.time_unit
+
+    def zone_of(self, column: Literal["occurred_at", "ingested_at"], time_zone: str) -> str:
+        """Return the zone of the local times of a column; `time_zone` where the source does not say."""
+        given = getattr(self.columns, column)
+        return (isinstance(given, Time) and given.time_zone) or self.time_zone or time_zone
 
 
 class Users(Settings):
@@ -187,36 +217,50 @@ def find_files(files: str | list[str], folder: Path, known: Collection[str] = ()
 
 @dataclass(frozen=True)
 class Raw:
-    """Hold a source's rows, as `read_events` gives them, and the engine's type of each column of its files."""
+    """Hold rows of a source, as `read_events` gives them, and by file the engine's type of each column it has.
 
-    rows: ir.Table
-    columns: dict[str, str]
-
-
-def read_events(engine: DuckDB, source: Source, folder: Path) -> ir.Table:
-    """Read a source's rows under the names of EVENTS.
-
-    Columns: those that the source maps, with the types the source has (CSV: text); `source_file`, relative to the
-    folder; `row` and `line`, of which `row_text` makes the row's text; `malformed`, true for a row that could not be
-    read at all.
-    Raises UnreadableError for a file that cannot be read, SourceError for a column that does not exist.
+    Of JSON lines all files have the columns of all. Where `retyped`, a column that an expression uses has another type
+    than when earlier files were read, so the expression may give other values for their rows now.
     """
-    return read_files(engine, source, folder, find_files(source.files, folder)).rows
+
+    parts: list[ir.Table]
+    columns: dict[Path, dict[str, str]]
+    retyped: bool
+
+
+def read_events(engine: DuckDB, source: Source, folder: Path) -> list[ir.Table]:
+    """Read a source's rows under the names of EVENTS, in parts: a table for all files that have the same columns.
+
+    Columns: those that the source maps, with the types that these files have (CSV: text; JSON lines: JSON); an id of
+    several columns is a struct of them; `source_file`, relative to the folder; `row` and `line`, of which `row_text`
+    makes the row's text; `malformed`, true for a row that could not be read at all.
+    Raises UnreadableError for a file that cannot be read, SourceError for a column that does not exist, or that some
+    files lack and that is not optional.
+    """
+    return read_files(engine, source, folder, find_files(source.files, folder)).parts
 
 
 def read_files(
-    engine: DuckDB, source: Source, folder: Path, files: list[Path], known: Iterable[Mapping[str, str]] = ()
+    engine: DuckDB, source: Source, folder: Path, files: list[Path], known: Sequence[Mapping[str, str]] = ()
 ) -> Raw:
-    """Read some of a source's files as `read_events` does.
-
-    `known` are columns that other files have: null where these files lack them, and of the wider type of both.
-    """
-    rows = _read(engine.con, files, source.format, known)
-    _refuse_nothing(rows)
-    selected = {
-        name: _column(engine, rows, f"events.columns.{name}", given) for name, given in source.columns.mapped().items()
-    }
-    return Raw(_project(engine, rows, selected, folder), rows.columns)
+    """Read some of a source's files as `read_events` does; `known` are the columns that earlier files had."""
+    parts = _read(engine.con, files, source.format, known)
+    _refuse_nothing(parts)
+    mapped = source.columns.mapped()
+    tables = []
+    for part in parts:
+        selected = {
+            name: _column(engine.con, part, parts, known, f"events.columns.{name}", given)
+            for name, given in mapped.items()
+        }
+        tables.append(_project(engine, part, selected, folder))
+    return Raw(
+        tables,
+        {path: part.columns for part in parts for path in part.paths},
+        _are_retyped(
+            parts, known, [given.sql for given in mapped.values() if isinstance(given, Computed) and given.sql]
+        ),
+    )
 
 
 def find_unreadable(source: Source, files: list[Path]) -> dict[Path, str]:
@@ -225,7 +269,8 @@ def find_unreadable(source: Source, files: list[Path]) -> dict[Path, str]:
     for path in files:
         con = duckdb.connect()  # an engine of its own, which what it reads leaves with
         try:
-            con.execute(f"SELECT max(hash(COLUMNS(*))) FROM ({_read(con, [path], source.format).sql})").fetchall()
+            for part in _read(con, [path], source.format):
+                con.execute(f"SELECT max(hash(COLUMNS(*))) FROM ({part.sql})").fetchall()
         except UnreadableError as error:
             found[path] = str(error)
         except duckdb.OutOfMemoryException:
@@ -258,27 +303,39 @@ def row_text(rows: ir.Table) -> ir.StringValue:
     return ibis.coalesce(rows.line, rows.row.cast("json").cast("string"))
 
 
-def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str, str]) -> ir.Table:
+def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str, str]) -> list[ir.Table]:
     """Read the attributes of users: user_id and those of `Users.columns`, and otherwise as `read_events` does."""
-    rows = _read(engine.con, find_files(users.files, folder), users.format)
-    _refuse_nothing(rows)
-    selected = {"user_id": _column(engine, rows, "users.user_id", users.user_id)}
-    selected |= {name: _column(engine, rows, *named) for name, named in users.columns(consents).items()}
-    return _project(engine, rows, selected, folder)
+    parts = _read(engine.con, find_files(users.files, folder), users.format)
+    _refuse_nothing(parts)
+    tables = []
+    for part in parts:
+        selected = {"user_id": _column(engine.con, part, parts, (), "users.user_id", users.user_id)}
+        for name, (key, column) in users.columns(consents).items():
+            has_other = any(_named(engine.con, other, column) for other in parts)
+            given = Computed(column=column, optional=has_other)
+            selected[name] = _column(engine.con, part, parts, (), key, given)
+        tables.append(_project(engine, part, selected, folder))
+    return tables
 
 
-class _Rows:
-    """Hold a query for a source's rows and the types of its columns.
+@dataclass(frozen=True)
+class _Part:
+    """Hold a query for the rows of files that have the same columns, and the types of these.
 
     Beside the source's columns, the query gives habitus_path, habitus_line (of JSON lines, and of what is malformed)
-    and habitus_malformed.
+    and habitus_malformed. Of JSON lines `structures` says by file what its fields are.
     """
 
-    def __init__(self, sql: str, columns: dict[str, str], files: str, format: Format) -> None:
-        self.sql = sql
-        self.columns = columns
-        self.files = files
-        self.format = format
+    sql: str
+    columns: dict[str, str]
+    paths: list[Path]
+    format: Format
+    structures: dict[Path, Structure] = field(default_factory=dict)
+
+    @property
+    def files(self) -> str:
+        """Name the files."""
+        return _some(self.paths)
 
 
 def _read(
@@ -286,22 +343,22 @@ def _read(
     paths: list[Path],
     format: Format | None,
     known: Iterable[Mapping[str, str]] = (),
-) -> _Rows:
+) -> list[_Part]:
     formats = {format or _format_of(path) for path in paths}
     if len(formats) > 1:
         names = ", ".join(sorted(formats))
         raise SourceError(f"{_some(paths)}: files of several formats ({names}); name files of one")
     [format] = formats
-    reader = {"csv": _read_csv, "jsonl": _read_json_lines, "parquet": _read_parquet}[format]
     for path in paths:
         _check_is_whole(path)
     try:
-        sql = reader(con, paths)
-        columns = _describe(con, sql)
-        others = [other for other in known if other and other != columns]
-        if others:
-            sql = " UNION ALL BY NAME ".join([sql, *map(_no_rows, others)])
-            columns = _describe(con, sql)
+        match format:
+            case "csv":
+                return _read_csv(con, paths)
+            case "parquet":
+                return _read_parquet(con, paths)
+            case "jsonl":
+                return [_read_json_lines(con, paths, known)]
     except duckdb.Error as error:
         has_mixed_ends = "reached an invalid state" in str(error)
         why = (
@@ -312,12 +369,11 @@ def _read(
         raise UnreadableError(f"{_culprit(str(error), paths)}: cannot be read: {why}") from error
     except (OSError, csv.Error) as error:
         raise UnreadableError(f"{_culprit(str(error), paths)}: cannot be read: {error}") from error
-    return _Rows(sql, columns, _some(paths), format)
 
 
-def _refuse_nothing(rows: _Rows) -> None:
-    if not rows.columns:
-        raise SourceError(f"{rows.files}: {NOTHING[rows.format]}")
+def _refuse_nothing(parts: list[_Part]) -> None:
+    if not any(part.columns for part in parts):
+        raise SourceError(f"{_some([path for part in parts for path in part.paths])}: {NOTHING[parts[0].format]}")
 
 
 def _describe(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
@@ -325,9 +381,8 @@ def _describe(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
     return {name: kind for name, kind, *_ in described if not name.startswith("habitus_")}
 
 
-def _no_rows(columns: Mapping[str, str]) -> str:
-    """Return a query for columns without rows: beside others, the engine finds the types that hold both."""
-    return f"SELECT {', '.join(f'NULL::{kind} AS {_identifier(name)}' for name, kind in columns.items())} WHERE false"
+def _nulls(columns: Mapping[str, str]) -> str:
+    return ", ".join(f"NULL::{kind} AS {_identifier(name)}" for name, kind in columns.items())
 
 
 def _some(paths: list[Path]) -> str:
@@ -353,13 +408,14 @@ def _check_is_whole(path: Path) -> None:
         raise UnreadableError(f"{path.name}: cannot be read: {error}") from error
 
 
-def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
+def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[_Part]:
     groups: dict[str, list[Path]] = {}
     for path in paths:
         groups.setdefault(_read_header(path), []).append(path)
-    parts = [NO_ROWS]
+    parts = []
     for header, members in groups.items():
         if not header:  # an empty file: engines that write in parts leave such where a part has no rows
+            parts.append(_Part(NO_ROWS, {}, members, "csv"))
             continue
         delimiter = max(DELIMITERS, key=header.count)
         names = _column_names(header, delimiter)
@@ -369,9 +425,10 @@ def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
             )
         dialect = f"header=true, delim={_text(delimiter)}, quote='\"', escape='\"'"
         rows, malformed = _read_text(con, members, names, dialect)
-        parts.append(f"SELECT *, false AS habitus_malformed FROM {rows}")
-        parts.append(f"SELECT *, true AS habitus_malformed FROM {malformed}")
-    return " UNION ALL BY NAME ".join(parts)
+        sql = f"""SELECT *, false AS habitus_malformed FROM {rows}
+            UNION ALL BY NAME SELECT *, true AS habitus_malformed FROM {malformed}"""
+        parts.append(_Part(sql, _describe(con, sql), members, "csv"))
+    return parts
 
 
 def _read_text(con: duckdb.DuckDBPyConnection, paths: list[Path], names: list[str], dialect: str) -> tuple[str, str]:
@@ -413,7 +470,7 @@ def _column_names(header: str, delimiter: str) -> list[str]:
     return [name or f"column_{place}" for place, name in enumerate(names, start=1)]
 
 
-def _read_json_lines(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
+def _read_json_lines(con: duckdb.DuckDBPyConnection, paths: list[Path], known: Iterable[Mapping[str, str]]) -> _Part:
     # Lines are read as text first: the JSON reader turns a damaged line into nulls and says nothing.
     rows, malformed = _read_text(con, paths, ["habitus_line"], "header=false, delim='\x01', quote='', escape=''")
     lines = _temporary_name("jsonl")
@@ -426,17 +483,28 @@ def _read_json_lines(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
         UNION ALL BY NAME SELECT *, true AS habitus_malformed FROM {malformed};
         DROP TABLE {rows}; DROP TABLE {malformed}"""
     )
-    found = con.execute(
-        f"SELECT json_group_structure(habitus_line::JSON) FROM {lines} WHERE NOT habitus_malformed"
-    ).fetchone()
-    structure = _plain_types(json.loads(found[0])) if found and found[0] else None
-    if not isinstance(structure, dict) or not structure:
-        return f"SELECT * FROM {lines}"
-    as_structure = f"from_json(CASE WHEN NOT habitus_malformed THEN habitus_line END, {_text(json.dumps(structure))})"
-    return f"""SELECT unnest({as_structure}), habitus_path, habitus_line, habitus_malformed FROM {lines}"""
+    whole = f"SELECT json_group_structure(habitus_line::JSON), habitus_path FROM {lines} WHERE NOT habitus_malformed"
+    by_file = con.execute(f"{whole} GROUP BY habitus_path").fetchall()
+    structures: dict[Path, Structure] = {Path(path): json.loads(text) for text, path in by_file if text}
+    structure: Structure = next(iter(structures.values()), None)
+    if any(other != structure for other in structures.values()):
+        [text] = con.execute(whole.replace(", habitus_path", "")).fetchone() or ["null"]
+        structure = json.loads(text)
+    plain = _plain_types(structure)
+    sql = f"SELECT * FROM {lines}"
+    if isinstance(plain, dict) and plain:
+        text = _text(json.dumps(plain))
+        as_structure = f"from_json(CASE WHEN NOT habitus_malformed THEN habitus_line END, {text})"
+        sql = f"SELECT unnest({as_structure}), habitus_path, habitus_line, habitus_malformed FROM {lines}"
+    columns = _describe(con, sql)
+    others = [other for other in known if other and other != columns]
+    if others:
+        sql = " UNION ALL BY NAME ".join([sql, *(f"SELECT {_nulls(other)} WHERE false" for other in others)])
+        columns = _describe(con, sql)
+    return _Part(sql, columns, paths, "jsonl", structures)
 
 
-def _plain_types(structure: object) -> object:
+def _plain_types(structure: Structure) -> Structure:
     """Read a field of several types, or always null, as text."""
     if isinstance(structure, dict):
         return {name: _plain_types(part) for name, part in structure.items() if name}
@@ -445,52 +513,194 @@ def _plain_types(structure: object) -> object:
     return "VARCHAR" if structure in ("JSON", "NULL") else structure
 
 
-def _read_parquet(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
-    return f"""SELECT *, NULL::VARCHAR AS habitus_line, false AS habitus_malformed
-        FROM read_parquet({_texts(paths)}, union_by_name=true, hive_partitioning=false, filename='habitus_path')"""
+def _read_parquet(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[_Part]:
+    """Read files that have the same columns together: what one file's types are is not up to another's."""
+    groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+    for path in paths:
+        found = _describe(con, f"SELECT * FROM read_parquet({_texts([path])}, hive_partitioning=false)")
+        groups.setdefault(tuple(found.items()), []).append(path)
+    parts = []
+    for columns, members in groups.items():
+        texts = [name for name, kind in columns if kind == "BLOB"]  # as some programs write text
+        decoded = ", ".join(
+            f"coalesce(TRY(decode({column})), {column}::VARCHAR) AS {column}" for column in map(_identifier, texts)
+        )
+        sql = f"""SELECT *{f" REPLACE ({decoded})" if texts else ""}, NULL::VARCHAR AS habitus_line,
+            false AS habitus_malformed
+            FROM read_parquet({_texts(members)}, hive_partitioning=false, filename='habitus_path')"""
+        parts.append(_Part(sql, dict(columns) | dict.fromkeys(texts, "VARCHAR"), members, "parquet"))
+    return parts
 
 
-def _project(engine: DuckDB, rows: _Rows, selected: dict[str, str], folder: Path) -> ir.Table:
+def _project(engine: DuckDB, part: _Part, selected: dict[str, str], folder: Path) -> ir.Table:
     prefix = _text(f"{folder}/")
     columns = ", ".join(f"{sql} AS {_identifier(name)}" for name, sql in selected.items())
-    as_struct = f"{{{', '.join(f'{_text(name)}: {_identifier(name)}' for name in rows.columns)}}}"
+    as_struct = f"{{{', '.join(f'{_text(name)}: {_identifier(name)}' for name in part.columns)}}}"
+    if part.format == "jsonl":
+        as_struct = "habitus_line"
+    elif not part.columns:
+        as_struct = "NULL::VARCHAR"
     return engine.sql(
-        f"""SELECT {columns}, replace(habitus_path, {prefix}, '') AS source_file,
-        {"habitus_line" if rows.format == "jsonl" else as_struct} AS row, habitus_line AS line,
-        habitus_malformed AS malformed FROM ({rows.sql})""",
+        f"""SELECT {columns}, replace(habitus_path, {prefix}, '') AS source_file, {as_struct} AS row,
+        habitus_line AS line, habitus_malformed AS malformed FROM ({part.sql})""",
         dialect="duckdb",
     )
 
 
-def _column(engine: DuckDB, rows: _Rows, key: str, given: str | Computed | list[str]) -> str:
-    """Return the SQL of a mapped column, having checked that it names what exists."""
+def _column(
+    con: duckdb.DuckDBPyConnection,
+    part: _Part,
+    parts: list[_Part],
+    known: Iterable[Mapping[str, str]],
+    key: str,
+    given: str | Computed | list[str],
+) -> str:
+    """Return the SQL of a mapped column for a part of the files, having checked that it names what exists."""
+    if not part.columns:
+        return "NULL::VARCHAR"
     match given:
-        case Computed(sql=str(sql)):
-            try:
-                # Twice, as it might be several columns only without the brackets; beside a column, it is no aggregate;
-                # before a line's end, it is no comment.
-                found = engine.con.execute(
-                    f"DESCRIBE SELECT {sql}, ({sql}\n), habitus_path FROM ({rows.sql})"
-                ).fetchall()
-            except duckdb.Error as error:
-                raise SourceError(f"{key}: {sql!r} does not work on {rows.files}: {first_line(error)}") from error
-            if len(found) != 3:
-                raise SourceError(f"{key}: {sql!r} must be one expression, not several columns")
-            return f"({sql})"
         case Computed(value=str(value)):
             return _text(value)
         case list(names):
-            parts = [f"coalesce(CAST({_column(engine, rows, key, name)} AS VARCHAR), '')" for name in names]
-            return f"nullif(concat_ws('|', {', '.join(parts)}), {_text('|' * (len(parts) - 1))})"
-        case str(name) if name in rows.columns:
-            return _identifier(name)
-        case str(name) if name.split(".")[0] in rows.columns:
-            path = ".".join(_identifier(part) for part in name.split("."))
-            return _column(engine, rows, key, Computed(sql=path))
-        case _:
-            near = difflib.get_close_matches(str(given), rows.columns, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(rows.columns)}"
-            raise SourceError(f"{key}: {rows.files} has no column {given!r}; {hint}")
+            found = [_column(con, part, parts, known, key, name) for name in names]
+            return f"{{{', '.join(f'{PART}{place}: {sql}' for place, sql in enumerate(found))}}}"
+        case Computed(sql=str(sql), optional=is_optional):
+            return _expression(con, part, parts, known, key, sql, is_optional)
+        case Computed(column=str(name), optional=is_optional):
+            pass
+        case str(name):
+            is_optional = False
+    sql = _named(con, part, name)
+    if sql is not None and not is_optional:
+        _refuse_renamed(part, known, key, name)
+    if sql is not None:
+        return sql
+    others = [other.files for other in parts if other is not part and _named(con, other, name) is not None]
+    before = {column for columns in known for column in columns}
+    if is_optional:
+        return "NULL::VARCHAR"
+    lacks = f"{key}: {part.files} has no column {name!r}"
+    if others or name in before:
+        who = f"{others[0]} has" if others else "earlier files had"
+        raise SourceError(
+            f"{lacks}, which {who}: mend it, or write {{ column = {json.dumps(name)}, optional = true }} if files may "
+            f"lack it; it has {_list(part.columns)}"
+        )
+    near = difflib.get_close_matches(name, part.columns, n=1, cutoff=0.5)
+    raise SourceError(f"{lacks}; {f'did you mean {near[0]!r}?' if near else f'it has {_list(part.columns)}'}")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _named(con: duckdb.DuckDBPyConnection, part: _Part, name: str) -> str | None:
+    """Return the SQL of a column, or of a field within one, `user.id`; None if there is none."""
+    if name in part.columns:
+        fields = [name]
+    elif name.split(".")[0] in part.columns:
+        fields = name.split(".")
+    else:
+        return None
+    sql = ".".join(_identifier(one) for one in fields)
+    if len(fields) > 1:
+        try:
+            con.execute(f"DESCRIBE SELECT {sql} FROM ({part.sql})")
+        except duckdb.Error:
+            return None
+    if part.format != "jsonl":
+        return sql
+    # Each value as it is written, whatever the type is that the engine finds for all.
+    pointer = "".join("/" + one.replace("~", "~0").replace("/", "~1") for one in fields)
+    line = "CASE WHEN NOT habitus_malformed THEN habitus_line END::JSON"
+    kinds = {_leaf(structure, fields) for structure in part.structures.values()} - {None, "NULL"}
+    function = "json_extract_string" if kinds <= TEXT_AS_IT_IS else "json_extract"
+    return f"{function}({line}, {_text(pointer)})"
+
+
+def _leaf(structure: Structure, fields: Sequence[str]) -> str | None:
+    """Return what a field of JSON lines is; None if they have none."""
+    for one in fields:
+        if not isinstance(structure, dict):
+            return None if structure in ("NULL", None) else "JSON"
+        if one not in structure:
+            return None
+        structure = structure[one]
+    return structure if isinstance(structure, str) else "JSON"
+
+
+def _refuse_renamed(part: _Part, known: Iterable[Mapping[str, str]], key: str, name: str) -> None:
+    """Stop where a file of JSON lines has a new field in the place of a mapped one.
+
+    That a file has no such field says nothing by itself, as null fields are often left out.
+    """
+    fields = [name] if name in part.columns else name.split(".")
+    having = {path for path, structure in part.structures.items() if _leaf(structure, fields) is not None}
+    familiar = {column for columns in known for column in columns}
+    familiar |= {column for path in having for column in _fields(part.structures[path])}
+    if not having and fields[0] not in familiar:
+        return
+    for path, structure in sorted(part.structures.items()):
+        fresh = [column for column in _fields(structure) if column not in familiar]
+        if path not in having and fresh:
+            raise SourceError(
+                f"{key}: {path.name} has no field {name!r}, which other files have, but {_list(fresh[:3])}, which they "
+                f"have not: mend it, or write {{ column = {json.dumps(name)}, optional = true }} if files may lack it"
+            )
+
+
+def _fields(structure: Structure) -> Iterable[str]:
+    return structure if isinstance(structure, dict) else ()
+
+
+def _expression(
+    con: duckdb.DuckDBPyConnection,
+    part: _Part,
+    parts: list[_Part],
+    known: Iterable[Mapping[str, str]],
+    key: str,
+    sql: str,
+    is_optional: bool,
+) -> str:
+    """Return an expression in brackets, having checked that it is one, and works."""
+    lacking: list[str] = []
+    while True:
+        rows = f"(SELECT *{''.join(f', NULL AS {_identifier(name)}' for name in lacking)} FROM ({part.sql}))"
+        try:
+            # Twice, as it might be several columns only without the brackets; beside a column, it is no aggregate;
+            # before a line's end, it is no comment.
+            found = con.execute(f"DESCRIBE SELECT {sql}, ({sql}\n), habitus_path FROM {rows}").fetchall()
+            break
+        except duckdb.Error as error:
+            named = re.search(r'column "([^"]*)" not found', str(error))
+            elsewhere = {column for columns in (*known, *(other.columns for other in parts)) for column in columns}
+            if named and is_optional and named[1] not in lacking:
+                lacking.append(named[1])
+            elif named and named[1] in elsewhere and not is_optional:
+                raise SourceError(
+                    f"{key}: {part.files} has no column {named[1]!r}, which others have: mend it, or write {{ sql = "
+                    f"{json.dumps(sql)}, optional = true }} if files may lack it"
+                ) from error
+            else:
+                raise SourceError(f"{key}: {sql!r} does not work on {part.files}: {first_line(error)}") from error
+    if len(found) != 3:
+        raise SourceError(f"{key}: {sql!r} must be one expression, not several columns")
+    if lacking:
+        return f"(SELECT {sql} FROM (SELECT {', '.join(f'NULL AS {_identifier(name)}' for name in lacking)}))"
+    return f"({sql})"
+
+
+def _are_retyped(parts: list[_Part], known: Iterable[Mapping[str, str]], expressions: list[str]) -> bool:
+    """Tell whether the type of a field of JSON lines that an expression uses depends on what is read with it."""
+    words = {word for sql in expressions for word in re.findall(r"\w+", sql.lower())}
+    return any(
+        columns[name] != kind
+        for part in parts
+        if part.format == "jsonl"
+        for name, kind in part.columns.items()
+        for columns in known
+        if name in columns and words.intersection(re.findall(r"\w+", name.lower()))
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -4,10 +4,10 @@ import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import ibis
@@ -17,10 +17,24 @@ from prefect import flow, task
 
 from features.attributes import ATTRIBUTES, describe_users
 from features.erasures import Erased, find_erased
-from features.events import EVENTS, REASONS, REJECTED, Reconciled, accept, reconcile, reject_duplicates
+from features.events import (
+    DUPLICATE_ID,
+    DUPLICATE_LINE,
+    EVENTS,
+    FUTURE,
+    REASONS,
+    REJECTED,
+    Reconciled,
+    accept,
+    events_in,
+    reconcile,
+    reject_events,
+)
 from features.files import FILES, content_of, count_rows, fingerprint
 from features.lake import Lake
+from features.lines import contest, find_repeated
 from features.sources import (
+    Raw,
     SourceError,
     UnreadableError,
     find_files,
@@ -33,6 +47,7 @@ from features.sources import (
     row_text,
 )
 from features.table import TIME, ContractError, materialize, stack
+from features.values import as_instant, as_text
 from flows.configuration import Configuration, load
 from flows.instant import name_run, scheduled_start
 from flows.world import TOUCHES_THE_WORLD
@@ -45,10 +60,11 @@ File = dict[str, Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Count what became of the rows of new files: accepted, rejected by reason, and known add up to read.
+    """Count what became of the rows of new files: accepted, rejected by reason, and known add up to read and due.
 
-    Known are rows that the same file gave before. An accepted event is late if it is older than the watermark, the
-    latest event before this run; null where there was none, or nothing was accepted.
+    Known are rows that the same file gave before; due are events that were held back as in the future before, and are
+    no longer. `merged` duplicates are of another user than the event whose id they have. An accepted event is late if
+    it is older than the watermark, the latest event before this run: null where there was none, or none was accepted.
     """
 
     files: int = 0
@@ -56,6 +72,8 @@ class Batch:
     accepted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     known: int = 0
+    due: int = 0
+    merged: int = 0
     watermark: datetime | None = None
     late_share: float | None = None
     late_by_max_s: float | None = None
@@ -76,12 +94,17 @@ class Ingested:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Hold files by their content, what became of their rows, and the columns that they have."""
+    """Hold files by their content, what became of their rows, and the columns that each has.
+
+    `due` are events that earlier runs held back, which are judged with the files' rows.
+    """
 
     files: dict[str, Path]
     events: ir.Table
     rejected: ir.Table
-    columns: dict[str, str]
+    columns: dict[Path, dict[str, str]]
+    retyped: bool
+    due: ir.Table | None
 
 
 @flow(flow_run_name=name_run)
@@ -95,6 +118,9 @@ def ingest(config: str, rebuild: bool = False) -> Ingested:
     logger.info("ingest: %s, %s new%s", known, f"{batch.files:,}", _rows_in_words(batch))
     for reason, count in batch.rejected.items():
         logger.info("  rejected %s: %s", f"{count:,}", REASONS[reason])
+    if batch.merged:
+        are = "duplicate is" if batch.merged == 1 else "duplicates are"
+        logger.warning("  %s %s of another user than the event with that id", f"{batch.merged:,}", are)
     logger.info("  %swatermark %s", _lateness_in_words(batch), f"{ingested.watermark:%Y-%m-%d %H:%M}")
     return ingested
 
@@ -118,6 +144,11 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         new = {content: path for path, content in reversed(contents.items()) if content not in known_contents}
         erased = find_erased(lake)
         judged = _judge(lake, configuration, new, now, [] if anew else known, erased)
+        if judged and judged.retyped and not anew:  # expressions give other values now for rows of before, too
+            anew = True
+            _refuse_to_lose(lake, configuration, known, contents)
+            new = {content: path for path, content in reversed(contents.items())}
+            judged = _judge(lake, configuration, new, now, [], erased)
         forget_files(lake.engine)
         attributes = _describe_users(lake, configuration)
         batch, changed = Batch(), False
@@ -177,15 +208,16 @@ def _judge(
     """Judge the rows of files, given by their content, without those that cannot be read; None without any."""
     if not files and not known:
         raise SourceError(f"events.files: {configuration.events.files} names no file that can be read")
-    if not files:
-        return None
     source, folder = configuration.events, configuration.folder
     columns = [json.loads(text) for text in sorted({file["columns"] for file in known})]
     paths = sorted(files.values())
+    due = _due(lake, [name_of(path, folder) for path in paths], now) if known else None
+    if not files and due is None:
+        return None
     try:
-        raw = read_files(lake.engine, source, folder, paths, columns)
+        raw = read_files(lake.engine, source, folder, paths, columns) if paths else Raw([], {}, False)
         among = None if erased is None else erased.among
-        events, rejected = accept(raw.rows, source, configuration.time_zone, now, among)
+        events, rejected = accept(raw.parts, source, configuration.time_zone, now, among, due)
     except duckdb.ConversionException as error:
         raise SourceError(f"events.columns: {first_line(error)}") from error
     except (UnreadableError, duckdb.Error) as error:
@@ -200,23 +232,35 @@ def _judge(
         readable = {content: path for content, path in files.items() if path not in unreadable}
         return _judge(lake, configuration, readable, now, known, erased)
     if not known and not _count(events):
-        raise SourceError(_explain_nothing(configuration, raw.rows, _count_by_reason(rejected)))
+        raise SourceError(_explain_nothing(configuration, raw.parts, _count_by_reason(rejected)))
     rejected = materialize(rejected)
     if erased is not None:
         rejected = materialize(erased.withhold(rejected))
-    return _Judged(files, events, rejected, raw.columns)
+    return _Judged(files, events, rejected, raw.columns, raw.retyped, due)
+
+
+def _due(lake: Lake, names: list[str], now: datetime) -> ir.Table | None:
+    """Return the EVENTS of files that are not read now that were held back as in the future, and are no longer."""
+    rejected = lake.read(REJECTED)
+    held = events_in(rejected.filter((rejected.reason == FUTURE) & rejected.source_file.notin(names)))
+    due = materialize(held.filter(held.occurred_at <= ibis.literal(now, TIME)))
+    return due if _count(due) else None
 
 
 def _replace(lake: Lake, configuration: Configuration, judged: _Judged, known: list[File]) -> tuple[Batch, bool]:
     """Make the tables what the files hold."""
-    none = judged.events.filter(ibis.literal(False))
-    batch, files = _sum_up(configuration, judged, judged.events, judged.rejected, none, None)
+    events = materialize(judged.events)
+    repeated = find_repeated(events)
+    events = materialize(events.anti_join(repeated, "event_id"))
+    rejected = materialize(stack(judged.rejected, reject_events(repeated, DUPLICATE_LINE)))
+    none = events.filter(ibis.literal(False))
+    batch, files = _sum_up(configuration, judged, events, rejected, none, None)
     if known and sorted(known, key=_key) != files:
         _write_files(lake, [])  # if this breaks off, the next run begins anew
-    changed = lake.write(REJECTED, judged.rejected)
-    changed |= lake.write(EVENTS, judged.events)
+    changed = lake.write(REJECTED, rejected)
+    changed |= lake.write(EVENTS, events)
     changed |= _write_files(lake, files)
-    return batch, changed
+    return replace(batch, merged=_count_merged(lake, rejected)), changed
 
 
 def _add(lake: Lake, configuration: Configuration, judged: _Judged, known: list[File]) -> tuple[Batch, bool]:
@@ -226,26 +270,47 @@ def _add(lake: Lake, configuration: Configuration, judged: _Judged, known: list[
     REJECTED hold what the last reading of a file rejected, and its events that gave way to those of other files since.
     """
     names = [name_of(path, configuration.folder) for path in judged.files.values()]
+    before = lake.read(REJECTED)
+    others = before.filter(before.source_file.notin(names))
+    repeated = materialize(events_in(others.filter(others.reason == DUPLICATE_LINE)))
     events = materialize(judged.events)
-    found = reconcile(events, _twins(lake, configuration, events))
-    rejected = stack(judged.rejected, reject_duplicates(found.lost))
-    batch, files = _sum_up(configuration, judged, found.added, rejected, found.known, _watermark(lake))
+    twins = stack(_twins(lake, configuration, events), repeated.semi_join(events, "event_id").drop("rejected_id"))
+    found = reconcile(events, materialize(twins))
+    lines = contest(found.added, found.displaced, lake.read(EVENTS), EVENTS.check(repeated))
+    rejected = stack(judged.rejected, reject_events(found.lost, DUPLICATE_ID))
+    entered = lines.entering.semi_join(found.added, "event_id")
+    again_repeated = lines.repeated.semi_join(found.added, "event_id")
+    counted = stack(rejected, reject_events(again_repeated, DUPLICATE_LINE))
+    batch, files = _sum_up(configuration, judged, entered, counted, found.known, _watermark(lake))
     again = {file["path"] for file in known}.intersection(names)
     superseded = _superseded(lake, again, found)
 
-    before = lake.read(REJECTED)
     theirs = found.displaced.filter(found.displaced.source_file.notin(names))
-    fresh = materialize(stack(rejected, reject_duplicates(theirs)))
-    kept = before.filter(before.source_file.notin(names)).anti_join(fresh, "rejected_id")
+    gave_way = stack(reject_events(theirs, DUPLICATE_ID), reject_events(lines.repeated, DUPLICATE_LINE))
+    fresh = materialize(stack(rejected, gave_way).distinct())
+    taken_up = repeated.semi_join(stack(lines.entering, found.displaced), "event_id").select("rejected_id")
+    if judged.due is not None:
+        taken_up = taken_up.union(judged.due.select("rejected_id"))
+    kept = others.anti_join(materialize(taken_up), "rejected_id").anti_join(fresh, "rejected_id")
     changed = lake.write(REJECTED, stack(fresh, kept))
 
-    days = _days(stack(found.added, found.displaced))
+    days = _days(stack(lines.entering, lines.leaving))
     if days:
-        stored = lake.read(EVENTS, only=days).anti_join(found.displaced, "event_id")
-        changed |= lake.write(EVENTS, stack(found.added, stored), only=days)
+        stored = lake.read(EVENTS, only=days).anti_join(lines.leaving, "event_id")
+        changed |= lake.write(EVENTS, stack(lines.entering, stored.anti_join(lines.entering, "event_id")), only=days)
     kept_files = [file for file in known if file["path"] not in superseded]
     changed |= _write_files(lake, [*kept_files, *files])
-    return batch, changed
+    return replace(batch, merged=_count_merged(lake, fresh)), changed
+
+
+def _count_merged(lake: Lake, rejected: ir.Table) -> int:
+    """Count the duplicates whose id an event of another user has: a hint of merged identities, and no replay."""
+    duplicates = materialize(events_in(rejected.filter(rejected.reason == DUPLICATE_ID)).select("event_id", "user_id"))
+    if not _count(duplicates):
+        return 0
+    kept = lake.read(EVENTS).select("event_id", kept_user_id="user_id")
+    both = duplicates.join(kept, "event_id")
+    return _count(both.filter(both.user_id != both.kept_user_id))
 
 
 def _twins(lake: Lake, configuration: Configuration, events: ir.Table) -> ir.Table:
@@ -278,18 +343,19 @@ def _sum_up(
     """Count what became of the rows, together and for each file."""
     counts = count_rows(accepted, rejected, known)
     mapping = fingerprint(configuration.events, configuration.time_zone)
-    columns = json.dumps(judged.columns, sort_keys=True)
     files: list[File] = []
     for content, path in judged.files.items():
         name = name_of(path, configuration.folder)
         rows = {"read": sum(counts[name].values()), **counts[name]}
+        columns = json.dumps(judged.columns.get(path, {}), sort_keys=True)
         files.append({"path": name, "content": content, "fingerprint": mapping, "columns": columns, **rows})
     batch = Batch(
         files=len(files),
         read=sum(file["read"] for file in files),
-        accepted=sum(file["accepted"] for file in files),
+        accepted=_count(accepted),
         rejected=_count_by_reason(rejected),
         known=sum(file["known"] for file in files),
+        due=0 if judged.due is None else _count(judged.due),
         **_lateness(accepted, watermark),
     )
     return batch, sorted(files, key=_key)
@@ -350,14 +416,15 @@ def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None
         return lake.read(ATTRIBUTES).limit(0) if lake.has(ATTRIBUTES) else None
     consents = configuration.consent_columns
     users = read_users(lake.engine, configuration.users, configuration.folder, consents)
-    malformed = users.filter(users.malformed)
-    count = _count(malformed)
-    if count:
-        if configuration.users.email or configuration.users.phone:  # which are not for logs
-            example = f"one of {malformed.source_file.min().to_pyarrow().as_py()}"
-        else:
-            example = repr(row_text(malformed).min().to_pyarrow().as_py())
-        raise SourceError(f"users.files: {count} rows cannot be read, such as {example}; mend or remove them")
+    for part in users:
+        malformed = part.filter(part.malformed)
+        count = _count(malformed)
+        if count:
+            if configuration.users.email or configuration.users.phone:  # which are not for logs
+                example = f"one of {malformed.source_file.min().to_pyarrow().as_py()}"
+            else:
+                example = repr(row_text(malformed).min().to_pyarrow().as_py())
+            raise SourceError(f"users.files: {count} rows cannot be read, such as {example}; mend or remove them")
     return describe_users(users, list(configuration.users.columns(consents)))
 
 
@@ -367,28 +434,44 @@ def _without_erased(lake: Lake, attributes: ir.Table, erased: Erased) -> ir.Tabl
     return attributes.anti_join(gone.anti_join(lake.read(EVENTS), "user_id"), "user_id")
 
 
-def _explain_nothing(configuration: Configuration, raw: ir.Table, by_reason: dict[str, int]) -> str:
+def _explain_nothing(configuration: Configuration, parts: list[ir.Table], by_reason: dict[str, int]) -> str:
     """Say why no row was accepted, by the most frequent reason."""
     if not by_reason:
         return f"events.files: {configuration.events.files} has no rows"
     reason = max(by_reason, key=lambda name: by_reason[name])
     if reason == "unparseable_time":
-        found = raw.filter(raw.occurred_at.notnull()).select("occurred_at").limit(1).to_pyarrow().to_pylist()
+        [column, example] = _find_unreadable_time(configuration, parts)
         return (
-            f"events.columns.occurred_at: no row has a time that can be read, but {str(found[0]['occurred_at'])!r}: "
-            "name the column of the times, set events.time_unit (s, ms, us, ns) for numbers, "
+            f"events.columns.{column}: no row has a time that can be read, but {example!r}: "
+            "name the column of the times, set events.time_unit or that of the column (s, ms, us, ns) for numbers, "
             "or give an expression: { sql = \"try_strptime(column, '%d/%m/%Y %H:%M')\" }"
         )
     counts = ", ".join(f"{count:,} with {REASONS[name]}" for name, count in by_reason.items())
     return f"events.files: no row of {configuration.events.files} was accepted: {counts}"
 
 
+def _find_unreadable_time(configuration: Configuration, parts: list[ir.Table]) -> tuple[str, str]:
+    """Return the column of times that no row's can be read of, and one of them."""
+    source = configuration.events
+    names: tuple[Literal["occurred_at", "ingested_at"], ...] = ("occurred_at", "ingested_at")
+    for name in names:
+        for part in parts:
+            if name in part.columns:
+                instant = as_instant(part[name], source.unit_of(name), source.zone_of(name, configuration.time_zone))
+                text = as_text(part[name])
+                found = part.filter(instant.isnull() & text.notnull()).select(text=text).limit(1)
+                for row in found.to_pyarrow().to_pylist():
+                    return name, row["text"]
+    raise AssertionError("of rows with a time that cannot be read, one is found")
+
+
 def _rows_in_words(batch: Batch) -> str:
-    if not batch.files:
+    if not batch.files and not batch.due:
         return ""
     terms = {"accepted": batch.accepted, "rejected": sum(batch.rejected.values()), "known": batch.known}
     shown = [f"{count:,} {name}" for name, count in terms.items() if count or name != "known"]
-    return f"; {' + '.join(shown)} = {batch.read:,} rows read"
+    held = f" and {batch.due:,} held back before" if batch.due else ""
+    return f"; {' + '.join(shown)} = {batch.read:,} rows read{held}"
 
 
 def _lateness_in_words(batch: Batch) -> str:

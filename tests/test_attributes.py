@@ -15,7 +15,7 @@ def describe(engine: DuckDB, users: Sequence[Mapping[str, Any]]) -> set[tuple[st
     columns = {name: pa.array([user[name] for user in users]) for name in names}
     text = {name: column.cast(pa.string()) for name, column in columns.items() if pa.types.is_null(column.type)}
     table = engine.create_table("users", pa.table(columns | text), temp=True)
-    found = describe_users(table, [name for name in names if name != "user_id"])
+    found = describe_users([table], [name for name in names if name != "user_id"])
     return {tuple(row.values()) for row in ATTRIBUTES.check(found).to_pyarrow().to_pylist()}
 
 

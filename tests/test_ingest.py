@@ -63,8 +63,8 @@ class Shop:
     def put(self, name: str, *lines: str, header: str = HEADER) -> None:
         (self.folder / name).write_text("\n".join([header, *lines]) + "\n")
 
-    def ingest(self, rebuild: bool = False) -> Ingested:
-        return accept_files.fn(str(self.config), NOW, rebuild)
+    def ingest(self, rebuild: bool = False, now: datetime = NOW) -> Ingested:
+        return accept_files.fn(str(self.config), now, rebuild)
 
     def copy(self, folder: Path) -> "Shop":
         """Return the same shop elsewhere, with what it has ingested."""
@@ -577,8 +577,8 @@ def test_files_of_which_none_can_be_read_are_an_error(shop: Shop) -> None:
 # --- odd files ---
 
 
-def test_a_column_that_a_new_file_lacks_is_null_in_it(shop: Shop) -> None:
-    shop.configure(CONFIG + 'page = "url"\n')
+def test_an_optional_column_that_a_new_file_lacks_is_null_in_it(shop: Shop) -> None:
+    shop.configure(CONFIG + 'page = { column = "url", optional = true }\n')
     shop.put("a.csv", "1,ada,2024-03-01,home,/home", header=HEADER + ",url")
     shop.ingest()
     shop.put("b.csv", "2,ada,2024-03-02,home")
@@ -655,6 +655,125 @@ def test_a_user_may_have_very_many_events(shop: Shop) -> None:
     assert shop.ingest().batch.accepted == 51_000
 
 
+# --- the future ---
+
+BEFORE, AFTER = datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 3, tzinfo=UTC)
+AHEAD = ("1,ada,2024-02-29,home", "2,ada,2024-03-02,home", "2,ada,2024-03-02,home", "3,ben,2024-03-09,home")
+"""An event, one that comes twice of a clock ahead, and one further ahead."""
+
+
+@pytest.fixture
+def ahead(shop: Shop) -> Shop:
+    shop.put("a.csv", *AHEAD)
+    shop.ingest(now=BEFORE)
+    return shop
+
+
+def as_at_once(shop: Shop, now: datetime) -> tuple[list[Row], list[Row]]:
+    """Return EVENTS and REJECTED as a rebuild in another folder makes them."""
+    other = shop.copy(shop.folder.parent / "other")
+    other.ingest(rebuild=True, now=now)
+    return other.rows(EVENTS), other.rows(REJECTED)
+
+
+def test_an_event_in_the_future_is_held_back_as_the_event_it_will_be(ahead: Shop) -> None:
+    assert ahead.ids() == ["1"]
+    held = [row["row"] for row in ahead.rows(REJECTED) if row["reason"] == "time_in_the_future"]
+    assert sorted(json.loads(row)["event_id"] for row in held) == ["2", "2", "3"]
+
+
+def test_an_event_is_judged_again_when_it_is_no_longer_in_the_future(ahead: Shop) -> None:
+    batch = ahead.ingest(now=AFTER).batch
+    assert (batch.files, batch.read, batch.due, batch.accepted, batch.rejected) == (0, 0, 2, 1, {"duplicate_id": 1})
+    assert ahead.ids() == ["1", "2"]
+
+
+def test_events_that_were_held_back_make_the_tables_what_they_are_at_once(ahead: Shop) -> None:
+    ahead.put("b.csv", "2,ada,2024-02-28,home", "4,ben,2024-03-01,home")
+    ahead.ingest(now=AFTER)
+    assert (ahead.rows(EVENTS), ahead.rows(REJECTED)) == as_at_once(ahead, AFTER)
+
+
+def test_an_event_that_is_held_back_is_known_where_its_file_grows(ahead: Shop) -> None:
+    ahead.put("a.csv", *AHEAD, "5,ada,2024-02-28,home")
+    ahead.ingest(now=AFTER)
+    assert (ahead.rows(EVENTS), ahead.rows(REJECTED)) == as_at_once(ahead, AFTER)
+
+
+def test_an_event_that_is_held_back_outlives_its_file(ahead: Shop) -> None:
+    (ahead.folder / "a.csv").unlink()
+    ahead.ingest(now=AFTER)
+    assert ahead.ids() == ["1", "2"]
+
+
+# --- lines of orders ---
+
+LINES = CONFIG + 'order_id = "order"\nitem_id = "item"\nquantity = "count"\nrevenue = "price"\n'
+ORDER_HEADER = HEADER + ",order,item,count,price"
+
+
+@pytest.fixture
+def orders(shop: Shop) -> Shop:
+    shop.configure(LINES)
+    shop.put("b.csv", "b,ada,2024-03-01 10:00:05,purchase,o1,lamp,1,20", header=ORDER_HEADER)
+    shop.ingest()
+    return shop
+
+
+def test_a_line_of_an_order_with_two_event_ids_counts_once(orders: Shop) -> None:
+    orders.put("c.csv", "c,ada,2024-03-01 10:00:09,purchase,o1,lamp,1,20.00", header=ORDER_HEADER)
+    assert orders.ingest().batch.rejected == {"duplicate_line": 1}
+    assert orders.ids() == ["b"]
+
+
+def test_of_two_equal_lines_the_earliest_stays_whenever_it_comes(orders: Shop) -> None:
+    orders.put("c.csv", "z,ada,2024-03-01 10:00:00,purchase,o1,lamp,1,20", header=ORDER_HEADER)
+    orders.ingest()
+    assert orders.ids() == ["z"]
+    assert (orders.rows(EVENTS), orders.rows(REJECTED)) == as_at_once(orders, NOW)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "c,ada,2024-03-01 10:00:05,purchase,o1,chair,1,20",
+        "c,ada,2024-03-01 10:00:05,purchase,o1,lamp,2,20",
+        "c,ada,2024-03-01 10:00:05,purchase,o1,lamp,1,19",
+        "c,ada,2024-03-01 10:00:05,refund,o1,lamp,1,20",
+        "c,ada,2024-03-01 10:00:05,purchase,o2,lamp,1,20",
+    ],
+)
+def test_other_lines_and_refunds_of_an_order_count(orders: Shop, line: str) -> None:
+    orders.put("c.csv", line, header=ORDER_HEADER)
+    orders.ingest()
+    assert orders.ids() == ["b", "c"]
+
+
+def test_events_without_an_order_are_no_lines(orders: Shop) -> None:
+    same = [f"{event_id},ada,2024-03-01 10:00:05,purchase,,lamp,1,20" for event_id in "cd"]
+    orders.put("c.csv", *same, header=ORDER_HEADER)
+    orders.ingest()
+    assert orders.ids() == ["b", "c", "d"]
+
+
+def test_events_without_ids_of_their_own_are_no_repeated_lines(orders: Shop) -> None:
+    orders.put("c.csv", *[",ada,2024-03-01 10:00:05,purchase,o3,lamp,1,20"] * 2, header=ORDER_HEADER)
+    orders.ingest()
+    assert len(orders.ids()) == 3
+
+
+def test_a_repeated_line_counts_where_the_one_it_repeats_turns_out_to_be_another(orders: Shop) -> None:
+    orders.put("c.csv", "c,ada,2024-03-01 10:00:09,purchase,o1,lamp,1,20", header=ORDER_HEADER)
+    orders.ingest()
+    orders.put("d.csv", "b,ada,2024-03-01 10:00:01,purchase,o1,lamp,1,25", header=ORDER_HEADER)
+    orders.ingest()
+    assert orders.rows(EVENTS, "event_id", "revenue") == [
+        {"event_id": "b", "revenue": 25.0},
+        {"event_id": "c", "revenue": 20.0},
+    ]
+    assert (orders.rows(EVENTS), orders.rows(REJECTED)) == as_at_once(orders, NOW)
+
+
 # --- as a command ---
 
 
@@ -666,6 +785,7 @@ def test_the_command_says_what_was_new_and_how_late(begun: Shop) -> None:
     assert [line.split(" s  ")[1] for line in done.stderr.splitlines()] == [
         "ingest: 1 file known, 1 new; 2 accepted + 1 rejected = 3 rows read",
         "  rejected 1: an event id that was there already",
+        "  1 duplicate is of another user than the event with that id",
         "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-02 10:00",
     ]
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +19,7 @@ from laws import law
 from pydantic import ValidationError
 
 from features.sources import Source, SourceError, Users, find_files, read_events, read_files, read_users, row_text
+from features.values import as_text
 
 COLUMNS: dict[str, Any] = {"user_id": "user", "occurred_at": "time", "event_name": "name"}
 LINE = '{"user":"ada","time":"2024-01-01","name":"view"}\n'
@@ -41,8 +42,19 @@ def read(
     write(folder, files)
     given = {"files": sorted(files), "columns": COLUMNS} | source
     given["columns"] = COLUMNS | (columns or {})
-    found = read_events(engine, Source(**given), folder)
-    rows: list[dict[str, Any]] = found.mutate(row=row_text(found)).drop("line").to_pyarrow().to_pylist()
+    return listed(read_events(engine, Source(**given), folder))
+
+
+def listed(parts: list[ir.Table]) -> list[dict[str, Any]]:
+    """Return the rows of parts by file; JSON, and ids of several columns, as text."""
+    rows: list[dict[str, Any]] = []
+    for part in parts:
+        texts = {
+            name: as_text(part[name])
+            for name, kind in part.drop("row").schema().items()
+            if kind.is_json() or kind.is_struct()
+        }
+        rows += part.mutate(row=row_text(part), **texts).drop("line").to_pyarrow().to_pylist()
     return sorted(rows, key=lambda row: row["source_file"])
 
 
@@ -293,13 +305,41 @@ def test_files_may_have_their_columns_in_another_order(engine: DuckDB, tmp_path:
     ]
 
 
-def test_a_column_that_only_some_files_have_is_null_in_the_others(engine: DuckDB, tmp_path: Path) -> None:
-    files: dict[str, str | bytes] = {
-        "a.csv": "user,time,name\nada,1,view\n",
-        "b.csv": "user,time,name,url\nben,2,view,/home\n",
-    }
-    rows = read(engine, tmp_path, files, {"page": "url"})
+WITH_AND_WITHOUT_URL: dict[str, dict[str, str | bytes]] = {
+    "csv": {"a.csv": "user,time,name\nada,1,view\n", "b.csv": "user,time,name,url\nben,2,view,/home\n"},
+    "parquet": {
+        "a.parquet": parquet({"user": ["ada"], "time": ["1"], "name": ["view"]}),
+        "b.parquet": parquet({"url": ["/home"], "name": ["view"], "user": ["ben"], "time": ["1"]}),
+    },
+}
+
+
+@pytest.mark.parametrize("format", WITH_AND_WITHOUT_URL)
+def test_a_column_that_only_some_files_have_is_an_error(engine: DuckDB, tmp_path: Path, format: str) -> None:
+    said = rf"^events\.columns\.page: a\.{format} has no column 'url', which b\.{format} has: .*optional = true"
+    with pytest.raises(SourceError, match=said):
+        read(engine, tmp_path, WITH_AND_WITHOUT_URL[format], {"page": "url"})
+
+
+@pytest.mark.parametrize("format", WITH_AND_WITHOUT_URL)
+@pytest.mark.parametrize("given", [{"column": "url"}, {"sql": "lower(url)"}, {"sql": "coalesce(nowhere, url)"}])
+def test_an_optional_column_is_null_in_files_that_lack_it(
+    engine: DuckDB, tmp_path: Path, format: str, given: dict[str, str]
+) -> None:
+    rows = read(engine, tmp_path, WITH_AND_WITHOUT_URL[format], {"page": given | {"optional": True}})
     assert [row["page"] for row in rows] == [None, "/home"]
+
+
+def test_an_expression_over_a_column_that_only_some_files_have_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"a\.csv has no column 'url', which others have: .*optional = true"):
+        read(engine, tmp_path, WITH_AND_WITHOUT_URL["csv"], {"page": {"sql": "lower(url)"}})
+
+
+def test_an_optional_column_that_no_file_has_is_null(engine: DuckDB, tmp_path: Path) -> None:
+    rows = read(
+        engine, tmp_path, {"e.csv": "user,time,name\nada,1,view\n"}, {"page": {"column": "url", "optional": True}}
+    )
+    assert [row["page"] for row in rows] == [None]
 
 
 def test_a_file_with_a_header_only_has_no_rows(engine: DuckDB, tmp_path: Path) -> None:
@@ -446,7 +486,7 @@ def test_a_field_with_a_dot_in_its_name_is_no_nested_one(engine: DuckDB, tmp_pat
 
 def test_a_nested_field_that_no_line_has_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
     text = '{"user":{"id":"ada"},"time":"1","name":"view"}\n'
-    with pytest.raises(SourceError, match=r"^events\.columns\.user_id: .* does not work on e\.jsonl: .*\"uid\""):
+    with pytest.raises(SourceError, match=r"^events\.columns\.user_id: e\.jsonl has no column 'user\.uid'"):
         read(engine, tmp_path, {"e.jsonl": text}, {"user_id": "user.uid"})
 
 
@@ -463,7 +503,7 @@ def test_a_field_that_is_always_null_is_read(engine: DuckDB, tmp_path: Path) -> 
 
 def test_integers_keep_all_their_digits(engine: DuckDB, tmp_path: Path) -> None:
     text = "".join(f'{{"user":{user},"time":"1","name":"view"}}\n' for user in (9007199254740993, 18446744073709551615))
-    assert users_of(read(engine, tmp_path, {"e.jsonl": text})) == [9007199254740993, 18446744073709551615]
+    assert users_of(read(engine, tmp_path, {"e.jsonl": text})) == ["9007199254740993", "18446744073709551615"]
 
 
 def test_a_line_may_lack_fields_and_have_others(engine: DuckDB, tmp_path: Path) -> None:
@@ -511,13 +551,9 @@ def test_parquet_keeps_its_types(engine: DuckDB, tmp_path: Path) -> None:
     assert row["ingested_at"] == datetime(2024, 6, 30, 10, tzinfo=UTC)
 
 
-def test_parquet_files_may_have_different_columns(engine: DuckDB, tmp_path: Path) -> None:
-    files: dict[str, str | bytes] = {
-        "a.parquet": parquet({"user": ["ada"], "time": ["1"], "name": ["view"]}),
-        "b.parquet": parquet({"url": ["/home"], "name": ["view"], "user": ["ben"], "time": ["1"]}),
-    }
-    rows = read(engine, tmp_path, files, {"page": "url"})
-    assert [(row["user_id"], row["page"]) for row in rows] == [("ada", None), ("ben", "/home")]
+def test_bytes_in_parquet_are_text(engine: DuckDB, tmp_path: Path) -> None:
+    content = parquet({"user": [b"ada", "zoë".encode(), b"\xff"], "time": ["1"] * 3, "name": [b"view"] * 3})
+    assert users_of(read(engine, tmp_path, {"e.parquet": content})) == ["ada", "zoë", "\\xFF"]
 
 
 def test_parquet_rows_are_kept_as_json(engine: DuckDB, tmp_path: Path) -> None:
@@ -609,7 +645,7 @@ def test_an_id_needs_columns_each_once(event_id: list[str]) -> None:
 
 @pytest.mark.parametrize("given", [{"sql": "user", "value": "ada"}, {}])
 def test_a_computed_column_is_an_expression_or_a_constant(given: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="give either sql or value"):
+    with pytest.raises(ValidationError, match="give one of column, sql and value"):
         Source.model_validate({"files": "e.csv", "columns": COLUMNS | {"user_id": given}})
 
 
@@ -621,22 +657,45 @@ def read_beside(engine: DuckDB, folder: Path, name: str, content: str, known: di
     write(folder, {name: content})
     source = Source.model_validate({"files": name, "columns": COLUMNS | {"page": "url", "category": "place.city"}})
     read = read_files(engine, source, folder, [folder / name], [known])
-    assert known.keys() <= read.columns.keys()
-    [row] = read.rows.to_pyarrow().to_pylist()
-    return dict(row)
+    [row] = listed(read.parts)
+    return row
 
 
-def test_columns_that_only_other_files_had_are_null(engine: DuckDB, tmp_path: Path) -> None:
-    known = {"url": "VARCHAR", "place": "STRUCT(city VARCHAR)"}
-    for name, content in (("e.csv", "user,time,name\nada,1,view\n"), ("e.jsonl", LINE)):
-        row = read_beside(engine, tmp_path, name, content, known)
-        assert (row["user_id"], row["page"], row["category"]) == ("ada", None, None)
+BEFORE = {"user": "VARCHAR", "time": "VARCHAR", "name": "VARCHAR", "url": "VARCHAR", "place": "STRUCT(city VARCHAR)"}
+
+
+def test_fields_of_json_lines_that_only_other_files_had_are_null(engine: DuckDB, tmp_path: Path) -> None:
+    row = read_beside(engine, tmp_path, "e.jsonl", LINE, BEFORE)
+    assert (row["user_id"], row["page"], row["category"]) == ("ada", None, None)
 
 
 def test_fields_of_a_field_that_only_other_files_had_are_null(engine: DuckDB, tmp_path: Path) -> None:
     line = '{"user":"ada","time":"1","name":"view","url":7,"place":{"land":"GB"}}'
-    row = read_beside(engine, tmp_path, "e.jsonl", line, {"url": "VARCHAR", "place": "STRUCT(city VARCHAR)"})
+    row = read_beside(engine, tmp_path, "e.jsonl", line, BEFORE)
     assert (row["page"], row["category"]) == ("7", None)
+
+
+def test_a_field_with_a_new_one_in_its_place_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
+    line = '{"user":"ada","time":"1","name":"view","uri":"/home"}'
+    with pytest.raises(SourceError, match=r"^events\.columns\.page: e\.jsonl has no field 'url', which .* but uri, "):
+        read_beside(engine, tmp_path, "e.jsonl", line, BEFORE)
+
+
+def test_a_field_with_a_new_one_in_its_place_in_one_of_several_files_is_an_error(
+    engine: DuckDB, tmp_path: Path
+) -> None:
+    files: dict[str, str | bytes] = {"a.jsonl": LINE, "b.jsonl": LINE.replace("user", "uid")}
+    with pytest.raises(
+        SourceError, match=r"^events\.columns\.user_id: b\.jsonl has no field 'user', which .* but uid, "
+    ):
+        read(engine, tmp_path, files)
+
+
+def test_a_column_that_earlier_files_had_is_missed(engine: DuckDB, tmp_path: Path) -> None:
+    with pytest.raises(
+        SourceError, match=r"^events\.columns\.page: e\.csv has no column 'url', which earlier files had"
+    ):
+        read_beside(engine, tmp_path, "e.csv", "user,time,name,place\nada,1,view,x\n", BEFORE)
 
 
 # --- users ---
@@ -645,9 +704,8 @@ def test_fields_of_a_field_that_only_other_files_had_are_null(engine: DuckDB, tm
 def attributes(engine: DuckDB, folder: Path, files: dict[str, str | bytes], *names: str) -> list[dict[str, Any]]:
     write(folder, files)
     users = Users(files=sorted(files), user_id="user", attributes=list(names))
-    expr: ibis.expr.types.Table = read_users(engine, users, folder, {}).select("user_id", *names)
-    rows: list[dict[str, Any]] = expr.to_pyarrow().to_pylist()
-    return rows
+    parts = [part.select("user_id", *names).to_pyarrow() for part in read_users(engine, users, folder, {})]
+    return [row for part in parts for row in part.to_pylist()]
 
 
 def test_attributes_keep_the_types_of_the_source(engine: DuckDB, tmp_path: Path) -> None:
@@ -674,8 +732,8 @@ def private(engine: DuckDB, folder: Path, **named: Any) -> list[dict[str, Any]]:
     write(folder, {"u.csv": "user,email,mail,tel,newsletter\nada,weekly,ada@example.org,020,yes\n"})
     consents = named.pop("consents", {})
     users = Users(files="u.csv", user_id="user", **named)
-    found = read_users(engine, users, folder, consents).select(*users.columns(consents)).to_pyarrow().to_pylist()
-    return list(found)
+    [part] = read_users(engine, users, folder, consents)
+    return list(part.select(*users.columns(consents)).to_pyarrow().to_pylist())
 
 
 def test_contacts_and_consents_have_names_that_no_attribute_has(engine: DuckDB, tmp_path: Path) -> None:
