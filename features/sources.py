@@ -164,6 +164,11 @@ class Source(Settings):
     names: dict[str, str] = Field(default_factory=dict)
     skip_unreadable: bool = False
 
+    @property
+    def is_by_day(self) -> bool:
+        """Tell whether the source has dates of events only."""
+        return self.unit_of("occurred_at") == "day"
+
     def unit_of(self, column: Literal["occurred_at", "ingested_at"]) -> TimeUnit:
         """Return the unit of a column of times."""
         given = getattr(self.columns, column)

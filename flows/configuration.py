@@ -242,7 +242,7 @@ class Configuration(Settings):
             "windows_days": self.features.windows_days,
             "attribute_names": self.attributes,
             "time_zone": self.time_zone,
-            "day_level": self.events.time_unit == "day",
+            "day_level": self.events.is_by_day,
         }
 
     @property

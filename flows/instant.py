@@ -23,7 +23,7 @@ def resolve_as_of(as_of: datetime | None, configuration: Configuration, lake: La
     if as_of is None:
         as_of = scheduled_start()
     if as_of is None:
-        day_level = configuration.events.time_unit == "day"
+        day_level = configuration.events.is_by_day
         as_of = last_complete_day_end(last_event_at, configuration.time_zone, day_level)
         if as_of <= first_event_at:  # a single day, complete or not, is all there is
             as_of += timedelta(days=1)

@@ -172,7 +172,7 @@ def _collect(lake: Lake, configuration: Configuration, version: Version) -> Sour
         attributes=configuration.attributes,
         settings=configuration.report,
         time_zone=configuration.time_zone,
-        day_level=configuration.events.time_unit == "day",
+        day_level=configuration.events.is_by_day,
     )
 
 

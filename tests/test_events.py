@@ -404,6 +404,21 @@ def test_the_time_of_ingestion_has_the_same_unit_and_zone(engine: DuckDB) -> Non
     assert event["ingested_at"] == at("2024-06-30T09:00")
 
 
+def test_each_column_of_times_may_have_its_own_unit_and_zone(engine: DuckDB) -> None:
+    row = {"occurred_at": "1709287200", "ingested_at": "1709287205123"}
+    columns = COLUMNS | {
+        "occurred_at": {"column": "occurred_at", "time_unit": "s"},
+        "ingested_at": {"column": "ingested_at", "time_unit": "ms"},
+    }
+    [event], _ = judge(engine, [row], columns=columns)
+    assert (event["occurred_at"], event["ingested_at"]) == (at("2024-03-01T10:00"), at("2024-03-01T10:00:05.123"))
+    row = {"occurred_at": "2024-03-01 10:00", "ingested_at": "2024-03-01 11:00"}
+    columns["ingested_at"] = {"column": "ingested_at", "time_unit": "iso", "time_zone": "Europe/Berlin"}
+    columns["occurred_at"] = {"column": "occurred_at"}
+    [event], _ = judge(engine, [row], columns=columns, zone="America/New_York")
+    assert (event["occurred_at"], event["ingested_at"]) == (at("2024-03-01T15:00"), at("2024-03-01T10:00"))
+
+
 # --- ids and duplicates ---
 
 
@@ -507,6 +522,20 @@ def test_whole_numbers_are_ids_without_a_fraction(engine: DuckDB) -> None:
 
 def test_an_id_of_content_does_not_depend_on_how_a_number_is_stored(engine: DuckDB) -> None:
     assert judge(engine, [{"quantity": 7}])[0] == judge(engine, [{"quantity": 7.0}])[0]
+
+
+@pytest.mark.parametrize("column", ["event_id", "user_id", "anonymous_id", "account_id", "item_id", "order_id"])
+def test_a_row_whose_id_is_a_float_that_may_have_lost_digits_is_rejected(engine: DuckDB, column: str) -> None:
+    assert reasons(engine, [{column: 2.0**53}]) == ["inexact_id"]
+
+
+def test_an_id_of_content_does_not_depend_on_how_values_are_stored(engine: DuckDB) -> None:
+    ways: list[Row] = [
+        {"revenue": "19.90", "element": True, "ingested_at": "2024-01-01T10:00:00+01:00"},
+        {"revenue": Decimal("19.9"), "element": 1, "ingested_at": datetime(2024, 1, 1, 9)},
+        {"revenue": 19.9, "element": "true", "ingested_at": datetime(2024, 1, 1, 9, tzinfo=UTC)},
+    ]
+    assert len({judge(engine, [way])[0][0]["event_id"] for way in ways}) == 1
 
 
 def test_an_id_that_is_not_a_number_is_none(engine: DuckDB) -> None:

@@ -655,6 +655,18 @@ def test_a_user_may_have_very_many_events(shop: Shop) -> None:
     assert shop.ingest().batch.accepted == 51_000
 
 
+def test_all_files_are_read_again_where_a_field_that_an_expression_names_has_another_type(shop: Shop) -> None:
+    shop.configure(CONFIG + "page = { sql = \"place || ''\" }\n", files="*.jsonl")
+    line = {"id": "1", "user": "ada", "at": "2024-03-01", "event": "home"}
+    (shop.folder / "a.jsonl").write_text(json.dumps(line | {"place": 1.0}))
+    shop.ingest()
+    (shop.folder / "b.jsonl").write_text(json.dumps(line | {"id": "2", "place": "x"}))
+    assert shop.ingest().batch.files == 2
+    (shop.folder / "c.jsonl").write_text(json.dumps(line | {"id": "3", "place": 2}))
+    assert shop.ingest().batch.files == 1
+    assert (shop.rows(EVENTS), shop.rows(REJECTED)) == as_at_once(shop, NOW)
+
+
 # --- the future ---
 
 BEFORE, AFTER = datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 3, tzinfo=UTC)
