@@ -4,8 +4,8 @@ All that a destination gets is made of the lake's state by `release_for`. So wha
 by the next publish, and a destination that was away gets the present version when it is back.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -56,8 +56,8 @@ class Policy:
 class Outcome:
     """Say what is the present version, how many changes made it by destination, change and reason, and what was held.
 
-    `changes` are empty where it was the present one before. `abandoned` counts the memberships that stay at
-    destinations which the configuration no longer has.
+    There is no version before the first release. `changes` are empty where it was the present one before. `abandoned`
+    counts the memberships that stay at destinations which the configuration no longer has.
     """
 
     version: Version | None
@@ -80,18 +80,22 @@ def publish(
     policy: Policy,
     otherwise: Callable[[Version], ir.Table | None],
     allowed_label: str | None = None,
+    doubts: Sequence[str] = (),
 ) -> Outcome:
     """Make a candidate the present version, or hold it where the brake says so and nobody allowed its label.
 
     Where it is held, the present version stays, but for users who must not be there any more: they go at once.
-    `otherwise` gives, for a version, user_id and segments as its model and rules would have them now.
+    `otherwise` gives, for a version, user_id and segments as its model and rules would have them now. `doubts` say what
+    else speaks against assignments that are not those of the present version; they hold the first version as well.
     """
     before = versions.present(lake)
     plan = _plan(lake, before, candidate, policy, otherwise)
     abandoned = _abandoned(plan.audiences, policy.destinations)
     label = versions.label_of(candidate.as_of, candidate.content)
-    findings = _judge(lake, before, plan, policy) if before is not None else []
-    if before is None or not findings or label == allowed_label:
+    if before is not None and plan.version.content == before.content:
+        doubts = ()
+    findings = [*doubts, *(_judge(lake, before, plan, policy) if before is not None else [])]
+    if not findings or label == allowed_label:
         if before is None or plan.version.content != before.content or _is_new(lake, plan):
             before = versions.commit(lake, plan.version, plan.assignments, plan.audiences, plan.changes)
             counts = _count(plan.changes)
@@ -99,14 +103,18 @@ def publish(
             counts = _count(plan.changes.limit(0))
         versions.unhold(lake, candidate.as_of)
         return Outcome(before, counts, None, abandoned)
+    held = Held(label, candidate.as_of, candidate.content, findings, plan.version.manifest)
+    if before is None:
+        versions.hold(lake, held)
+        return Outcome(None, _count(plan.changes.limit(0)), held, abandoned)
     stay = Candidate(versions.read_released(lake, before), before.as_of, before.content, before.manifest)
     less = _plan(lake, before, stay, policy, otherwise)
     counts = _count(less.changes.limit(0))
     if _is_new(lake, less):
         before = versions.commit(lake, less.version, less.assignments, less.audiences, less.changes)
         counts = _count(less.changes)
-        findings = _judge(lake, before, _plan(lake, before, candidate, policy, otherwise), policy)
-    held = Held(label, candidate.as_of, candidate.content, findings, plan.version.manifest)
+        judged = _judge(lake, before, _plan(lake, before, candidate, policy, otherwise), policy)
+        held = replace(held, findings=[*doubts, *judged])
     versions.hold(lake, held)
     return Outcome(before, counts, held, abandoned)
 

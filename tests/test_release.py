@@ -56,6 +56,7 @@ class Shop:
         day: int,
         *users: dict[str, Any] | str,
         label: str | None = None,
+        doubts: Sequence[str] = (),
         otherwise: Callable[[Version], ir.Table | None] = lambda before: None,
     ) -> Outcome:
         """Publish users, given by what matters of them, some days after AS_OF."""
@@ -78,7 +79,7 @@ class Shop:
         content = str(hash(str(sorted(map(str, rows))))).zfill(20)
         candidate = Candidate(assignments, as_of, content, manifest)
         policy = Policy(self.destinations, self._consents, self.brake, "shop")
-        return publish(self.lake, candidate, policy, otherwise, label)
+        return publish(self.lake, candidate, policy, otherwise, label, doubts)
 
     def _consents(self, users: ir.Table) -> ir.Table:
         granted = users.user_id.isin(sorted(self.granted)) if self.granted else ibis.literal(False)
@@ -312,6 +313,31 @@ def test_an_earlier_instant_is_held(begin: Begin) -> None:
     held = shop.publish(-1, "ada").held
     assert held is not None
     assert "before" in held.findings[0]
+
+
+def test_what_is_doubted_is_held_before_all_that_the_brake_says(shop_that_holds: Shop) -> None:
+    held = shop_that_holds.publish(1, *moved(MANY), doubts=["the newest event is old"]).held
+    assert held is not None
+    assert held.findings[0] == "the newest event is old"
+    assert len(held.findings) == 2
+
+
+def test_a_first_version_that_is_doubted_is_held_until_it_is_released(shop: Shop) -> None:
+    outcome = shop.publish(0, "ada", doubts=["the newest event is old"])
+    assert outcome.version is None
+    assert outcome.changes.empty
+    assert outcome.held is not None
+    assert outcome.held.findings == ["the newest event is old"]
+    assert present(shop.lake) is None
+    released = shop.publish(0, "ada", label=outcome.held.label, doubts=["the newest event is old"])
+    assert (released.version, read_held(shop.lake)) == (present(shop.lake), [])
+    assert shop.members() == {("ada", "S01")}
+
+
+def test_what_is_released_already_is_not_doubted(begin: Begin) -> None:
+    shop = begin("ada", "bo")
+    assert shop.publish(0, "ada", "bo", doubts=["the newest event is old"]).held is None
+    assert shop.publish(0, "ada", doubts=["the newest event is old"]).held is not None
 
 
 def test_who_withdrew_leaves_although_the_version_is_held(begin: Begin) -> None:
