@@ -372,9 +372,12 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
         world = importlib.import_module("flows.world")
         arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {}) | options
+        held = importlib.import_module("flows.stage").HeldError
         complaint, status = "", 0
         try:
             result = flow(**arguments)
+        except held as error:
+            result, status = error.result, HELD
         except world.MISTAKES as error:
             complaint, status = f"{config}: {error}", 2
         except (*world.ELSEWHERE, OSError) as error:  # a full disk, a folder without permission
@@ -389,9 +392,7 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         screen.show(result, str(config), _program(), Console(highlight=False))
     elif stage == "publish":
         screen.show_published(result, str(config), _program(), Console(highlight=False))
-    published = result.published if stage == "run" else result
-    if stage in ("run", "publish") and published.held:
-        raise typer.Exit(HELD)
+    raise typer.Exit(status)
 
 
 def _show(module: str, find: str, config: Path, as_json: bool) -> None:
