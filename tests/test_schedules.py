@@ -1,7 +1,9 @@
 """What a schedule does: runs of deployments, by a real Prefect server and worker."""
 
+import gzip
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,16 @@ import pytest
 from scheduled import schedule, shipped, wait_until
 from shops import once, small_shop
 
+from features.events import EVENTS, REJECTED
+from features.files import FILES
+from features.lake import Lake
+from publish import versions
 from publish.lock import working_lock
 
 EVENTS_END = datetime.now(UTC).date() - timedelta(days=1)
 EARLIER = EVENTS_END - timedelta(days=20)
+INTERVAL_S = 30
+"""A run takes half of that on a machine that does nothing else."""
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +107,45 @@ def test_no_run_shows_a_traceback(ended: dict[str, Any]) -> None:
 @pytest.mark.ci
 def test_what_runs_leave_on_prefects_pages_names_the_configuration(ended: dict[str, Any]) -> None:
     assert ended["artifacts"] == ["ecom-report", "ecom-segments"]
+
+
+def arrive(folder: Path, number: int) -> None:
+    """Add a file of what ten known users did a moment ago, whole at once."""
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    rows = [f"user_{user:04d},s,home,{now},desktop,email,2024-01,returning" for user in range(number, number + 10)]
+    header = "user_id,session_id,event,timestamp,platform,acquisition_channel,user_cohort,user_lifecycle"
+    (folder / "new.part").write_bytes(gzip.compress("\n".join([header, *rows]).encode()))
+    (folder / "new.part").rename(folder / f"events-{number}.csv.gz")
+
+
+@pytest.mark.slow
+def test_ten_runs_in_a_row_complete_while_files_arrive(tmp_path: Path) -> None:
+    config = small_shop(tmp_path / "shop", EVENTS_END)
+    config.write_text(config.read_text().replace('"events.csv.gz"', '"events*.csv.gz"'))
+    before = len(gzip.decompress((tmp_path / "shop" / "events.csv.gz").read_bytes()).splitlines()) - 1
+    [daily, _] = shipped()
+    with schedule(tmp_path, [daily | {"schedules": [{"interval": INTERVAL_S}]}]) as prefect:
+        for number in range(10):
+            arrive(tmp_path / "shop", number)
+            wait_until(lambda: len(prefect.runs("daily-score")) > number, prefect.terminal)  # noqa: B023
+        runs = prefect.runs("daily-score")[:10]
+
+    assert [run["state_name"] for run in runs] == ["Completed"] * 10, prefect.terminal.read_text()[-5_000:]
+    due = [datetime.fromisoformat(run["expected_start_time"]) for run in runs]
+    assert {(later - earlier).total_seconds() for earlier, later in pairwise(due)} == {INTERVAL_S}
+    with Lake(tmp_path / "shop" / "lake") as lake:
+        files = lake.row_count(FILES)
+        assert files >= 10  # the last one may have come too late
+        assert lake.row_count(EVENTS) + lake.row_count(REJECTED) == before + 10 * (files - 1)
+        assert len(versions.read_versions(lake)) == 10
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_take_turns(tmp_path: Path) -> None:
+    small_shop(tmp_path / "shop", EVENTS_END)
+    with schedule(tmp_path, shipped()) as prefect:
+        ids = [prefect.start("refresh/daily-score"), prefect.start("run/weekly-train")]
+        runs = [prefect.await_end(run) for run in ids]
+
+    assert [run["state_name"] for run in runs] == ["Completed"] * 2, [run["state"] for run in runs]
+    assert sum(line.startswith("waiting for process ") for run in runs for line in run["log"]) == 1
