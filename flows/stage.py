@@ -83,7 +83,7 @@ def artifact_key(configuration: Configuration, what: str) -> str:
 
 def in_one_line(error: Exception) -> str:
     """Return what an error says, without line breaks."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

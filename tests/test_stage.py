@@ -1,7 +1,7 @@
 """What a stage is to Prefect, without a server."""
 
 import sqlite3
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -10,6 +10,7 @@ from deltalake.exceptions import CommitFailedError
 from sqlalchemy.exc import OperationalError
 
 from flows.configuration import ConfigurationError, load
+from flows.instant import scheduled_start
 from flows.run import run
 from flows.stage import artifact_key, read_as_of
 from flows.world import DeliveryError, may_pass
@@ -53,6 +54,18 @@ def test_without_an_instant_there_is_none(config: str) -> None:
 def test_a_parameter_that_is_no_instant_says_what_would_be_one(config: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^as_of 'yesterday' is no instant: write 2024-06-30, "):
         read_as_of(config, "yesterday")
+
+
+def test_the_start_of_a_scheduled_run_is_pythons_kind_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "daily-score")  # as in a deployment, whose start is now
+
+    start = scheduled_start()
+
+    assert (type(start), getattr(start, "tzinfo", None)) == (datetime, UTC)
+
+
+def test_without_a_deployment_no_start_is_scheduled() -> None:
+    assert scheduled_start() is None
 
 
 def test_keys_of_artifacts_name_the_configuration(config: str) -> None:
