@@ -101,6 +101,8 @@ format: setup ## let ruff format and mend
 
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
+# Whose models the pages show: what prefect.yaml schedules, unless another is named.
+CONFIG ?= $(shell sed -nE "s/^[^\#]*config: *[\"']?([^\"',}]+).*/\1/p" prefect.yaml | head -n 1)
 serve: SHELL := /bin/bash
 serve: export PREFECT_HOME := $(CURDIR)/.prefect
 serve: export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
@@ -108,8 +110,11 @@ serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
 serve: export DO_NOT_TRACK := 1
 serve: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 # Each program gets a process group of its own (set -m), so that the worker stops before the server it reports to.
-serve: setup ## a local Prefect server with the schedules, a worker and the MLflow pages, until Ctrl-C
-	@mkdir -p $$PREFECT_HOME mlruns; jobs=(); \
+serve: setup ## a local Prefect server with the schedules, a worker, and the models of CONFIG, until Ctrl-C
+	@mkdir -p $$PREFECT_HOME; jobs=(); \
+	mlruns=$$(.venv/bin/python -c 'import sys; from flows.configuration import load; print(load(sys.argv[1]).mlruns)' \
+		'$(CONFIG)' 2> $$PREFECT_HOME/config.log) || { tail -n 1 $$PREFECT_HOME/config.log; exit 2; }; \
+	mkdir -p "$$mlruns"; \
 	stop() { trap '' INT TERM; trap - EXIT; exec 2>/dev/null; \
 		while (( $${#jobs[@]} )); do kill -- -$${jobs[-1]}; \
 			for _ in {1..50}; do kill -0 $${jobs[-1]} || break; sleep 0.2; done; \
@@ -119,16 +124,16 @@ serve: setup ## a local Prefect server with the schedules, a worker and the MLfl
 	.venv/bin/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT) \
 		> $$PREFECT_HOME/server.log 2>&1 & jobs+=($$!); \
 	.venv/bin/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
-		--backend-store-uri sqlite:///mlruns/mlflow.db > mlruns/ui.log 2>&1 & jobs+=($$!); \
+		--backend-store-uri "sqlite:///$$mlruns/mlflow.db" > "$$mlruns/ui.log" 2>&1 & jobs+=($$!); \
 	set +m; \
-	echo "Starting Prefect and MLflow (their logs: .prefect/server.log, mlruns/ui.log)"; \
+	echo "Starting Prefect and MLflow (their logs: .prefect/server.log, $$mlruns/ui.log)"; \
 	until .venv/bin/python -c "import urllib.request as r; r.urlopen('$$PREFECT_API_URL/health')" 2>/dev/null; do \
 		kill -0 $${jobs[0]} 2>/dev/null || { tail $$PREFECT_HOME/server.log; exit 1; }; sleep 0.5; done; \
 	{ .venv/bin/prefect --no-prompt work-pool create habitus --type process --overwrite \
 		&& .venv/bin/prefect --no-prompt deploy --all; } > $$PREFECT_HOME/deploy.log 2>&1 < /dev/null \
 		|| { cat $$PREFECT_HOME/deploy.log; exit 1; }; \
 	echo "Schedules and runs: http://127.0.0.1:$(PREFECT_PORT)"; \
-	echo "Models:             http://127.0.0.1:$(MLFLOW_PORT)"; \
+	echo "Models:             http://127.0.0.1:$(MLFLOW_PORT) (of $(CONFIG))"; \
 	echo "Ctrl-C stops all of it."; \
 	set -m; .venv/bin/prefect worker start --pool habitus --type process & jobs+=($$!); set +m; \
 	wait $$!

@@ -35,6 +35,7 @@ app = typer.Typer(
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The configuration, a habitus.toml.", show_default=False)
 ]
+ConfigOption = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The configuration.")]
 AsOf = Annotated[
     str | None,
     typer.Option(
@@ -169,7 +170,7 @@ def forget(
     from_file: Annotated[
         Path | None, typer.Option("--from-file", metavar="FILE", help="Ids, one on each line.", show_default=False)
     ] = None,
-    config: Annotated[Path, typer.Option("--config", help="The configuration.")] = Path("habitus.toml"),
+    config: ConfigOption = Path("habitus.toml"),
     as_json: Json = False,
 ) -> None:
     """Erase users from all tables, versions and destinations; without any, finish what was begun.
@@ -219,7 +220,7 @@ def show_segments(config: Here = Path("habitus.toml"), as_json: Json = False) ->
 def rename_segment(
     segment_id: Annotated[str, typer.Argument(metavar="ID", help="The segment, such as S03.", show_default=False)],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name from now on.", show_default=False)],
-    config: Annotated[Path, typer.Option("--config", help="The configuration.")] = Path("habitus.toml"),
+    config: ConfigOption = Path("habitus.toml"),
 ) -> None:
     """Give a segment a name, which stays with its id through all trainings."""
     _quieten()
@@ -243,7 +244,7 @@ def retry_outbox(
     destination: Annotated[
         str | None, typer.Argument(metavar="DESTINATION", help="Default: all.", show_default=False)
     ] = None,
-    config: Annotated[Path, typer.Option("--config", help="The configuration.")] = Path("habitus.toml"),
+    config: ConfigOption = Path("habitus.toml"),
 ) -> None:
     """Have what failed sent again by the next publish."""
     _quieten()
@@ -271,7 +272,6 @@ def serve(
 
 keys_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of the API.")
 app.add_typer(keys_app, name="keys")
-KeysOf = Annotated[Path, typer.Option("--config", help="The configuration.")]
 
 
 @keys_app.command("create")
@@ -285,7 +285,7 @@ def create_key(
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="Who it is for.", show_default=False)] = "",
-    config: KeysOf = Path("habitus.toml"),
+    config: ConfigOption = Path("habitus.toml"),
 ) -> None:
     """Make a key and show it, this once."""
     _quieten()
@@ -296,7 +296,7 @@ def create_key(
 
 
 @keys_app.command("list")
-def list_keys(config: KeysOf = Path("habitus.toml"), as_json: Json = False) -> None:
+def list_keys(config: ConfigOption = Path("habitus.toml"), as_json: Json = False) -> None:
     """List all keys, and when each was used last."""
     _show("keys", "find_keys", config, as_json)
 
@@ -304,7 +304,7 @@ def list_keys(config: KeysOf = Path("habitus.toml"), as_json: Json = False) -> N
 @keys_app.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="What `keys list` calls it.", show_default=False)],
-    config: KeysOf = Path("habitus.toml"),
+    config: ConfigOption = Path("habitus.toml"),
 ) -> None:
     """Let a key be worth nothing from now on."""
     _quieten()
@@ -314,7 +314,6 @@ def revoke_key(
 
 
 Name = Annotated[str, typer.Argument(help="The registered model, such as ecom-churn.", show_default=False)]
-Mlruns = Annotated[Path, typer.Option("--mlruns", help="The folder of MLflow's store.")]
 
 
 @app.command()
@@ -322,29 +321,26 @@ def promote(
     name: Name,
     version: Annotated[int, typer.Argument(help="The version that is to serve.", show_default=False)],
     reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.", show_default=False)],
-    mlruns: Mlruns = Path("mlruns"),
+    config: ConfigOption = Path("habitus.toml"),
 ) -> None:
     """Let a version of a model serve, whatever the rule decided."""
-    _decide(lambda: importlib.import_module("flows.serving").promote(mlruns, name, version, reason), name, reason)
+    _decide(config, name, reason, lambda serving, mlruns: serving.promote(mlruns, name, version, reason))
 
 
 @app.command()
 def rollback(
     name: Name,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.")] = "rolled back",
-    mlruns: Mlruns = Path("mlruns"),
+    config: ConfigOption = Path("habitus.toml"),
 ) -> None:
     """Let the version of a model serve that did before."""
-    _decide(lambda: importlib.import_module("flows.serving").rollback(mlruns, name, reason), name, reason)
+    _decide(config, name, reason, lambda serving, mlruns: serving.rollback(mlruns, name, reason))
 
 
-def _decide(decide: Callable[[], Any], name: str, reason: str) -> None:
+def _decide(config: Path, name: str, reason: str, decide: Callable[[Any, Path], Any]) -> None:
     _quieten()
-    try:
-        promotion = decide()
-    except ConfigurationError as error:
-        _complain(str(error))
-        raise typer.Exit(2) from None
+    with _complaining(config):
+        promotion = decide(importlib.import_module("flows.serving"), load(config).mlruns)
     instead = f" instead of version {promotion.undone}" if promotion.undone else ""
     print(f"{name} version {promotion.number} serves{instead}, from {promotion.as_of:%Y-%m-%d %H:%M} UTC on: {reason}")
 
@@ -372,9 +368,12 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
         world = importlib.import_module("flows.world")
         arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {}) | options
+        held = importlib.import_module("flows.stage").HeldError
         complaint, status = "", 0
         try:
             result = flow(**arguments)
+        except held as error:
+            result, status = error.result, HELD
         except world.MISTAKES as error:
             complaint, status = f"{config}: {error}", 2
         except (*world.ELSEWHERE, OSError) as error:  # a full disk, a folder without permission
@@ -389,9 +388,7 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
         screen.show(result, str(config), _program(), Console(highlight=False))
     elif stage == "publish":
         screen.show_published(result, str(config), _program(), Console(highlight=False))
-    published = result.published if stage == "run" else result
-    if stage in ("run", "publish") and published.held:
-        raise typer.Exit(HELD)
+    raise typer.Exit(status)
 
 
 def _show(module: str, find: str, config: Path, as_json: bool) -> None:

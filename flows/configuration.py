@@ -323,7 +323,7 @@ def parse_as_of(text: str, time_zone: str) -> datetime:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigurationError(
-            f"--as-of {text!r} is no instant: write 2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
+            f"as_of {text!r} is no instant: write 2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
         ) from error
     return instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(time_zone))
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from prefect import flow, task
+from prefect import task
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +21,8 @@ from features.erasures import ERASURES, ensure_salt, find_salt, hash_id
 from features.lake import Lake
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.credentials import connect_all
-from flows.instant import name_run
 from flows.schedule import next_training
+from flows.stage import stage
 from flows.train import LAST_SNAPSHOT, model_name
 from models.registry import Registry
 from publish import erasure
@@ -82,7 +82,7 @@ def begin(configuration: Configuration, users: Sequence[str], now: datetime) -> 
     logger.info("forget: %s users found; receipt %s begun", f"{len(asked):,}", receipt.receipt)
 
 
-@flow(flow_run_name=name_run)
+@stage(takes_turns=False)
 def forget(config: str) -> Forgotten:
     """Finish the erasures that have begun: all tables and versions, then every destination."""
     forgotten = finish(config)

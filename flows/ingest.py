@@ -13,7 +13,7 @@ import duckdb
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-from prefect import flow, task
+from prefect import task
 
 from features.attributes import ATTRIBUTES, describe_users
 from features.erasures import Erased, find_erased
@@ -49,7 +49,8 @@ from features.sources import (
 from features.table import TIME, ContractError, materialize, stack
 from features.values import as_instant, as_text
 from flows.configuration import Configuration, load
-from flows.instant import name_run, scheduled_start
+from flows.instant import scheduled_start
+from flows.stage import stage
 from flows.world import TOUCHES_THE_WORLD
 
 logger = logging.getLogger("habitus")
@@ -107,7 +108,7 @@ class _Judged:
     due: ir.Table | None
 
 
-@flow(flow_run_name=name_run)
+@stage()
 def ingest(config: str, rebuild: bool = False) -> Ingested:
     """Accept or reject every row of the files that are not known yet; to rebuild, of all files."""
     now = scheduled_start() or datetime.now(UTC)

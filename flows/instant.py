@@ -39,8 +39,8 @@ def scheduled_start() -> datetime | None:
     """Return when a deployment meant this run to start; None outside of one."""
     if deployment.id is None:
         return None
-    scheduled: datetime | None = flow_run.scheduled_start_time
-    return scheduled
+    # Prefect's own kind of datetime does not calculate with Python's.
+    return datetime.fromisoformat(flow_run.scheduled_start_time.isoformat()).astimezone(UTC)
 
 
 def event_span(lake: Lake) -> tuple[datetime, datetime] | None:
@@ -67,4 +67,7 @@ def name_run() -> str:
     """Name a flow's run after its stage, its configuration and its instant, for `flow_run_name`."""
     given = flow_run.parameters
     name = f"{flow_run.flow_name} {Path(given['config']).resolve().parent.name}"
-    return f"{name} as of {given['as_of']:%Y-%m-%d %H:%M}" if given.get("as_of") else name
+    as_of = given.get("as_of")
+    if as_of is None:
+        return name
+    return f"{name} as of {as_of}" if isinstance(as_of, str) else f"{name} as of {as_of:%Y-%m-%d %H:%M}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ibis.expr.types as ir
-from prefect import flow, task
+from prefect import task
 
 from features.attributes import ATTRIBUTES, contacts
 from features.events import EVENTS
@@ -21,8 +21,9 @@ from flows.causes import would_be
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_all
 from flows.forget import finish_all
-from flows.instant import name_run, resolve_as_of
+from flows.instant import resolve_as_of
 from flows.report import tell, write_report
+from flows.stage import HeldError, read_as_of, stage
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
@@ -57,34 +58,40 @@ class Published:
     deliveries: list[Delivery]
     abandoned: Mapping[str, int]
 
+    @property
+    def why_held(self) -> str:
+        """Say what is held, what the brake found, and which command releases it all the same."""
+        return f"{self.held} is not released: {'; '.join(self.findings)}; if that is right: {self.release}"
 
-@flow(flow_run_name=name_run)
-def publish(config: str, as_of: datetime | None = None, label: str | None = None) -> Published:
+
+@stage(takes_turns=False)
+def publish(config: str, as_of: datetime | str | None = None, label: str | None = None) -> Published:
     """Publish the assignments at `as_of`; with a label, those that the brake held under it.
 
-    Raises DeliveryError at the end, where a destination did not take them.
+    Raises at the end DeliveryError, where a destination did not take them, and HeldError, where the brake held them.
     """
     logger.debug("publishing")
-    published = publish_version(config, as_of, label)
+    published = publish_version(config, read_as_of(config, as_of), label)
     logger.info("publish: version %s, as of %s", published.version, f"{published.as_of:%Y-%m-%d %H:%M}")
     for delivery in published.deliveries:
         logger.info("  %s: %s", delivery.destination, _in_words(delivery))
     if published.held:
-        logger.warning("  held: %s, and not released: %s", published.held, "; ".join(published.findings))
-        logger.warning("  if that is right: %s", published.release)
+        logger.warning("  held: %s", published.why_held)
     for name, count in published.abandoned.items():
         logger.warning("  %s is not configured any more: %s memberships stay there", name, f"{count:,}")
     _report(config)
     failed = [delivery for delivery in published.deliveries if delivery.state == "failed"]
     if failed:
         raise DeliveryError("; ".join(f"{delivery.destination}: {delivery.note}" for delivery in failed))
+    if published.held:
+        raise HeldError(published.why_held, published)
     return published
 
 
 def _report(config: str) -> None:
     """Write the report of the present version. That it could not be written changes nothing of what was published."""
     try:
-        tell(write_report(config))
+        tell(config, write_report(config))
     except Exception as error:
         logger.debug("report", exc_info=True)
         logger.warning("  the report was not written: %s; `habitus report` tries again", " ".join(str(error).split()))

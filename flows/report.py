@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import flow, task
+from prefect import task
 from prefect.artifacts import create_link_artifact
 
 from features.attributes import ATTRIBUTES, contacts
@@ -24,8 +24,8 @@ from features.table import ContractError, materialize
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_reports
 from flows.identity import named
-from flows.instant import name_run
 from flows.snapshot import table_of
+from flows.stage import artifact_key, stage
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD
 from models.reasons import NoTreesError, importance
@@ -62,18 +62,18 @@ class Reported:
     run: str
 
 
-@flow(flow_run_name=name_run)
+@stage(takes_turns=False)
 def report(config: str) -> Reported:
     """Write the report of the present version."""
     logger.debug("reporting")
-    return tell(write_report(config, anew=True))
+    return tell(config, write_report(config, anew=True))
 
 
-def tell(reported: Reported) -> Reported:
+def tell(config: str, reported: Reported) -> Reported:
     """Say where a report is, and link it from the run."""
     logger.info("report: version %s: %s/%s", reported.version, reported.where, PAGE)
     create_link_artifact(
-        key="user-segment-report",
+        key=artifact_key(load(config), "report"),
         link=f"{reported.where}/{PAGE}" if "://" in reported.where else Path(reported.where, PAGE).as_uri(),
         description=f"User Segment Report of version {reported.version}, as of {reported.as_of:%Y-%m-%d %H:%M} UTC",
     )

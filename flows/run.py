@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
@@ -11,11 +10,12 @@ from prefect.runtime import flow_run
 from features.increments import Sessionized
 from flows.configuration import Configuration, load
 from flows.ingest import Ingested, ingest
-from flows.instant import name_run, resolve_as_of
+from flows.instant import resolve_as_of
 from flows.publish import Published, publish
 from flows.score import Scored, score
 from flows.sessions import sessions
 from flows.snapshot import Snapshots, snapshot
+from flows.stage import HeldError, artifact_key, read_as_of, stage
 from flows.train import Trained, train
 
 
@@ -33,23 +33,24 @@ class Result:
     published: Published
 
 
-@flow(flow_run_name=name_run)
-def run(config: str, as_of: datetime | None = None) -> Result:
+@stage()
+def run(config: str, as_of: datetime | str | None = None) -> Result:
     """Do everything: ingest, sessions, snapshot, train, score, publish."""
     return _run(config, as_of, training=True)
 
 
-@flow(flow_run_name=name_run)
-def refresh(config: str, as_of: datetime | None = None) -> Result:
+@stage()
+def refresh(config: str, as_of: datetime | str | None = None) -> Result:
     """Do everything but training: new events, new features, new scores of the models that serve."""
     return _run(config, as_of, training=False)
 
 
-def _run(config: str, as_of: datetime | None, training: bool) -> Result:
+def _run(config: str, as_of: datetime | str | None, training: bool) -> Result:
     configuration = load(config)
+    given = read_as_of(config, as_of)
     ingested = ingest(config)
     with configuration.open_lake() as lake:
-        as_of = resolve_as_of(as_of, configuration, lake)
+        as_of = resolve_as_of(given, configuration, lake)
     _rename(f"{flow_run.flow_name} {configuration.name} as of {as_of:%Y-%m-%d %H:%M}")
     result = Result(
         configuration.name,
@@ -59,10 +60,21 @@ def _run(config: str, as_of: datetime | None, training: bool) -> Result:
         snapshot(config, as_of, training),
         train(config, as_of) if training else {},
         score(config, as_of),
-        publish(config, as_of),
+        _publish(config, as_of),
     )
     _leave_artifact(configuration, result)
+    if result.published.held:
+        raise HeldError(result.published.why_held, result)
     return result
+
+
+def _publish(config: str, as_of: datetime) -> Published:
+    """Publish; of a version that the brake holds, return what `publish` says of it."""
+    try:
+        return publish(config, as_of)
+    except HeldError as held:
+        published: Published = held.result
+        return published
 
 
 def _rename(name: str) -> None:
@@ -73,7 +85,7 @@ def _rename(name: str) -> None:
 
 def _leave_artifact(configuration: Configuration, result: Result) -> None:
     create_table_artifact(
-        key=f"{configuration.name.replace('_', '-')}-segments",
+        key=artifact_key(configuration, "segments"),
         table=[
             {
                 "segment": segment.name,

@@ -10,15 +10,16 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import pandas as pd
-from prefect import flow, task
+from prefect import task
 
 from features.engines import DuckDB
 from features.lake import Lake
 from features.table import ContractError, Table
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import named
-from flows.instant import name_run, resolve_as_of
+from flows.instant import resolve_as_of
 from flows.snapshot import table_of
+from flows.stage import read_as_of, stage
 from flows.train import find_serving, model_name, read_snapshots
 from flows.world import TOUCHES_THE_WORLD
 from models import lifecycle, rules, segments
@@ -96,11 +97,11 @@ class Scored:
     withheld: dict[str, str]
 
 
-@flow(flow_run_name=name_run)
-def score(config: str, as_of: datetime | None = None) -> Scored:
+@stage()
+def score(config: str, as_of: datetime | str | None = None) -> Scored:
     """Assign every user of the snapshot at `as_of`."""
     logger.debug("scoring")
-    scored = assign_users(config, as_of)
+    scored = assign_users(config, read_as_of(config, as_of))
     parts = [f"{count:,} with a probability of {label}" for label, count in scored.scored.items()]
     logger.info("score: %s users assigned, %s", f"{scored.users:,}", ", ".join(parts))
     for label, reason in scored.withheld.items():

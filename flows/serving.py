@@ -45,7 +45,7 @@ def rollback(mlruns: Path, name: str, reason: str) -> Promotion:
 
 def _open(mlruns: Path) -> Registry:
     if not (mlruns / "mlflow.db").is_file():
-        raise ConfigurationError(f"{mlruns} holds no mlflow.db: name the folder of MLflow's store with --mlruns")
+        raise ConfigurationError(f"{mlruns} holds no models: train some, or name another configuration with --config")
     return Registry(mlruns)
 
 

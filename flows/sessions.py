@@ -3,17 +3,17 @@
 import logging
 from datetime import datetime
 
-from prefect import flow, task
+from prefect import task
 
 from features.increments import Sessionized, update_sessions
 from flows.configuration import load
-from flows.instant import name_run
+from flows.stage import stage
 from flows.world import TOUCHES_THE_WORLD
 
 logger = logging.getLogger("habitus")
 
 
-@flow(flow_run_name=name_run)
+@stage()
 def sessions(config: str) -> Sessionized:
     """Group events into sessions: those that changed since the last time, or all."""
     logger.debug("sessionizing")

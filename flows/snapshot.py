@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import ibis
 import ibis.expr.types as ir
-from prefect import flow, task
+from prefect import task
 
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
@@ -19,7 +19,8 @@ from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshots
 from features.table import Table, materialize
 from flows.configuration import Configuration, ConfigurationError, load
-from flows.instant import event_span, name_run, resolve_as_of
+from flows.instant import event_span, resolve_as_of
+from flows.stage import read_as_of, stage
 from flows.world import TOUCHES_THE_WORLD
 from models.label_card import LabelCard, make_card
 
@@ -37,10 +38,10 @@ class Snapshots:
     test: datetime | None
 
 
-@flow(flow_run_name=name_run)
-def snapshot(config: str, as_of: datetime | None = None, training: bool = True) -> Snapshots:
+@stage()
+def snapshot(config: str, as_of: datetime | str | None = None, training: bool = True) -> Snapshots:
     """Take the snapshot at `as_of` and, unless `training` is off, those to train and to test on, with their labels."""
-    taken = store_snapshots(config, as_of, training)
+    taken = store_snapshots(config, read_as_of(config, as_of), training)
     past = len(taken.train) + 2 if taken.train else 0
     logger.info(
         "snapshot: %s users at %s; %s past snapshots with labels",

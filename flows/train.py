@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import flow, task
+from prefect import task
 
 from features.labels import Purpose, column_of, labels_table
 from features.lake import Lake
 from flows.audit import find_leaks
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import NEXT_NUMBER, align, explain, measure_flapping
-from flows.instant import event_span, name_run, resolve_as_of
+from flows.instant import event_span, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
+from flows.stage import read_as_of, stage
 from flows.world import TOUCHES_THE_WORLD
 from models import figures, promotion, propensities, segment_card, segments
 from models.clusters import Candidate
@@ -47,9 +48,10 @@ class Trained:
     metrics: dict[str, Any]
 
 
-@flow(flow_run_name=name_run)
-def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
+@stage()
+def train(config: str, as_of: datetime | str | None = None) -> dict[str, Trained]:
     """Train, test and promote the segments and the propensity of each label."""
+    as_of = read_as_of(config, as_of)
     logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)

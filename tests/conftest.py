@@ -1,6 +1,5 @@
 """Fixtures, and what is done once. Few imports: the process that shares the tests out needs none of theirs."""
 
-import fcntl
 import gc
 import json
 import logging
@@ -170,21 +169,18 @@ def lake(tmp_path: Path) -> Iterator["Lake"]:
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> "Ran":
     """Run the whole job once on a small shop; each of the processes that test at the same time has a copy."""
-    from shops import Ran, habitus, small_shop
+    from shops import Ran, habitus, once, small_shop
 
     from flows.configuration import load
 
-    folder = tmp_path_factory.mktemp("job")
-    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    told, first = shared / "job.json", shared / "first_job" / "shop"
-    with (shared / "job.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not told.exists():
-            done = habitus("run", str(small_shop(first)), "--json")
-            assert done.exit_code == 0, done.stderr
-            told.write_text(json.dumps({"result": json.loads(done.stdout), "progress": done.stderr}))
-    shutil.copytree(first, folder / "shop", symlinks=True)
-    return Ran(load(folder / "shop" / "habitus.toml"), **json.loads(told.read_text()))
+    def run(folder: Path) -> dict[str, Any]:
+        done = habitus("run", str(small_shop(folder / "shop")), "--json")
+        assert done.exit_code == 0, done.stderr
+        return {"folder": str(folder / "shop"), "result": json.loads(done.stdout), "progress": done.stderr}
+
+    told = once(tmp_path_factory, "job", run)
+    shop = shutil.copytree(told["folder"], tmp_path_factory.mktemp("job") / "shop", symlinks=True)
+    return Ran(load(shop / "habitus.toml"), told["result"], told["progress"])
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,25 @@ MUTANTS = {
         "while False:",
         ("test_suppression",),
     ),
+    # Schedules.
+    "the start of a run is in Prefect's kind of time": Mutant(
+        "flows/instant.py",
+        "datetime.fromisoformat(flow_run.scheduled_start_time.isoformat()).astimezone(UTC)",
+        "flow_run.scheduled_start_time",
+        ("test_stage",),
+    ),
+    "a mistake in code is tried again": Mutant(
+        "flows/world.py",
+        "isinstance(error, PASSING) or may_pass(error.__cause__)",
+        "isinstance(error, Exception)",
+        ("test_stage",),
+    ),
+    "an instant without offset is in UTC": Mutant(
+        "flows/configuration.py",
+        "instant.replace(tzinfo=ZoneInfo(time_zone))",
+        'instant.replace(tzinfo=ZoneInfo("UTC"))',
+        ("test_stage",),
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 
@@ -22,25 +22,34 @@ LATEST_S = 120
 @contextmanager
 def started() -> Iterator[None]:
     """Start a server, and name it to this process and those that it starts; whoever needs it awaits it."""
+    quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+    with serving("--no-services", "--no-ui", environment=os.environ | quick) as address:
+        os.environ[ADDRESS] = address
+        try:
+            yield
+        finally:
+            del os.environ[ADDRESS]
+
+
+@contextmanager
+def serving(*options: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """Start a server, and return the address of its API; whoever needs it awaits it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--no-services", "--no-ui"]
+    command = [sys.executable, "-m", "prefect", "server", "start", *options]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | quick,
+            env=environment,
             start_new_session=True,  # Ctrl-C ends the tests first
         )
-        os.environ[ADDRESS] = f"http://127.0.0.1:{port}/api"
         try:
-            yield
+            yield f"http://127.0.0.1:{port}/api"
         finally:
-            del os.environ[ADDRESS]
             server.terminate()
             server.wait(timeout=30)
 
@@ -48,12 +57,16 @@ def started() -> Iterator[None]:
 @cache
 def await_server() -> None:
     """Wait until the server that was started answers, if one was."""
-    if ADDRESS not in os.environ:
-        return
+    if ADDRESS in os.environ:
+        wait_for(os.environ[ADDRESS])
+
+
+def wait_for(address: str) -> None:
+    """Wait until a server answers."""
     until = time.monotonic() + LATEST_S
     while True:
         try:
-            urllib.request.urlopen(f"{os.environ[ADDRESS]}/health", timeout=LATEST_S).close()
+            urllib.request.urlopen(f"{address}/health", timeout=LATEST_S).close()
         except (urllib.error.URLError, ConnectionError):
             assert time.monotonic() < until, "Prefect's server did not start"
             time.sleep(0.1)

@@ -97,7 +97,7 @@ def test_an_instant_that_is_none_is_refused(tmp_path: Path) -> None:
     done = attempt(tmp_path, CONFIG, EVENTS, "--as-of", "yesterday")
 
     assert done.exit_code == 2
-    assert "--as-of 'yesterday' is no instant: write 2024-06-30" in done.stderr
+    assert "as_of 'yesterday' is no instant: write 2024-06-30" in done.stderr
 
 
 def test_an_instant_before_all_events_is_refused(tmp_path: Path) -> None:

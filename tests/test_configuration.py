@@ -498,7 +498,7 @@ def test_what_is_no_instant_is_told_with_some_that_are(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_as_of(text, "UTC")
     right = "2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
-    assert str(caught.value) == f"--as-of {text!r} is no instant: write {right}"
+    assert str(caught.value) == f"as_of {text!r} is no instant: write {right}"
 
 
 # --- destinations ---

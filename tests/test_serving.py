@@ -43,7 +43,14 @@ def shared(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return add_versions(shutil.copytree(empty, tmp_path_factory.mktemp("shared") / "mlruns"))
 
 
+def configure(folder: Path) -> Path:
+    columns = 'user_id = "user"\noccurred_at = "at"\nevent_name = "event"\n'
+    (folder / "habitus.toml").write_text(f'name = "shop"\n[events]\nfiles = "*.csv"\n[events.columns]\n{columns}')
+    return folder / "habitus.toml"
+
+
 def add_versions(mlruns: Path) -> Path:
+    configure(mlruns.parent)
     registry = Registry(mlruns)
     for as_of, promoted in ((JANUARY, True), (FEBRUARY, True), (MARCH, False)):
         with registry.run("shop/churn", f"{as_of:%B}") as run:
@@ -52,7 +59,7 @@ def add_versions(mlruns: Path) -> Path:
 
 
 def decide(mlruns: Path, *arguments: str) -> str:
-    done = habitus(*arguments, "--mlruns", str(mlruns))
+    done = habitus(*arguments, "--config", str(mlruns.parent / "habitus.toml"))
     assert done.exit_code == 0, done.stderr
     return str(done.stdout).strip()
 
@@ -103,7 +110,7 @@ def test_a_decision_is_kept_with_its_run(mlruns: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line(shared: Path, arguments: list[str], complaint: str) -> None:
-    done = habitus(*arguments, "--mlruns", str(shared))
+    done = habitus(*arguments, "--config", str(shared.parent / "habitus.toml"))
 
     assert done.exit_code == 2
     assert complaint in done.stderr
@@ -113,13 +120,23 @@ def test_a_mistake_is_one_line(shared: Path, arguments: list[str], complaint: st
 def test_where_nothing_is_before_it_a_version_stays(mlruns: Path) -> None:
     decide(mlruns, "rollback", "shop-churn")
 
-    done = habitus("rollback", "shop-churn", "--mlruns", str(mlruns))
+    done = habitus("rollback", "shop-churn", "--config", str(mlruns.parent / "habitus.toml"))
     assert done.exit_code == 2
     assert "has none before it to roll back to" in done.stderr
 
 
 def test_a_folder_without_a_store_is_named(tmp_path: Path) -> None:
-    done = habitus("rollback", "shop-churn", "--mlruns", str(tmp_path))
+    done = habitus("rollback", "shop-churn", "--config", str(configure(tmp_path)))
 
     assert done.exit_code == 2
-    assert "holds no mlflow.db: name the folder of MLflow's store with --mlruns" in done.stderr
+    assert "mlruns holds no models: train some, or name another configuration with --config" in done.stderr
+
+
+def test_the_models_are_where_the_configuration_keeps_them(mlruns: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = mlruns.parent / "habitus.toml"
+    mlruns.rename(mlruns.with_name("models"))
+    config.write_text(config.read_text() + '[storage]\nmlruns = "models"\n')
+    monkeypatch.chdir(mlruns.parent)
+
+    assert habitus("rollback", "shop-churn").exit_code == 0
+    assert Registry(mlruns.with_name("models")).serving("shop-churn") == 1
