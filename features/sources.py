@@ -24,6 +24,8 @@ import ibis.expr.types as ir
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from features.expressions import why_not_of_one_row
+
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -466,6 +468,8 @@ def _column(engine: DuckDB, rows: _Rows, key: str, given: str | Computed | list[
     """Return the SQL of a mapped column, having checked that it names what exists."""
     match given:
         case Computed(sql=str(sql)):
+            if why := why_not_of_one_row(engine.con, sql, rows.columns):
+                raise SourceError(f"{key}: {sql!r} {why}; write an expression over the columns of one row")
             try:
                 # Twice, as it might be several columns only without the brackets; beside a column, it is no aggregate;
                 # before a line's end, it is no comment.
