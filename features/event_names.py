@@ -1,7 +1,7 @@
 """Names of events: which are standard and so count in features, and which are probably one of these by another name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import ibis.expr.types as ir
@@ -115,6 +115,13 @@ def hints(found: EventNames, mapping: Mapping[str, str]) -> list[str]:
             f"no {one.likely}: if they are, write {entries} under [events.names]"
         )
     return lines
+
+
+def check_names(key: str, names: Iterable[str], mapping: Mapping[str, str]) -> None:
+    """Raise ValueError where a key of the configuration names events as the source does and not as they are mapped."""
+    for name in names:
+        if name in mapping and name not in mapping.values():
+            raise ValueError(f"{key}: [events.names] makes {mapping[name]!r} of {name!r}; write {mapping[name]!r}")
 
 
 def _judge(name: str, events: int, key: str, mapping: Mapping[str, str]) -> EventName:
