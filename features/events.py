@@ -8,6 +8,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
+from features.placeholders import without_placeholders
 from features.sources import Source, SourceError, row_text
 from features.table import TIME, Table, materialize
 
@@ -129,8 +130,9 @@ def accept(
     """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as `raw`.
 
     `raw` is as `sources.read_events` gives it. Times without zone are in the source's zone, or else in `time_zone`.
-    Blank text is null. Of rows with one event id the first to be ingested is accepted. A source without ids gets them
-    from the rows' content: equal rows within a file are separate events, equal rows in two files are one event.
+    Blank text is null, and a user whose id is one of the source's `no_user` is none. Of rows with one event id the
+    first to be ingested is accepted. A source without ids gets them from the rows' content: equal rows within a file
+    are separate events, equal rows in two files are one event.
     A source that does not say when it learned of an event learned of it at once: ingested_at = occurred_at.
     `erased_among` gives user_id and erased_at of those of some users who were erased: what they did before is rejected.
     A rejected row is text as the source has it; of a duplicate, the event that it would have been, as JSON; of a user
@@ -176,6 +178,7 @@ def _judge(
         **{name: _number(raw[name]) for name in NUMBERS if name in raw.columns},
     )
     rows = rows.mutate(
+        user_id=without_placeholders(rows.user_id, source.no_user),
         ingested_at=rows.ingested_at.fill_null(rows.occurred_at),
         event_name=rows.event_name.substitute(source.names) if source.names else rows.event_name,
     )

@@ -25,6 +25,7 @@ from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from features.expressions import why_not_of_one_row
+from features.placeholders import NO_USER
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -144,6 +145,8 @@ class Source(Settings):
     time_zone: TimeZone | None = None
     columns: Columns
     names: dict[str, str] = Field(default_factory=dict)
+    no_user: list[str] = list(NO_USER)
+    rejected_max: float = Field(default=0.2, ge=0, le=1)
     skip_unreadable: bool = False
 
 
