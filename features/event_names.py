@@ -110,9 +110,10 @@ def hints(found: EventNames, mapping: Mapping[str, str]) -> list[str]:
     for one in alike[:NAMES_SHOWN]:
         sources = [source for source, ours in mapping.items() if ours == one.name] or [one.name]
         entries = ", ".join(f'{_toml(source)} = "{one.likely}"' for source in sources)
+        count = f"{one.events:,} event{' is' if one.events == 1 else 's are'}"
         lines.append(
-            f"{one.name!r} is no standard name, so its {one.events:,} event{'' if one.events == 1 else 's'} count as "
-            f"no {one.likely}: if they are, write {entries} under [events.names]"
+            f"{count} named {one.name!r}, which counts as no {one.likely}; if it is one, write {entries} under "
+            "[events.names]"
         )
     return lines
 

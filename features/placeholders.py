@@ -1,5 +1,7 @@
 """Placeholders: what programs write where they have no user. Taken for an id, it would make strangers one user."""
 
+from collections.abc import Mapping
+
 import ibis
 import ibis.expr.types as ir
 
@@ -28,6 +30,15 @@ def count_placeholders(user_id: ir.StringColumn, placeholders: list[str]) -> dic
     counts = found.filter(found.bare.isin(list(as_listed))).group_by("bare").agg(rows=ibis._.count())
     rows = counts.order_by(counts["rows"].desc(), counts.bare).to_pyarrow().to_pylist()
     return {as_listed[row["bare"]]: row["rows"] for row in rows}
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Say how many rows have which placeholder.
+
+    >>> in_words({"null": 1200, "(not set)": 1})
+    "1,200 say 'null', 1 says '(not set)'"
+    """
+    return ", ".join(f"{count:,} {'says' if count == 1 else 'say'} {name!r}" for name, count in counts.items())
 
 
 def _bare(user_id: ir.StringValue) -> ir.StringValue:

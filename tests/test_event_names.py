@@ -107,7 +107,7 @@ def test_a_name_that_is_mapped_to_itself_is_meant_so(engine: DuckDB) -> None:
 
 def test_a_hint_has_the_count_and_the_line_to_write(engine: DuckDB) -> None:
     assert hints(counted(engine, "Order Completed", "Order Completed", "quiz", "purchase"), {}) == [
-        "'Order Completed' is no standard name, so its 2 events count as no purchase: if they are, write "
+        "2 events are named 'Order Completed', which counts as no purchase; if it is one, write "
         '"Order Completed" = "purchase" under [events.names]'
     ]
 
