@@ -10,6 +10,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
+from features.placeholders import without_placeholders
 from features.sources import Source, SourceError, row_text
 from features.table import TIME, Table, materialize, stack
 from features.values import UnitError, as_instant, as_json, as_number, as_text, is_bad_number, is_given, is_inexact
@@ -123,7 +124,8 @@ def accept(
     """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as parts and `due`.
 
     The parts are as `sources.read_events` gives them. Times without zone are in the zone of their column, of the
-    source, or else in `time_zone`. Blank text is null. Of rows with one event id the first to be ingested is accepted.
+    source, or else in `time_zone`. Blank text is null, and a user whose id is one of the source's `no_user`
+    is none. Of rows with one event id the first to be ingested is accepted.
     A source without ids gets them from the rows' content: equal rows within a file are separate events, equal rows in
     two files are one event. A source that does not say when it learned of an event learned of it at once:
     ingested_at = occurred_at.
@@ -180,6 +182,7 @@ def _judge(
         event_id=rows.given_id.fill_null(_id_of_content(rows, mapped)),
         is_made=rows.given_id.isnull(),
         has_bad_ingestion=rows.has_bad_ingestion & rows.ingested_at.isnull(),
+        user_id=without_placeholders(rows.user_id, source.no_user),
         ingested_at=rows.ingested_at.fill_null(rows.occurred_at),
         event_name=rows.event_name.substitute(source.names) if source.names else rows.event_name,
     )

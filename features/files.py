@@ -29,8 +29,8 @@ FILES = Table(
     key=("path", "content"),
 )
 
-NOT_IN_FINGERPRINT = {"files", "skip_unreadable"}
-"""What says which files are read, and not what their rows mean."""
+NOT_IN_FINGERPRINT = {"files", "rejected_max", "skip_unreadable"}
+"""What says which files are read and how many of their rows may be unusable, and not what they mean."""
 
 
 def content_of(path: Path) -> str:

@@ -24,6 +24,8 @@ import ibis.expr.types as ir
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from features.expressions import why_not_of_one_row
+from features.placeholders import NO_USER
 from features.values import PART
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -162,6 +164,8 @@ class Source(Settings):
     time_zone: TimeZone | None = None
     columns: Columns
     names: dict[str, str] = Field(default_factory=dict)
+    no_user: list[str] = list(NO_USER)
+    rejected_max: float = Field(default=0.2, ge=0, le=1)
     skip_unreadable: bool = False
 
     @property
@@ -668,6 +672,8 @@ def _expression(
     is_optional: bool,
 ) -> str:
     """Return an expression in brackets, having checked that it is one, and works."""
+    if why := why_not_of_one_row(con, sql, part.columns):
+        raise SourceError(f"{key}: {sql!r} {why}; write an expression over the columns of one row")
     lacking: list[str] = []
     while True:
         rows = f"(SELECT *{''.join(f', NULL AS {_identifier(name)}' for name in lacking)} FROM ({part.sql}))"

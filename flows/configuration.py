@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
+from features.event_names import check_names
 from features.labels import COLUMNS, LABEL_KIND, ChurnSettings, LabelSettings
 from features.lake import Lake
 from features.sessions import SessionSettings
@@ -151,6 +152,16 @@ class Configuration(Settings):
         for name in self.labels.named:
             if name in taken:
                 raise ValueError(f"labels.{name}: is the name of a feature, an attribute or a column; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _events_are_named_as_mapped(self) -> Self:
+        named = {f"labels.{name}.events": label.events for name, label in self.labels.named.items()}
+        for name, purpose in self.purposes.items():
+            named[f"purposes.{name}.granted_by"] = tuple(purpose.granted_by)
+            named[f"purposes.{name}.withdrawn_by"] = tuple(purpose.withdrawn_by)
+        for key, names in named.items():
+            check_names(key, names, self.events.names)
         return self
 
     @model_validator(mode="after")

@@ -90,6 +90,33 @@ def test_the_configurations_of_other_tools_are_right(file: Path) -> None:
     assert load(file).name == file.stem
 
 
+# --- names of events ---
+
+MAPPED = SMALLEST + '[events.names]\n"Order Completed" = "purchase"\nopen = "close"\nclose = "closed"\n'
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ('[labels.churn]\nevents = ["login", "Order Completed"]', "labels.churn.events"),
+        ('[labels.conversion]\nevents = ["Order Completed"]', "labels.conversion.events"),
+        ('[labels.silent]\nkind = "churn"\nevents = ["Order Completed"]', "labels.silent.events"),
+        ('[purposes.news]\ngranted_by = ["Order Completed"]', "purposes.news.granted_by"),
+        ('[purposes.news]\nmissing = "yes"\nwithdrawn_by = ["Order Completed"]', "purposes.news.withdrawn_by"),
+    ],
+)
+def test_an_event_is_named_as_it_is_mapped_and_not_as_the_source_does(tmp_path: Path, section: str, key: str) -> None:
+    assert mistake(tmp_path, f"{MAPPED}[publish]\npurposes = []\n{section}\n") == (
+        f"{key}: [events.names] makes 'purchase' of 'Order Completed'; write 'purchase'"
+    )
+
+
+def test_a_name_that_another_is_mapped_to_may_be_named(tmp_path: Path) -> None:
+    label = '[labels.churn]\nevents = ["close", "purchase", "never mapped"]\n'
+
+    assert load_text(tmp_path, MAPPED + label).labels.churn.events == ["close", "purchase", "never mapped"]
+
+
 # --- what is wrong with the file ---
 
 

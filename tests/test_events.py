@@ -146,6 +146,17 @@ def test_a_blank_user_is_rejected_as_no_user(engine: DuckDB) -> None:
     assert reasons(engine, [{"user_id": user} for user in (None, "", "   ", "\t\n")]) == ["no_user"] * 4
 
 
+def test_a_placeholder_for_a_user_is_rejected_as_no_user(engine: DuckDB) -> None:
+    assert reasons(engine, [{"user_id": "undefined"}, {"user_id": " NULL "}]) == ["no_user", "no_user"]
+
+
+def test_a_user_whose_id_is_in_no_list_of_placeholders_is_one(engine: DuckDB) -> None:
+    events, rejected = judge(engine, [{"user_id": "null"}, {"user_id": "guest"}], no_user=["guest"])
+
+    assert [event["user_id"] for event in events] == ["null"]
+    assert [row["reason"] for row in rejected] == ["no_user"]
+
+
 def test_a_blank_time_is_rejected_as_no_time(engine: DuckDB) -> None:
     assert reasons(engine, [{"occurred_at": time} for time in (None, "", "   ")]) == ["no_time"] * 3
 

@@ -606,9 +606,9 @@ def test_a_constant_is_the_same_in_every_row(engine: DuckDB, tmp_path: Path) -> 
         ("", "does not work on e.csv"),
         ("user; DROP TABLE x", "does not work on e.csv"),
         ("user -- the user", "does not work on e.csv"),
-        ("max(user)", "does not work on e.csv: .*GROUP BY"),
+        ("max(user)", r"has an aggregate, max\(\)"),
         ("user, time", "must be one expression"),
-        ("*", "must be one expression"),
+        ("*", "has columns that it does not name"),
     ],
 )
 def test_what_is_no_expression_over_the_columns_is_an_error(engine: DuckDB, tmp_path: Path, sql: str, why: str) -> None:
