@@ -20,7 +20,7 @@ from features.snapshots import snapshots_table, take_snapshots
 from features.table import Table, materialize
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, name_run, resolve_as_of
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 from models.label_card import LabelCard, make_card
 
 logger = logging.getLogger("habitus")
@@ -52,6 +52,7 @@ def snapshot(config: str, as_of: datetime | None = None, training: bool = True) 
 
 
 @task(**TOUCHES_THE_WORLD)
+@discreet
 def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snapshots:
     """Read events and sessions, store snapshots and labels, each table by one commit.
 

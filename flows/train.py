@@ -20,7 +20,7 @@ from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import NEXT_NUMBER, align, explain, measure_flapping
 from flows.instant import event_span, name_run, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 from models import figures, promotion, propensities, segment_card, segments
 from models.clusters import Candidate
 from models.label_card import LabelCard
@@ -67,6 +67,7 @@ def train(config: str, as_of: datetime | None = None) -> dict[str, Trained]:
 
 
 @task(task_run_name="audit", **TOUCHES_THE_WORLD)
+@discreet
 def audit_features(config: str, as_of: datetime | None) -> list[str]:
     """Say which features know the future or name a label."""
     configuration = load(config)
@@ -78,6 +79,7 @@ def audit_features(config: str, as_of: datetime | None) -> list[str]:
 
 
 @task(task_run_name="segments", **TOUCHES_THE_WORLD)
+@discreet
 def train_segments(config: str, as_of: datetime | None) -> Trained:
     """Discover segments in the latest snapshot; keep the ids of those that serve."""
     configuration = load(config)
@@ -128,6 +130,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
 
 
 @task(task_run_name="{kind}", **TOUCHES_THE_WORLD)
+@discreet
 def train_propensity(config: str, as_of: datetime | None, kind: str, leaks: int = 0) -> Trained:
     """Learn a propensity from past snapshots, test it on a later one beside what it has to beat.
 
