@@ -3,6 +3,8 @@
 Beside those that are features, it holds contacts and what users say of consent, under names that are reserved.
 """
 
+from collections.abc import Callable
+
 import ibis
 import ibis.expr.types as ir
 
@@ -18,13 +20,13 @@ ATTRIBUTES = Table(
 
 
 class DuplicateUserError(Exception):
-    """Name a user who is described twice, differently."""
+    """Say where a user is described twice, differently."""
 
 
-def describe_users(users: ir.Table, attributes: list[str]) -> ir.Table:
+def describe_users(users: ir.Table, attributes: list[str], places_of: Callable[[ir.Table], str]) -> ir.Table:
     """Turn one row per user, as `sources.read_users` gives it, into ATTRIBUTES; blank text is no value.
 
-    Raises DuplicateUserError where a user has two values for one attribute.
+    Raises DuplicateUserError where a user has two values for one attribute, with where `places_of` says their rows are.
     """
     given = users.select(user_id=as_text(users.user_id), **{name: as_text(users[name]) for name in attributes})
     given = given.filter(given.user_id.notnull())
@@ -32,8 +34,9 @@ def describe_users(users: ir.Table, attributes: list[str]) -> ir.Table:
     long = long.filter(long.value.notnull()).distinct()
     twice = long.group_by(["user_id", "attribute"]).agg(values=long.count()).filter(lambda t: t["values"] > 1)
     for row in twice.order_by("user_id", "attribute").limit(1).to_pyarrow().to_pylist():
+        theirs = users.filter(as_text(users.user_id) == row["user_id"], as_text(users[row["attribute"]]).notnull())
         name = row["attribute"].removeprefix(CONSENT).removeprefix(RESERVED)
-        raise DuplicateUserError(f"user {row['user_id']!r} has {row['values']} values of {name}; give one")
+        raise DuplicateUserError(f"{places_of(theirs)}: one user has {row['values']} values of {name}; give one")
     return ATTRIBUTES.check(long)
 
 

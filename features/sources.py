@@ -24,6 +24,8 @@ import ibis.expr.types as ir
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from features.discretion import hide_values
+
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -213,6 +215,7 @@ def read_files(
     """
     rows = _read(engine.con, files, source.format, known)
     _refuse_nothing(rows)
+    _refuse_no_header(rows, files, source.columns.mapped().values())
     selected = {
         name: _column(engine, rows, f"events.columns.{name}", given) for name, given in source.columns.mapped().items()
     }
@@ -260,8 +263,10 @@ def row_text(rows: ir.Table) -> ir.StringValue:
 
 def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str, str]) -> ir.Table:
     """Read the attributes of users: user_id and those of `Users.columns`, and otherwise as `read_events` does."""
-    rows = _read(engine.con, find_files(users.files, folder), users.format)
+    files = find_files(users.files, folder)
+    rows = _read(engine.con, files, users.format)
     _refuse_nothing(rows)
+    _refuse_no_header(rows, files, [users.user_id, *(column for _, column in users.columns(consents).values())])
     selected = {"user_id": _column(engine, rows, "users.user_id", users.user_id)}
     selected |= {name: _column(engine, rows, *named) for name, named in users.columns(consents).items()}
     return _project(engine, rows, selected, folder)
@@ -320,6 +325,18 @@ def _refuse_nothing(rows: _Rows) -> None:
         raise SourceError(f"{rows.files}: {NOTHING[rows.format]}")
 
 
+def _refuse_no_header(rows: _Rows, files: list[Path], mapped: Iterable[str | Computed | list[str]]) -> None:
+    """Raise SourceError for text whose first line has no column that is mapped: it may be an event, not for errors."""
+    names = {
+        name for one in mapped if not isinstance(one, Computed) for name in ([one] if isinstance(one, str) else one)
+    }
+    for file in files if rows.format == "csv" and names else ():
+        header = _read_header(file)
+        if header and names.isdisjoint(_column_names(header, max(DELIMITERS, key=header.count))):
+            some = ", ".join(sorted(names))
+            raise SourceError(f"{file.name}: its first line must name the columns; it has none of {some}")
+
+
 def _describe(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
     described = con.execute(f"DESCRIBE {sql}").fetchall()
     return {name: kind for name, kind, *_ in described if not name.startswith("habitus_")}
@@ -364,8 +381,11 @@ def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> str:
         delimiter = max(DELIMITERS, key=header.count)
         names = _column_names(header, delimiter)
         if len({name.lower() for name in names}) < len(names):
+            lower = [name.lower() for name in names]
+            second = next(place for place, name in enumerate(lower) if name in lower[:place])
             raise UnreadableError(
-                f"{members[0].name}: its first line must name the columns, each once; it is {header!r}"
+                f"{members[0].name}: its first line must name the columns, each once; columns "
+                f"{lower.index(lower[second]) + 1} and {second + 1} have one name"
             )
         dialect = f"header=true, delim={_text(delimiter)}, quote='\"', escape='\"'"
         rows, malformed = _read_text(con, members, names, dialect)
@@ -473,7 +493,9 @@ def _column(engine: DuckDB, rows: _Rows, key: str, given: str | Computed | list[
                     f"DESCRIBE SELECT {sql}, ({sql}\n), habitus_path FROM ({rows.sql})"
                 ).fetchall()
             except duckdb.Error as error:
-                raise SourceError(f"{key}: {sql!r} does not work on {rows.files}: {first_line(error)}") from error
+                raise SourceError(
+                    f"{key}: {sql!r} does not work on {rows.files}: {_without_kind(str(error))}"
+                ) from error
             if len(found) != 3:
                 raise SourceError(f"{key}: {sql!r} must be one expression, not several columns")
             return f"({sql})"
@@ -494,8 +516,12 @@ def _column(engine: DuckDB, rows: _Rows, key: str, given: str | Computed | list[
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an engine's message, without its kind."""
-    return str(error).strip().splitlines()[0].removeprefix("Invalid Input Error: ").removeprefix("IO Error: ")
+    """Return the first line of an engine's message, without its kind and without values."""
+    return _without_kind(hide_values(str(error)))
+
+
+def _without_kind(message: str) -> str:
+    return message.strip().splitlines()[0].removeprefix("Invalid Input Error: ").removeprefix("IO Error: ")
 
 
 def _culprit(message: str, paths: list[Path]) -> str:

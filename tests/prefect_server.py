@@ -20,13 +20,16 @@ LATEST_S = 120
 
 
 @contextmanager
-def started() -> Iterator[None]:
-    """Start a server, and name it to this process and those that it starts; whoever needs it awaits it."""
+def started(services: bool = False) -> Iterator[None]:
+    """Start a server, and name it to this process and those that it starts; whoever needs it awaits it.
+
+    Without its services it writes down what becomes of flows, but not of tasks.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--no-services", "--no-ui"]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", *([] if services else ["--no-services"])]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],

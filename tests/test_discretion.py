@@ -1,18 +1,22 @@
 """No error and no log holds what users' rows do: they are named by file and line, also in Prefect's store."""
 
 import gzip
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stores import places_of
 
 from features.discretion import form_of, hide_values, place_of
 from features.sources import SourceError
 from flows.world import UnexpectedError, discreet
 
-USER = "planted_user_4711"
+USER, MAIL = "planted_user_4711", "planted@zanzibar.example"
 
 
 # --- what may be said ---
@@ -104,3 +108,76 @@ def test_an_error_of_our_own_is_told_without_what_it_came_from(error: Exception)
     assert caught.value is error
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+# --- what Prefect keeps ---
+
+EVENTS = "user,at,event\nada,2024-03-01T10:00:00Z,home\n"
+CONFIG = """
+name = "shop"
+[events]
+files = "events.*"
+[events.columns]
+user_id = "user"
+occurred_at = "at"
+event_name = "event"
+"""
+PEOPLE = '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["plan"]\n'
+MAILS = PEOPLE + 'email = "mail"\n'
+OF_TEXT = 'revenue = { sql = "CAST(user AS DOUBLE)" }\n'
+SAYING = 'page = { sql = "error(user)" }\n'
+OF_TIMES = '{"user": "ada", "at": "2024-03-01T10:00:00Z", "event": "home"}\n'
+FAILING = {
+    "a user who is described twice": (CONFIG + PEOPLE, EVENTS, f"user,plan\n{USER},pro\n{USER},{MAIL}\n"),
+    "a user with two addresses": (CONFIG + MAILS, EVENTS, f"user,plan,mail\n{USER},pro,{MAIL}\n{USER},pro,x{MAIL}\n"),
+    "a row of users with a column too many": (CONFIG + PEOPLE, EVENTS, f"user,plan\n{USER},pro,{MAIL}\n"),
+    "users without a header": (CONFIG + PEOPLE, EVENTS, f"{USER},{MAIL}\nada,pro\n"),
+    "events without a header": (CONFIG, f"{USER},2024-03-01T10:00:00Z,{MAIL}\n" * 2, ""),
+    "a first event with one thing twice": (CONFIG, f"{USER},{MAIL},{MAIL}\n" * 2, ""),
+    "times that are none": (CONFIG, f"user,at,event\n{USER},{MAIL},home\n", ""),
+    "an expression that fails": (CONFIG + OF_TEXT, EVENTS + f"{USER},2024-03-01T10:00:00Z,{MAIL}\n", ""),
+    "an expression that fails on JSON": (CONFIG + OF_TEXT, OF_TIMES.replace("ada", USER), ""),
+    "an expression that says what it likes": (
+        CONFIG + 'page = { sql = "error(user)" }\n',
+        f"user,at,event\n{USER},1,x\n",
+        "",
+    ),
+}
+
+
+@pytest.mark.ci
+def test_prefect_keeps_nothing_of_users_of_an_ingest_that_failed(tmp_path: Path) -> None:
+    configs = []
+    for number, (config, events, users) in enumerate(FAILING.values()):
+        folder = tmp_path / "shops" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "habitus.toml").write_text(config)
+        (folder / ("events.jsonl" if events.startswith("{") else "events.csv")).write_text(events)
+        (folder / "users.csv").write_text(users)
+        configs.append(str(folder / "habitus.toml"))
+    home = tmp_path / "prefect"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    settings = {"PREFECT_HOME": str(home), "PREFECT_LOGGING_EXTRA_LOGGERS": "habitus", "DO_NOT_TRACK": "1"}
+    settings |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "DEBUG"}
+
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("failing_ingests.py")), *configs],
+        env=kept | settings,
+        input=USER,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    errors = done.stdout.splitlines()
+    assert len(errors) == 1 + len(FAILING), errors
+    told, converted, mail, user = places_of(home, "users.csv, line 3", "ConversionException at", MAIL, USER)
+    assert any(place.startswith("prefect.db") for place in told)  # there is something to find
+    assert any(place.startswith("storage/") for place in told)
+    assert any(place.startswith("prefect.db") for place in converted)
+    assert (mail, user) == ([], [])
+    assert not {USER, MAIL} & set(done.stdout.split())
+    assert USER not in done.stdout + done.stderr
+    assert MAIL not in done.stdout + done.stderr
