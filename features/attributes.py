@@ -3,7 +3,7 @@
 Beside those that are features, it holds contacts and what users say of consent, under names that are reserved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ibis
 import ibis.expr.types as ir
@@ -20,13 +20,14 @@ ATTRIBUTES = Table(
 
 
 class DuplicateUserError(Exception):
-    """Name a user who is described twice, differently."""
+    """Say where a user is described twice, differently."""
 
 
-def describe_users(parts: Sequence[ir.Table], attributes: list[str]) -> ir.Table:
+def describe_users(parts: Sequence[ir.Table], attributes: list[str], places_of: Callable[[ir.Table], str]) -> ir.Table:
     """Turn one row per user, as `sources.read_users` gives it, into ATTRIBUTES; blank text is no value.
 
-    Raises DuplicateUserError where a user has two values for one attribute, SourceError for ids that are not exact.
+    Raises DuplicateUserError where a user has two values for one attribute, with where `places_of` says their rows are,
+    SourceError for ids that are not exact.
     """
     for users in parts:
         count = users.filter(is_inexact(users.user_id)).count().to_pyarrow().as_py()
@@ -43,8 +44,14 @@ def describe_users(parts: Sequence[ir.Table], attributes: list[str]) -> ir.Table
     long = long.filter(long.value.notnull()).distinct()
     twice = long.group_by(["user_id", "attribute"]).agg(values=long.count()).filter(lambda t: t["values"] > 1)
     for row in twice.order_by("user_id", "attribute").limit(1).to_pyarrow().to_pylist():
+        places = []
+        for users in parts:
+            is_theirs = as_text(users.user_id) == row["user_id"]
+            places.append(places_of(users.filter(is_theirs, as_text(users[row["attribute"]]).notnull())))
         name = row["attribute"].removeprefix(CONSENT).removeprefix(RESERVED)
-        raise DuplicateUserError(f"user {row['user_id']!r} has {row['values']} values of {name}; give one")
+        raise DuplicateUserError(
+            f"{'; '.join(filter(None, places))}: one user has {row['values']} values of {name}; give one"
+        )
     return ATTRIBUTES.check(long)
 
 

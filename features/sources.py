@@ -24,6 +24,7 @@ import ibis.expr.types as ir
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from features.discretion import hide_values
 from features.expressions import why_not_of_one_row
 from features.placeholders import NO_USER
 from features.values import PART
@@ -256,6 +257,7 @@ def read_files(
     parts = _read(engine.con, files, source.format, known)
     _refuse_nothing(parts)
     mapped = source.columns.mapped()
+    _refuse_no_header(parts, mapped.values())
     tables = []
     for part in parts:
         selected = {
@@ -316,6 +318,7 @@ def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str
     """Read the attributes of users: user_id and those of `Users.columns`, and otherwise as `read_events` does."""
     parts = _read(engine.con, find_files(users.files, folder), users.format)
     _refuse_nothing(parts)
+    _refuse_no_header(parts, [users.user_id, *(column for _, column in users.columns(consents).values())])
     tables = []
     for part in parts:
         selected = {"user_id": _column(engine.con, part, parts, (), "users.user_id", users.user_id)}
@@ -385,6 +388,18 @@ def _refuse_nothing(parts: list[_Part]) -> None:
         raise SourceError(f"{_some([path for part in parts for path in part.paths])}: {NOTHING[parts[0].format]}")
 
 
+def _refuse_no_header(parts: list[_Part], mapped: Iterable[str | Computed | list[str]]) -> None:
+    """Raise SourceError for text whose first line has no column that is mapped: it may be an event, not for errors."""
+    names = set()
+    for one in mapped:
+        columns = [one.column] if isinstance(one, Computed) else [one] if isinstance(one, str) else one
+        names.update(name for name in columns if name)
+    for part in parts:
+        if part.format == "csv" and names and part.columns and names.isdisjoint(part.columns):
+            some = ", ".join(sorted(names))
+            raise SourceError(f"{part.paths[0].name}: its first line must name the columns; it has none of {some}")
+
+
 def _describe(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
     described = con.execute(f"DESCRIBE {sql}").fetchall()
     return {name: kind for name, kind, *_ in described if not name.startswith("habitus_")}
@@ -429,8 +444,11 @@ def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[_Part]:
         delimiter = max(DELIMITERS, key=header.count)
         names = _column_names(header, delimiter)
         if len({name.lower() for name in names}) < len(names):
+            lower = [name.lower() for name in names]
+            second = next(place for place, name in enumerate(lower) if name in lower[:place])
             raise UnreadableError(
-                f"{members[0].name}: its first line must name the columns, each once; it is {header!r}"
+                f"{members[0].name}: its first line must name the columns, each once; columns "
+                f"{lower.index(lower[second]) + 1} and {second + 1} have one name"
             )
         dialect = f"header=true, delim={_text(delimiter)}, quote='\"', escape='\"'"
         rows, malformed = _read_text(con, members, names, dialect)
@@ -693,7 +711,8 @@ def _expression(
                     f"{json.dumps(sql)}, optional = true }} if files may lack it"
                 ) from error
             else:
-                raise SourceError(f"{key}: {sql!r} does not work on {part.files}: {first_line(error)}") from error
+                why = _without_kind(str(error))
+                raise SourceError(f"{key}: {sql!r} does not work on {part.files}: {why}") from error
     if len(found) != 3:
         raise SourceError(f"{key}: {sql!r} must be one expression, not several columns")
     if lacking:
@@ -715,8 +734,12 @@ def _are_retyped(parts: list[_Part], known: Iterable[Mapping[str, str]], express
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an engine's message, without its kind."""
-    return str(error).strip().splitlines()[0].removeprefix("Invalid Input Error: ").removeprefix("IO Error: ")
+    """Return the first line of an engine's message, without its kind and without values."""
+    return _without_kind(hide_values(str(error)))
+
+
+def _without_kind(message: str) -> str:
+    return message.strip().splitlines()[0].removeprefix("Invalid Input Error: ").removeprefix("IO Error: ")
 
 
 def _culprit(message: str, paths: list[Path]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prefect import task
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from features.erasures import ERASURES, ensure_salt, find_salt, hash_id
@@ -24,6 +25,7 @@ from flows.credentials import connect_all
 from flows.schedule import next_training
 from flows.stage import stage
 from flows.train import LAST_SNAPSHOT, model_name
+from flows.world import discreet
 from models.registry import Registry
 from publish import erasure
 from publish.destination import Destination
@@ -96,6 +98,7 @@ def forget(config: str) -> Forgotten:
 
 
 @task
+@discreet
 def finish(config: str) -> Forgotten:
     """Do what unfinished erasures have still to do."""
     configuration = load(config)
@@ -195,6 +198,11 @@ def show(forgotten: Forgotten, program: str, console: Console) -> None:
         console.print(table)
         console.print()
         _show_models(receipt, program, console)
+        console.print(f"Searched: {', '.join(receipt.searched)}, and what waits to be sent there.")
+        console.print("Not searched:")
+        for store in receipt.not_searched:
+            console.print(Padding(store, (0, 0, 0, 2)))
+        console.print()
         console.print(f"Receipt: {file}", soft_wrap=True, style="green" if receipt.completed_at else "yellow")
         if not receipt.completed_at:
             console.print(f"Not complete: run `{program} forget` again when the destinations are there", style="yellow")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 from prefect import task
 
 from features.attributes import ATTRIBUTES, describe_users
+from features.discretion import form_of, place_of
 from features.erasures import Erased, find_erased
 from features.events import (
     DUPLICATE_ID,
@@ -51,12 +53,14 @@ from features.values import as_instant, as_text
 from flows.configuration import Configuration, load
 from flows.instant import scheduled_start
 from flows.stage import stage
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 
 logger = logging.getLogger("habitus")
 
 File = dict[str, Any]
 """A row of FILES."""
+PLACES_MAX = 3
+"""Rows that an error names, by file and line."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def ingest(config: str, rebuild: bool = False) -> Ingested:
 
 
 @task(**TOUCHES_THE_WORLD)
+@discreet
 def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
     """Read, judge and store the rows of new files; nothing is stored if any of it goes wrong."""
     configuration = load(config)
@@ -224,7 +229,10 @@ def _judge(
     except (UnreadableError, duckdb.Error) as error:
         unreadable = find_unreadable(source, paths)
         if not unreadable:
-            raise SourceError(f"events.files: {source.files} cannot be read: {first_line(error)}") from error
+            # An expression may say a value itself, as one with error() does, and then nothing tells it apart.
+            is_free = isinstance(error, duckdb.InvalidInputException) and "Could not parse string" not in str(error)
+            why = type(error).__name__ if is_free else first_line(error)
+            raise SourceError(f"events.files: {source.files} cannot be read: {why}") from error
         if not source.skip_unreadable:
             why = min(unreadable.values())
             raise UnreadableError(f"{why}; mend or remove it, or set events.skip_unreadable = true") from error
@@ -421,12 +429,17 @@ def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None
         malformed = part.filter(part.malformed)
         count = _count(malformed)
         if count:
-            if configuration.users.email or configuration.users.phone:  # which are not for logs
-                example = f"one of {malformed.source_file.min().to_pyarrow().as_py()}"
-            else:
-                example = repr(row_text(malformed).min().to_pyarrow().as_py())
-            raise SourceError(f"users.files: {count} rows cannot be read, such as {example}; mend or remove them")
-    return describe_users(users, list(configuration.users.columns(consents)))
+            places = _places_of(configuration, malformed)
+            raise SourceError(f"users.files: {count} rows cannot be read, such as {places}; mend or remove them")
+    columns = list(configuration.users.columns(consents))
+    return describe_users(users, columns, partial(_places_of, configuration))
+
+
+def _places_of(configuration: Configuration, rows: ir.Table) -> str:
+    """Say where the first of some rows of the source are: their content is nothing for errors and logs."""
+    some = rows.select("source_file", text=row_text(rows)).order_by("source_file", "text").limit(PLACES_MAX)
+    places = [place_of(configuration.folder, row["source_file"], row["text"]) for row in some.to_pyarrow().to_pylist()]
+    return "; ".join(sorted(set(places), key=lambda place: (len(place), place)))
 
 
 def _without_erased(lake: Lake, attributes: ir.Table, erased: Erased) -> ir.Table:
@@ -441,9 +454,10 @@ def _explain_nothing(configuration: Configuration, parts: list[ir.Table], by_rea
         return f"events.files: {configuration.events.files} has no rows"
     reason = max(by_reason, key=lambda name: by_reason[name])
     if reason == "unparseable_time":
-        [column, example] = _find_unreadable_time(configuration, parts)
+        [column, example, places] = _find_unreadable_time(configuration, parts)
         return (
-            f"events.columns.{column}: no row has a time that can be read, but {example!r}: "
+            f"events.columns.{column}: no row has a time that can be read, but the likes of {form_of(example)!r} (9: a "
+            f"digit, a: a letter; {places}): "
             "name the column of the times, set events.time_unit or that of the column (s, ms, us, ns) for numbers, "
             "or give an expression: { sql = \"try_strptime(column, '%d/%m/%Y %H:%M')\" }"
         )
@@ -451,8 +465,8 @@ def _explain_nothing(configuration: Configuration, parts: list[ir.Table], by_rea
     return f"events.files: no row of {configuration.events.files} was accepted: {counts}"
 
 
-def _find_unreadable_time(configuration: Configuration, parts: list[ir.Table]) -> tuple[str, str]:
-    """Return the column of times that no row's can be read of, and one of them."""
+def _find_unreadable_time(configuration: Configuration, parts: list[ir.Table]) -> tuple[str, str, str]:
+    """Return the column of times that no row's can be read of, one of them, and where it is."""
     source = configuration.events
     names: tuple[Literal["occurred_at", "ingested_at"], ...] = ("occurred_at", "ingested_at")
     for name in names:
@@ -460,9 +474,9 @@ def _find_unreadable_time(configuration: Configuration, parts: list[ir.Table]) -
             if name in part.columns:
                 instant = as_instant(part[name], source.unit_of(name), source.zone_of(name, configuration.time_zone))
                 text = as_text(part[name])
-                found = part.filter(instant.isnull() & text.notnull()).select(text=text).limit(1)
-                for row in found.to_pyarrow().to_pylist():
-                    return name, row["text"]
+                found = materialize(part.mutate(text=text).filter(instant.isnull() & text.notnull()).limit(1))
+                for example in found.text.to_pyarrow().to_pylist():
+                    return name, example, _places_of(configuration, found)
     raise AssertionError("of rows with a time that cannot be read, one is found")
 
 

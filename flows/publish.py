@@ -25,7 +25,7 @@ from flows.instant import resolve_as_of
 from flows.report import tell, write_report
 from flows.stage import HeldError, read_as_of, stage
 from flows.train import model_name
-from flows.world import TOUCHES_THE_WORLD, DeliveryError
+from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
@@ -103,6 +103,7 @@ def _in_words(delivery: Delivery) -> str:
 
 
 @task(**TOUCHES_THE_WORLD)
+@discreet
 def publish_version(config: str, as_of: datetime | None, label: str | None) -> Published:
     """Make a version of assignments the present one, or hold it; take the present one to all destinations."""
     configuration = load(config)

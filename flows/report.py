@@ -27,7 +27,7 @@ from flows.identity import named
 from flows.snapshot import table_of
 from flows.stage import artifact_key, stage
 from flows.train import model_name
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 from models.reasons import NoTreesError, importance
 from models.registry import Registry, UnknownVersionError
 from models.segments import SegmentModel
@@ -81,6 +81,7 @@ def tell(config: str, reported: Reported) -> Reported:
 
 
 @task(**TOUCHES_THE_WORLD)
+@discreet
 def write_report(config: str, anew: bool = False) -> Reported:
     """Write the report of the present version, where it is not there yet, or (`anew`) in any case.
 

@@ -21,7 +21,7 @@ from flows.instant import resolve_as_of
 from flows.snapshot import table_of
 from flows.stage import read_as_of, stage
 from flows.train import find_serving, model_name, read_snapshots
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 from models import lifecycle, rules, segments
 from models.lifecycle import STAGES
 from models.registry import Registry
@@ -110,6 +110,7 @@ def score(config: str, as_of: datetime | str | None = None) -> Scored:
 
 
 @task(**TOUCHES_THE_WORLD)
+@discreet
 def assign_users(config: str, as_of: datetime | None) -> Scored:
     """Read a snapshot and the models that serve, store assignments."""
     configuration = load(config)

@@ -8,7 +8,7 @@ from prefect import task
 from features.increments import Sessionized, update_sessions
 from flows.configuration import load
 from flows.stage import stage
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 
 logger = logging.getLogger("habitus")
 
@@ -27,6 +27,7 @@ def sessions(config: str) -> Sessionized:
 
 
 @task(**TOUCHES_THE_WORLD)
+@discreet
 def sessionize(config: str) -> Sessionized:
     """Store the sessions of the events that there are."""
     configuration = load(config)

@@ -21,7 +21,7 @@ from features.table import Table, materialize
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, resolve_as_of
 from flows.stage import read_as_of, stage
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 from models.label_card import LabelCard, make_card
 
 logger = logging.getLogger("habitus")
@@ -53,6 +53,7 @@ def snapshot(config: str, as_of: datetime | str | None = None, training: bool = 
 
 
 @task(**TOUCHES_THE_WORLD)
+@discreet
 def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snapshots:
     """Read events and sessions, store snapshots and labels, each table by one commit.
 

@@ -21,7 +21,7 @@ from flows.identity import NEXT_NUMBER, align, explain, measure_flapping
 from flows.instant import event_span, resolve_as_of
 from flows.snapshot import describe_label, past_dates, table_of
 from flows.stage import read_as_of, stage
-from flows.world import TOUCHES_THE_WORLD
+from flows.world import TOUCHES_THE_WORLD, discreet
 from models import figures, promotion, propensities, segment_card, segments
 from models.clusters import Candidate
 from models.label_card import LabelCard
@@ -69,6 +69,7 @@ def train(config: str, as_of: datetime | str | None = None) -> dict[str, Trained
 
 
 @task(task_run_name="audit", **TOUCHES_THE_WORLD)
+@discreet
 def audit_features(config: str, as_of: datetime | None) -> list[str]:
     """Say which features know the future or name a label."""
     configuration = load(config)
@@ -80,6 +81,7 @@ def audit_features(config: str, as_of: datetime | None) -> list[str]:
 
 
 @task(task_run_name="segments", **TOUCHES_THE_WORLD)
+@discreet
 def train_segments(config: str, as_of: datetime | None) -> Trained:
     """Discover segments in the latest snapshot; keep the ids of those that serve."""
     configuration = load(config)
@@ -130,6 +132,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
 
 
 @task(task_run_name="{kind}", **TOUCHES_THE_WORLD)
+@discreet
 def train_propensity(config: str, as_of: datetime | None, kind: str, leaks: int = 0) -> Trained:
     """Learn a propensity from past snapshots, test it on a later one beside what it has to beat.
 

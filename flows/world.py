@@ -1,6 +1,8 @@
-"""How tasks that touch the world are retried."""
+"""How tasks that touch the world are retried, and what their errors may say."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import duckdb
 from deltalake.exceptions import CommitFailedError
@@ -9,23 +11,36 @@ from prefect.tasks import Task
 from sqlalchemy.exc import OperationalError
 
 from features.attributes import DuplicateUserError
+from features.discretion import where
 from features.lake import LakeInUseError
 from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import ConfigurationError
 from publish.lock import LockedError
 
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
 
 class DeliveryError(Exception):
     """Say which destinations did not take the present version, and why."""
+
+
+class UnexpectedError(Exception):
+    """Say of an error that nobody foresaw its type and where it was raised."""
+
+
+class PassingError(UnexpectedError):
+    """Say so of one that may pass."""
 
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
 ELSEWHERE = (DeliveryError, LockedError, LakeInUseError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
+PACKAGES = ("features", "models", "publish", "flows")
 LASTING = (*MISTAKES, *ELSEWHERE, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
-PASSING = (OSError, duckdb.IOException, CommitFailedError, OperationalError)
+PASSING = (OSError, duckdb.IOException, CommitFailedError, OperationalError, PassingError)
 """Of files, networks, another's commit to a table, and MLflow's store that another has locked."""
 
 
@@ -49,3 +64,22 @@ TOUCHES_THE_WORLD: dict[str, Any] = {
     "retry_delay_seconds": [1, 5],
     "retry_condition_fn": _is_worth_another_try,
 }
+
+
+def discreet(function: Callable[Given, Found]) -> Callable[Given, Found]:
+    """Have a task raise only what may be stored: Prefect keeps errors, and logs those that they came from.
+
+    Our own say nothing of users, nor does the system. Of all others the message may hold what a row does, and goes.
+    """
+
+    @wraps(function)
+    def discreetly(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in PACKAGES:
+                raise error from None
+            unexpected = PassingError if may_pass(error) else UnexpectedError
+            raise unexpected(where(error)).with_traceback(error.__traceback__) from None
+
+    return discreetly

@@ -5,7 +5,7 @@ is: the users, and what they were at each destination, which no table says any m
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +39,14 @@ KNOWN = (EVENTS, SESSIONS, ALIASES, ATTRIBUTES, SNAPSHOTS, LABELS, ASSIGNMENTS, 
 ORDERED = ("sessions", "events", "released", "audiences")
 """The tables that come last, in this order, as one says which commit of another it was made of."""
 
+LAKE = "lake"
+NOT_SEARCHED = (
+    "MLflow's store: it has models, and figures about many users, and is given no id",
+    "Prefect's store: its runs are given no id, and its errors and logs name rows by file and line",
+    "source files, backups, and destinations that are not configured any more",
+)
+"""Stores in which nobody looks for users, and why there should be nothing, or nothing that Habitus may change."""
+
 Memberships = dict[str, dict[str, list[str]]]
 """By destination and user, the segments that the user was in."""
 
@@ -60,7 +68,8 @@ class Receipt:
     `rows` counts by table, `texts` the rejected rows that lost their text. `memberships` counts, by destination, the
     segments that users were in, `places` where they were removed; `failures` say why a destination has not done so.
     `unconfigured` are destinations that nobody can reach, as the configuration lacks them. `next_training` is when the
-    models are learnt anew, null where nothing is scheduled.
+    models are learnt anew, null where nothing is scheduled. `searched` are the stores where users are looked for, of a
+    destination also what waits to be sent there; `not_searched` are others, and why.
     """
 
     receipt: str
@@ -77,6 +86,8 @@ class Receipt:
     places: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     completed_at: datetime | None = None
+    searched: list[str] = field(default_factory=list)
+    not_searched: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return it as JSON."""
@@ -192,7 +203,7 @@ def begin_receipt(
     begun_at: datetime,
     users: Sequence[str],
     found: Found,
-    destinations: Iterable[str],
+    destinations: Collection[str],
     salt: str,
     *,
     configuration: str,
@@ -214,6 +225,8 @@ def begin_receipt(
         unconfigured=sorted({name for name, count in of_segments.items() if count} - set(destinations)),
         models=models,
         next_training=next_training,
+        searched=[LAKE, *sorted(destinations)],
+        not_searched=[*NOT_SEARCHED],
     )
 
 

@@ -5,10 +5,8 @@ import base64
 import binascii
 import logging
 import time
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -16,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from features.discretion import where
 from publish.keys import Key, Keys, KeysError
 
 logger = logging.getLogger("habitus.serve")
@@ -93,7 +92,7 @@ class Guard:
                 scope.setdefault("state", {})["key"] = key
                 await self.app(scope, _bounded(receive), answer)
         except Exception as error:
-            logger.error("%s failed: %s", _what(scope), _where(error))
+            logger.error("%s failed: %s", _what(scope), where(error))
             if not status:
                 await problem(500, "something went wrong here; the log says where")(scope, receive, answer)
         who = key.id if key else "-"
@@ -182,10 +181,3 @@ def _bounded(receive: Receive) -> Receive:
 def _what(scope: Scope) -> str:
     """Say which route was asked: not the address, which may name a user."""
     return f"{scope['method'] if scope['method'].isalpha() else '-'} {getattr(scope.get('route'), 'path', '-')}"
-
-
-def _where(error: BaseException) -> str:
-    """Say where an error was raised, and of which type it is: not its message, which may name a user."""
-    frames = traceback.extract_tb(error.__traceback__)
-    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
-    return f"{type(error).__name__} at {places}"

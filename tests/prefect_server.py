@@ -20,10 +20,14 @@ LATEST_S = 120
 
 
 @contextmanager
-def started() -> Iterator[None]:
-    """Start a server, and name it to this process and those that it starts; whoever needs it awaits it."""
+def started(services: bool = False) -> Iterator[None]:
+    """Start a server, and name it to this process and those that it starts; whoever needs it awaits it.
+
+    Without its services it writes down what becomes of flows, but not of tasks.
+    """
     quick = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
-    with serving("--no-services", "--no-ui", environment=os.environ | quick) as address:
+    options = [] if services else ["--no-services"]
+    with serving(*options, "--no-ui", environment=os.environ | quick) as address:
         os.environ[ADDRESS] = address
         try:
             yield

@@ -15,7 +15,7 @@ def describe(engine: DuckDB, users: Sequence[Mapping[str, Any]]) -> set[tuple[st
     columns = {name: pa.array([user[name] for user in users]) for name in names}
     text = {name: column.cast(pa.string()) for name, column in columns.items() if pa.types.is_null(column.type)}
     table = engine.create_table("users", pa.table(columns | text), temp=True)
-    found = describe_users([table], [name for name in names if name != "user_id"])
+    found = describe_users([table], [name for name in names if name != "user_id"], lambda rows: "the file")
     return {tuple(row.values()) for row in ATTRIBUTES.check(found).to_pyarrow().to_pylist()}
 
 
@@ -48,13 +48,13 @@ def test_the_rows_of_a_user_complete_each_other(engine: DuckDB) -> None:
     assert describe(engine, users) == {("ada", "plan", "pro"), ("ada", "age", "30")}
 
 
-def test_a_user_who_is_described_twice_differently_is_named(engine: DuckDB) -> None:
+def test_of_a_user_who_is_described_twice_differently_is_said_where(engine: DuckDB) -> None:
     users = [
         {"user_id": "ada", "plan": "pro", "age": "30"},
         {"user_id": "ben", "plan": "pro", "age": "40"},
         {"user_id": "ben", "plan": "free", "age": "40"},
     ]
-    with pytest.raises(DuplicateUserError, match=r"^user 'ben' has 2 values of plan; give one$"):
+    with pytest.raises(DuplicateUserError, match=r"^the file: one user has 2 values of plan; give one$"):
         describe(engine, users)
 
 
@@ -86,7 +86,7 @@ def test_a_contact_or_consent_that_is_given_twice_differently_is_named_without_i
     engine: DuckDB, name: str, said: str
 ) -> None:
     users = [{"user_id": "ada", name: "a@example.org"}, {"user_id": "ada", name: "b@example.org"}]
-    with pytest.raises(DuplicateUserError, match=rf"^user 'ada' has 2 values of {said}; give one$"):
+    with pytest.raises(DuplicateUserError, match=rf"^the file: one user has 2 values of {said}; give one$"):
         describe(engine, users)
 
 

@@ -64,7 +64,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_a_time_that_no_row_parses_says_what_can_be_set(tmp_path: Path) -> None:
     done = attempt(tmp_path, events="user,at,event\nu1,1.3.2024,home\nu2,2.3.2024,home\n")
 
-    assert_refused(tmp_path, done, "events.columns.occurred_at", "'1.3.2024'", "events.time_unit")
+    assert_refused(tmp_path, done, "events.columns.occurred_at", "'9.9.9999'", "events.csv, line 2", "events.time_unit")
 
 
 def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_file_in_which_no_row_is_accepted_says_why(tmp_path: Path) -> None:
 def test_an_expression_that_fails_on_a_row_is_refused(tmp_path: Path) -> None:
     done = attempt(tmp_path, CONFIG + 'revenue = { sql = "CAST(event AS DOUBLE)" }\n')
 
-    assert_refused(tmp_path, done, "events.columns", "home")
+    assert_refused(tmp_path, done, "events.columns: Conversion Error: Could not convert string … to DOUBLE")
 
 
 def test_rows_of_the_users_file_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_rows_of_the_users_file_that_cannot_be_read_are_refused(tmp_path: Path) 
     done = attempt(tmp_path, CONFIG + '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["plan"]\n')
 
     assert done.exit_code == 2
-    assert "users.files: 1 rows cannot be read, such as 'u2,pro,extra'" in done.stderr
+    assert "users.files: 1 rows cannot be read, such as users.csv, line 3; mend or remove them" in done.stderr
     assert not (tmp_path / "lake").exists()
 
 

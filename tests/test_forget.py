@@ -4,17 +4,15 @@ import json
 import os
 import shutil
 import sqlite3
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from shops import Ran, habitus
+from stores import places_of
 
 import flows.forget
 from features.events import EVENTS, REJECTED
@@ -63,22 +61,6 @@ def forgotten(shop: Path) -> dict[str, Any]:
     return told
 
 
-def places_of(folder: Path, *texts: str) -> list[list[str]]:
-    """List, for each of some texts, the files that hold it: as bytes, in Parquet, in archives."""
-    found: list[list[str]] = [[] for _ in texts]
-    for file in (path for path in folder.rglob("*") if path.is_file()):
-        content = file.read_bytes()
-        if file.suffix == ".parquet" and "_delta_log" not in file.parts:
-            content += repr(pq.read_table(file).to_pylist()).encode()
-        if zipfile.is_zipfile(BytesIO(content)):
-            with zipfile.ZipFile(file) as archive:
-                content += b"".join(archive.read(name) for name in archive.namelist())
-        for text, places in zip(texts, found, strict=True):
-            if text.encode() in content:
-                places.append(file.relative_to(folder).as_posix())
-    return found
-
-
 def users_of(shop: Path) -> set[str]:
     with Lake(load(shop).lake) as lake:
         return set(lake.read(EVENTS).select("user_id").distinct().user_id.to_pyarrow().to_pylist())
@@ -104,6 +86,11 @@ def test_the_receipt_lists_the_models_trained_on_the_user(forgotten: dict[str, A
     assert models.keys() == {"ecom-segments", "ecom-churn", "ecom-conversion"}
     assert models["ecom-segments"]["serving"]
     assert forgotten["completed_at"]
+
+
+def test_the_receipt_says_which_stores_were_searched_and_which_were_not(forgotten: dict[str, Any]) -> None:
+    assert forgotten["searched"] == ["lake", "published"]
+    assert [store.partition(":")[0] for store in forgotten["not_searched"][:2]] == ["MLflow's store", "Prefect's store"]
 
 
 def test_the_receipt_counts_what_went(shop: Path, forgotten: dict[str, Any]) -> None:

@@ -880,9 +880,9 @@ def test_nothing_of_users_stays_without_a_users_file(described: Shop) -> None:
     assert not described.ingest().changed
 
 
-def test_a_users_row_with_contacts_that_cannot_be_read_is_not_repeated(described: Shop) -> None:
+def test_a_users_row_that_cannot_be_read_is_named_by_its_line(described: Shop) -> None:
     described.put("people.txt", "ada,pro,Ada@Example.org,020,yes,extra", header="user,plan,mail,tel,letters")
-    with pytest.raises(SourceError, match=r"^users\.files: 1 rows cannot be read, such as one of people\.txt; mend"):
+    with pytest.raises(SourceError, match=r"^users\.files: 1 rows cannot be read, such as people\.txt, line 2; mend"):
         described.ingest()
 
 

@@ -423,6 +423,10 @@ def test_a_view_that_a_person_dropped_is_made_again(any_database: Database, shop
             ],
             'null value in column "mine" of relation "changes" violates not-null constraint',
         ),
+        (
+            ["ALTER TABLE {changes} ADD CHECK (CAST(user_id AS int) > 0) NOT VALID"],
+            "invalid input syntax for type integer: …",
+        ),
         (["ALTER TABLE {changes} ADD CHECK (version < 2)"], 'new row for relation "changes" violates check constraint'),
     ],
 )

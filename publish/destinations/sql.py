@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from features.discretion import hide_values
 from features.table import TIME
 from publish.assignments import SCHEMA_VERSION
 from publish.changes import CHANGES
@@ -172,6 +173,8 @@ ADVICE = {
     "25006": "the server takes no writes: name its primary in the address",
 }
 """What to do about an SQLSTATE."""
+OF_VALUES = "22"
+"""The class of SQLSTATE that is about values, whose messages have them."""
 
 
 @dataclass(frozen=True)
@@ -454,6 +457,8 @@ class Sql:
             return "the connection was lost before the version was whole; the next publish tries again"
         for secret in _secrets(self.url):
             said = said.replace(secret, "***")
+        if state.startswith(OF_VALUES):
+            said = hide_values(said)
         advice = ADVICE.get(state, "")
         return f"{said}: {advice.format(schema=self.schema)}" if advice else said
 
