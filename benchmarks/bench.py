@@ -17,6 +17,7 @@ from statistics import median
 from typing import Annotated
 
 import simulated
+import stationary
 import typer
 from apart import FailedError, Taken, call_apart
 from contestants import increment as day
@@ -30,6 +31,7 @@ from lakes import KEPT, lake_of
 from machine import machine
 from page import RESULTS, write_page
 
+from features import engines
 from features.synthetic import Traffic
 from flows.configuration import load
 
@@ -403,6 +405,27 @@ def refits(
 
 
 @app.command()
+def brakes(
+    weeks: Annotated[int, typer.Option(help="For how many weeks versions are published.")] = 20,
+    places: Annotated[int, typer.Option(help="How many users there are at a time.")] = 2_000,
+) -> None:
+    """Publish versions of a shop where every week is as the one before, and tell what the brake holds."""
+    told, users = {}, 0
+    for rhythm in stationary.RHYTHMS:
+        with tempfile.TemporaryDirectory(prefix="brakes-") as folder:
+            engine = engines.connect()
+            world = stationary.World(engine, places, 7 * weeks + 1)
+            trial = stationary.try_brake(world, rhythm, Path(folder) / "lake")
+            users = int(world.events.user_id.nunique().to_pyarrow().as_py())
+            engine.disconnect()
+        told[rhythm] = asdict(trial)
+        print(f"  {rhythm}: {len(trial.held)} of {trial.versions} are held: {trial.held}", flush=True)
+        for kind, held in trial.accidents.items():
+            print(f"  {rhythm}: {kind}: {sum(held)} of {len(held)} are held", flush=True)
+    _store("brakes", {"measure": "brakes", "events": 0, "weeks": weeks, "users": users, "told": told})
+
+
+@app.command()
 def studies(
     only: Annotated[str, typer.Option(help="Which, by comma; all without.")] = "",
 ) -> None:
@@ -421,6 +444,7 @@ def studies(
 STUDIES = (
     ("promotions", ""),
     ("refits", ""),
+    ("brakes", ""),
     ("predictions", ""),
     ("sessions", "--events 1000000 --days 30"),
     ("sessions", "--events 10000000"),

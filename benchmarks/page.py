@@ -331,6 +331,27 @@ def refits_section(results: list[Result]) -> str:
     )
 
 
+def brakes_section(results: list[Result]) -> str:
+    """Return what the brake holds of versions that are as they should be, and of accidents."""
+    [result] = results
+    kinds = result["told"]["daily"]["accidents"]
+    lines = [
+        "## What the brake holds\n",
+        f"For {result['weeks']} weeks versions are published of a shop where every week is as the one before;",
+        f"{result['users']:,} users come in all. Rules and brake are as they come, segments are found once. Before",
+        "some versions, from the second on, an accident of each kind is published. `benchmarks/bench.py brakes`.\n",
+        "| | " + " | ".join(result["told"]) + " |",
+        "|---" * (1 + len(result["told"])) + "|",
+    ]
+    rows = {"as it should be": [(len(one["held"]), one["versions"]) for one in result["told"].values()]}
+    for kind in kinds:
+        tried = [one["accidents"][kind] for one in result["told"].values()]
+        rows[kind] = [(sum(held), len(held)) for held in tried]
+    for name, counts in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{held} of {tried} held" for held, tried in counts) + " |")
+    return "\n".join([*lines, ""])
+
+
 def _interval(estimate: dict[str, float]) -> str:
     value, low, high = (f"{estimate[part]:.3f}".replace("-", "\N{MINUS SIGN}") for part in ("value", "low", "high"))
     return f"{value} ({low}–{high})"
@@ -345,6 +366,7 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "promotions": promotions_section,
     "segments": segments_section,
     "refits": refits_section,
+    "brakes": brakes_section,
     "training": training_section,
     "scoring": scoring_section,
     "publishing": publishing_section,

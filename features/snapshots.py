@@ -363,6 +363,22 @@ def quantity(name: str) -> str:
     return re.sub(r"_\d+d$", "", name)
 
 
+def is_age(name: str) -> bool:
+    """Tell whether a feature grows by a day each day for as long as its user does nothing."""
+    return name == "tenure_days" or name.endswith("recency_days")
+
+
+def window_of(name: str) -> int | None:
+    """Return the days before as_of that a count is of; None of what is no count of the last days.
+
+    >>> window_of("session_count_28d"), window_of("session_count"), window_of("session_trend_28d")
+    (28, None, None)
+    """
+    counted, _, days = name.rpartition("_")
+    is_windowed = counted in {feature.__name__ for feature in WINDOWED_FEATURES} and days[:-1].isdigit()
+    return int(days[:-1]) if is_windowed and days.endswith("d") else None
+
+
 def title(name: str) -> str:
     """Return what a feature is called in a text, in lower case; of a category column, its name.
 

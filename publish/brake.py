@@ -1,19 +1,28 @@
 """The brake: a version that changes audiences or users more than is usual is held until a person releases it."""
 
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 from pydantic import Field
 
 from features.sources import Settings
 
+EXCHANGE_DAYS = 14
+"""In so many days any audience is taken to exchange its members, until `EARLIER_MIN` changes tell how it does."""
+EARLIER_MIN = 3
+WHOLE = 2.0
+"""The change of an audience in which everybody left and as many others entered."""
+
 
 class BrakeSettings(Settings):
     """Say which version is held.
 
-    `audience_change_max` is the largest share of an audience's members of before that may enter and leave together, 1
-    for as many as there were. An audience that had fewer members than `audience_min` never brakes, since a few users
-    are a large share of it. `users_loss_max` is the largest share by which there may be fewer users than before.
+    `audience_change_max` is the largest share of an audience's members of before, 1 for as many as there were, by
+    which those who enter and leave may exceed what is usual for it. Another model or rule may move no larger share,
+    nor may more members be lost. An audience of fewer members than `audience_min` is judged as if it had so many,
+    since a few users are a large share of it. `users_loss_max` is the largest share by which there may be fewer users.
     """
 
     audience_change_max: float = Field(default=0.5, ge=0)
@@ -21,53 +30,129 @@ class BrakeSettings(Settings):
     users_loss_max: float = Field(default=0.2, ge=0, le=1)
 
 
-def judge(
-    audiences: pd.DataFrame,
-    users_before: int | None,
-    users_after: int,
-    as_of_before: datetime | None,
-    as_of_after: datetime,
-    settings: BrakeSettings,
-) -> list[str]:
-    """Say why a version is to be held, compared with the released one: a line for each reason; none for none.
+@dataclass(frozen=True)
+class Step:
+    """Hold what a version changes: from which instant to which, how many users there are, and who moves.
 
     `audiences` has a row for each destination and segment: destination, segment_id, segment_name, members_before,
-    entered, left; a null count is 0. Removals that must not wait (consent, erased, holdout) are not in `left`, and
-    erased users not in `users_before`. What had no members before, such as a new destination, is not judged; nothing
-    is before the first version, where `users_before` and `as_of_before` are None. A share that is exactly at its
-    limit passes. Times are in UTC. The largest changes come first.
+    entered, left; and `made`, how many of those another model or rule moved. Removals that must not wait (consent,
+    erased, holdout) are not in it, and erased users not in `users_before`. Times are in UTC.
+    """
+
+    since: datetime
+    as_of: datetime
+    users_before: int
+    users: int
+    audiences: pd.DataFrame
+
+    @property
+    def days(self) -> float:
+        """Return how many days there are between the instants; 0 back in time."""
+        return max((self.as_of - self.since) / timedelta(days=1), 0.0)
+
+
+def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], settings: BrakeSettings) -> list[str]:
+    """Say why a version is to be held, compared with the released one: a line for each reason; none for none.
+
+    `earlier` are what audiences did before, as `turnover.steps` has it. `staying_days` says of segments by their
+    definition how long a user who does nothing stays at most. What had no members before, such as a new destination,
+    is not judged. A share that is exactly at its limit passes. The largest changes come first.
     """
     findings = []
-    if as_of_before is not None and as_of_after < as_of_before:
-        findings.append(f"as of {_instant(as_of_after)}, which is before {_instant(as_of_before)}, the released one")
-    if users_before:
-        loss = (users_before - users_after) / users_before
+    if step.as_of < step.since:
+        findings.append(f"as of {_instant(step.as_of)}, which is before {_instant(step.since)}, the released one")
+    if step.users_before:
+        loss = (step.users_before - step.users) / step.users_before
         if loss > settings.users_loss_max:
             shares = _compare(loss, settings.users_loss_max, "fewer")
-            findings.append(f"users: {users_before:,} before, {users_after:,} now ({shares})")
-    counts = audiences.fillna({"members_before": 0, "entered": 0, "left": 0})
-    counts = counts[(counts["members_before"] > 0) & (counts["members_before"] >= settings.audience_min)]
-    counts = counts.assign(change=(counts["entered"] + counts["left"]) / counts["members_before"])
-    counts = counts[counts["change"] > settings.audience_change_max]
-    for row in counts.sort_values("change", ascending=False, kind="stable").to_dict("records"):
-        before, entered, left = (f"{row[name]:,.0f}" for name in ("members_before", "entered", "left"))
-        audience = " ".join(dict.fromkeys((row["segment_id"], row["segment_name"])))
-        shares = _compare(row["change"], settings.audience_change_max, f"of {before}")
-        findings.append(
-            f"{row['destination']}: {audience}: {before} members, {left} would leave and {entered} enter ({shares})"
-        )
+            findings.append(f"users: {step.users_before:,} before, {step.users:,} now ({shares})")
+    audiences = step.audiences[step.audiences["members_before"] > 0]
+    changed = _shares(audiences, settings).assign(**_usual(audiences, earlier, staying_days, step.days, settings))
+    for row in changed.sort_values("change", ascending=False, kind="stable").to_dict("records"):
+        if why := _excess(row, settings.audience_change_max):
+            before, entered, left = (f"{row[name]:,.0f}" for name in ("members_before", "entered", "left"))
+            audience = " ".join(dict.fromkeys((row["segment_id"], row["segment_name"])))
+            moves = f"{left} would leave and {entered} enter{_in_days(step.days)}"
+            findings.append(f"{row['destination']}: {audience}: {before} members, {moves} ({why})")
     return findings
 
 
-def _compare(share: float, limit: float, of_what: str) -> str:
+def _shares(moved: pd.DataFrame, settings: BrakeSettings) -> pd.DataFrame:
+    """Add what share of its members an audience changed by, lost, and had moved by other definitions."""
+    members = moved["members_before"].clip(lower=max(settings.audience_min, 1))
+    return moved.assign(
+        change=(moved["entered"] + moved["left"]) / members,
+        loss=(moved["left"] - moved["entered"]) / members,
+        redefined=moved["made"] / members,
+    )
+
+
+def _usual(
+    audiences: pd.DataFrame,
+    earlier: pd.DataFrame,
+    staying_days: Mapping[str, float],
+    days: float,
+    settings: BrakeSettings,
+) -> dict[str, list[float]]:
+    """Return for each audience which share of its members changes as a rule in so many days, and which it loses.
+
+    It is the most that the audience did at an earlier step, for longer ones in proportion, up to a whole exchange;
+    and what its definition makes of it, as members leave who do nothing.
+    """
+    before = _shares(earlier, settings)
+    change = before["change"] - before["redefined"]
+    before["change"] = change.combine((change * days / before["days"]).clip(upper=WHOLE), max)
+    before["loss"] -= before["redefined"]
+    known = {key: rows for key, rows in before.groupby(["destination", "segment_id"]) if len(rows) >= EARLIER_MIN}
+    changes, losses = [], []
+    for destination, segment_id in audiences[["destination", "segment_id"]].itertuples(index=False):
+        rows = known.get((destination, segment_id))
+        staying = min(staying_days.get(segment_id, float("inf")), EXCHANGE_DAYS if rows is None else float("inf"))
+        by_definition = WHOLE * (days / staying if days < staying else 1)
+        changes.append(max(by_definition, 0 if rows is None else rows["change"].max()))
+        losses.append(0 if rows is None else max(rows["loss"].max(), 0))
+    return {"usual_change": changes, "usual_loss": losses}
+
+
+def _excess(row: Mapping[str, float], most: float) -> str:
+    """Say by what an audience changes too much: nothing, where it does not."""
+    if row["redefined"] > most:
+        return f"{row['made']:,.0f} of them by another rule or model, {_compare(row['redefined'], most)}"
+    if row["change"] > row["usual_change"] + most:
+        return _compare(row["change"], row["usual_change"] + most, usual=row["usual_change"])
+    if row["loss"] > row["usual_loss"] + most:
+        return _compare(row["loss"], row["usual_loss"] + most, "fewer", row["usual_loss"])
+    return ""
+
+
+def _compare(share: float, limit: float, of_what: str = "", usual: float | None = None) -> str:
     """Write a share beside the limit that it is beyond, with as many decimals as tell them apart.
 
-    >>> _compare(0.681, 0.5, "of 1,204"), _compare(0.2004, 0.2, "fewer")
-    ('68 % of 1,204; at most 50 %', '20.04 % fewer; at most 20 %')
+    >>> _compare(0.681, 0.5), _compare(0.2004, 0.2, "fewer")
+    ('68 %; at most 50 %', '20.04 % fewer; at most 20 %')
+    >>> _compare(0.68, 0.675, usual=0.175)
+    '68 %; usual is 17.5 %, at most 67.5 %'
     """
-    most = f"{100 * limit:.10g}"
-    texts = (f"{100 * share:.{decimals}f}" for decimals in range(10))
-    return f"{next((text for text in texts if float(text) > float(most)), most)} % {of_what}; at most {most} %"
+    decimals = next((places for places in range(10) if _percent(share, places) != _percent(limit, places)), 10)
+    words = " ".join(filter(None, [_percent(share, decimals), of_what]))
+    said = "" if usual is None else f"usual is {_percent(usual, decimals)}, "
+    return f"{words}; {said}at most {_percent(limit, decimals)}"
+
+
+def _percent(share: float, decimals: int) -> str:
+    text = f"{100 * share:.{decimals}f}"
+    return f"{text.rstrip('0').rstrip('.') if decimals else text} %"
+
+
+def _in_days(days: float) -> str:
+    """Say a span.
+
+    >>> _in_days(7.0), _in_days(1.0), _in_days(0.25), _in_days(0.0)
+    (' in 7 days', ' in 1 day', ' in 0.25 days', '')
+    """
+    if not days:
+        return ""
+    return f" in {days:.3g} day" + ("" if f"{days:.3g}" == "1" else "s")
 
 
 def _instant(instant: datetime) -> str:

@@ -46,6 +46,8 @@ REASONS = {
 """Why a user entered or left, in words."""
 DECIDED = ("consent", "erased", "holdout", "selection")
 """Reasons that a person decided on, which no brake holds."""
+MADE = ("model", "rule")
+"""Reasons that are another definition of the segment, and nothing that users did."""
 
 
 @dataclass(frozen=True)

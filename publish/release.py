@@ -15,12 +15,15 @@ import pandas as pd
 
 from features.lake import Lake
 from features.table import materialize, stack
+from models.conditions import parse
+from models.staying import staying_days
 from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
-from publish.brake import BrakeSettings, judge
-from publish.changes import DECIDED, ENTERED, Causes, compare
+from publish.brake import BrakeSettings, Step, judge
+from publish.changes import Causes, compare
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
 from publish.manifest import describe
+from publish.turnover import AUDIENCE, count_members, count_turnover, last_steps, steps
 from publish.versions import Held, Version
 
 Settings = Mapping[str, DestinationSettings]
@@ -193,17 +196,17 @@ def _rows(table: ir.Table) -> int:
 
 def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str]:
     """Ask the brake."""
-    known = lake.read(AUDIENCES)
-    members = known.select("destination", segment_id=known.segments.unnest())
-    sizes = members.group_by(["destination", "segment_id"]).agg(members_before=lambda t: t.count())
-    changes = plan.changes.filter(plan.changes.reason.notin(DECIDED))
-    is_entered = (changes.change == ENTERED).cast("int64")
-    moved = changes.group_by(["destination", "segment_id", "segment_name"]).agg(
-        entered=is_entered.sum(), left=(1 - is_entered).sum()
-    )
-    joined = moved.inner_join(sizes, ["destination", "segment_id"]).to_pandas()
+    members = count_members(lake.read(AUDIENCES))
+    moved = count_turnover(plan.changes).merge(members.rename(columns={"members": "members_before"}), on=AUDIENCE)
+    names = {**_names(before.manifest), **_names(plan.version.manifest)}
+    moved["segment_name"] = [names.get(segment_id, segment_id) for segment_id in moved["segment_id"]]
     users = (_rows(versions.read_released(lake, before)), _rows(plan.assignments))
-    return judge(joined, *users, before.as_of, plan.version.as_of, policy.brake)
+    recent = last_steps(versions.read_instants(lake))
+    turnover = count_turnover(versions.read_changes_after(lake, recent))
+    rules = plan.version.manifest["rules"].items()
+    staying = {name: staying_days(parse(rule["condition"])) for name, rule in rules}
+    step = Step(before.as_of, plan.version.as_of, *users, moved)
+    return judge(step, steps(turnover, members, recent), staying, policy.brake)
 
 
 def _count(changes: ir.Table) -> pd.DataFrame:

@@ -82,6 +82,14 @@ def read_versions(lake: Lake) -> list[Version]:
     return [Version(**(row | {"manifest": json.loads(row["manifest"])})) for row in rows]
 
 
+def read_instants(lake: Lake) -> list[tuple[int, datetime]]:
+    """Return the numbers and instants of all versions up to the present one, by number."""
+    number = lake.origin(AUDIENCES).get("version", 0)
+    versions = lake.read(VERSIONS)
+    known = versions.filter(versions.version <= number).order_by("version").select("version", "as_of")
+    return [(row["version"], row["as_of"]) for row in known.to_pyarrow().to_pylist()]
+
+
 def read_released(lake: Lake, version: Version) -> ir.Table:
     """Read the assignments of the present version: everyone's, with its labels."""
     table = released_table(version.manifest["labels"])
@@ -92,6 +100,12 @@ def read_changes(lake: Lake, until: int) -> ir.Table:
     """Read the CHANGES of all versions up to one."""
     changes = lake.read(CHANGES)
     return changes.filter(changes.version <= until)
+
+
+def read_changes_after(lake: Lake, instants: Sequence[tuple[int, datetime]]) -> ir.Table:
+    """Read the CHANGES of some versions, without those of the first; no others' files."""
+    changes = lake.read(CHANGES, only={as_of for _, as_of in instants[1:]})
+    return changes.filter(changes.version.between(instants[0][0] + 1, instants[-1][0]))
 
 
 def commit(lake: Lake, version: Version, assignments: ir.Table, audiences: ir.Table, changes: ir.Table) -> Version:

@@ -32,6 +32,7 @@ SNAPSHOTS = ("test_snapshots", "test_laws")
 LABELS = ("test_labels", "test_laws")
 CONDITIONS = ("test_conditions", "test_rules")
 CHANGES = ("test_changes", "test_release")
+BRAKE = ("test_brake", "test_turnover")
 MUTANTS = {
     # The five of sessionization.
     "what may go on at the border of a chunk is over": Mutant(
@@ -146,6 +147,14 @@ MUTANTS = {
     ),
     "what the old rule says as well has changed by the rule": Mutant(
         "publish/changes.py", "== (change == LEFT)", "== (change == ENTERED)", CHANGES
+    ),
+    # The brake.
+    "members of before are those of after once more": Mutant(
+        "publish/turnover.py", 'audiences - moved["gained"]', 'audiences + moved["gained"]', BRAKE
+    ),
+    "what is usual for a day is usual for a week": Mutant("publish/brake.py", '* days / before["days"]', "* 1", BRAKE),
+    "what another rule moved is usual from then on": Mutant(
+        "publish/brake.py", 'change = before["change"] - before["redefined"]', 'change = before["change"]', BRAKE
     ),
     # Suppression.
     "k users are too few to show": Mutant(

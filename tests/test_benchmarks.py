@@ -202,6 +202,7 @@ def test_a_study_that_is_not_there_is_refused() -> None:
         ("serving --users 2000 --in-flight 5 --seconds 0.3 --rounds 1", "| 2,000 | 5 |"),
         ("promotions --worlds 2", "| the champion itself | 0 |"),
         ("refits --count 1", "with 1 other seeds"),
+        ("brakes --weeks 1 --places 300", "| as it should be | 0 of 8 held | 0 of 2 held |"),
         pytest.param("segments --users 2000", "| 2,000 | 30 |", marks=pytest.mark.slow),
     ],
 )

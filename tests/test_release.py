@@ -258,11 +258,41 @@ def test_a_version_that_changes_an_audience_too_much_is_held(begin: Begin) -> No
     outcome = shop.publish(1, *moved(MANY[:120]), *MANY[120:])
     assert outcome.held is not None
     assert outcome.held.findings == [
-        "crm: S01 Loyal: 200 members, 120 would leave and 0 enter (60 % of 200; at most 50 %)"
+        "crm: S01 Loyal: 200 members, 120 would leave and 0 enter in 1 day (60 % fewer; usual is 0 %, at most 50 %)"
     ]
     assert outcome.version is not None
     assert (outcome.version.version, len(shop.members())) == (1, 200)
     assert [one.label for one in read_held(shop.lake)] == [outcome.held.label]
+
+
+def test_what_audiences_did_at_earlier_versions_is_usual(shop: Shop) -> None:
+    halves = MANY[:100], MANY[100:]
+    for day in range(4):
+        shop.granted = {*MANY[day:]}
+        shop.publish(day, *moved(halves[day % 2]), *halves[1 - day % 2])
+    shop.granted -= {"user-100"}
+    shop.publish(3, *moved(halves[1]), *halves[0])
+    shop.brake = BrakeSettings()
+    assert shop.publish(4, *moved(halves[0]), *halves[1]).held is None
+    held = shop.publish(5, *moved(MANY)).held
+    assert held is not None
+    assert "ads: S01 Loyal: 99 members, 99 would leave and 0 enter in 1 day" in held.findings[-1]
+
+
+def test_members_who_are_not_new_any_more_do_not_brake(shop: Shop) -> None:
+    shop.brake = BrakeSettings()
+    new = [{"user_id": user, "rule_segments": ["new"]} for user in MANY]
+    shop.publish(0, *new)
+    later = [{"user_id": f"later-{number}", "rule_segments": ["new"]} for number in range(180)]
+    assert shop.publish(7, *MANY, *later).held is None
+
+
+def test_an_audience_that_falls_below_members_min_is_no_reason_to_hold(shop: Shop) -> None:
+    shop.destinations = {"crm": DestinationSettings(purposes=[], members_min=200)}
+    shop.brake = BrakeSettings()
+    shop.publish(0, *MANY)
+    assert shop.publish(1, *moved(MANY[:1]), *MANY[1:]).held is None
+    assert shop.members() == set()
 
 
 @pytest.fixture(scope="module")
