@@ -390,7 +390,7 @@ def _refuse_nothing(parts: list[_Part]) -> None:
 
 def _refuse_no_header(parts: list[_Part], mapped: Iterable[str | Computed | list[str]]) -> None:
     """Raise SourceError for text whose first line has no column that is mapped: it may be an event, not for errors."""
-    names = set()
+    names: set[str] = set()
     for one in mapped:
         columns = [one.column] if isinstance(one, Computed) else [one] if isinstance(one, str) else one
         names.update(name for name in columns if name)
@@ -589,19 +589,19 @@ def _column(
         case Computed(value=str(value)):
             return _text(value)
         case list(names):
-            found = [_column(con, part, parts, known, key, name) for name in names]
-            return f"{{{', '.join(f'{PART}{place}: {sql}' for place, sql in enumerate(found))}}}"
+            fields = (_column(con, part, parts, known, key, name) for name in names)
+            return f"{{{', '.join(f'{PART}{place}: {sql}' for place, sql in enumerate(fields))}}}"
         case Computed(sql=str(sql), optional=is_optional):
             return _expression(con, part, parts, known, key, sql, is_optional)
         case Computed(column=str(name), optional=is_optional):
             pass
         case str(name):
             is_optional = False
-    sql = _named(con, part, name)
-    if sql is not None and not is_optional:
-        _refuse_renamed(part, known, key, name)
-    if sql is not None:
-        return sql
+    found = _named(con, part, name)
+    if found is not None:
+        if not is_optional:
+            _refuse_renamed(part, known, key, name)
+        return found
     others = [other.files for other in parts if other is not part and _named(con, other, name) is not None]
     before = {column for columns in known for column in columns}
     if is_optional:

@@ -62,7 +62,7 @@ def _canonical_json(text: ir.StringValue) -> ir.StringValue:
 
 def add_functions(con: duckdb.DuckDBPyConnection) -> None:
     """Give an engine the function that `as_text` and `as_json` use."""
-    con.create_function(CANONICAL_JSON, canonical_json, ["VARCHAR"], "VARCHAR")  # type: ignore[arg-type]
+    con.create_function(CANONICAL_JSON, canonical_json, ["VARCHAR"], "VARCHAR")
 
 
 def canonical_json(text: str) -> str:

@@ -19,7 +19,7 @@ from histories import events_of
 
 from features.attributes import ATTRIBUTES
 from features.erasures import ERASURES, find_erased, hash_id
-from features.events import EVENTS, REJECTED, reject_duplicates
+from features.events import DUPLICATE_ID, EVENTS, REJECTED, reject_events
 from features.increments import update_sessions
 from features.lake import Lake, LakeInUseError
 from features.sessions import SESSIONS
@@ -193,7 +193,7 @@ def fill(lake: Lake) -> None:
             {"rejected_id": f"r{i}", "source_file": "events.csv", "reason": "unparseable_time", "row": line}
             for i, (line, _) in enumerate(lines)
         ]
-        duplicates = reject_duplicates(late).to_pyarrow().to_pylist()
+        duplicates = reject_events(late, DUPLICATE_ID).to_pyarrow().to_pylist()
         put(lake, REJECTED, [*broken, *duplicates])
         put(lake, ASSIGNMENTS, [assigned(user) for user in users])
         put(lake, RELEASED, [assigned(user) for user in users])
