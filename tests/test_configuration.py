@@ -395,8 +395,8 @@ def test_a_label_is_not_named_like_another_column(tmp_path: Path, name: str) -> 
         ('"events.csv"', "7", "events.files: 7 is wrong: input should be a valid string"),
         ('"user"', "7", "events.columns.user_id: 7 is wrong: input should be a valid string"),
         ('"user"', '["a", "b"]', "events.columns.user_id: ['a', 'b'] is wrong: input should be a valid string"),
-        ('"user"', "{}", "events.columns.user_id: give either sql or value"),
-        ('"user"', '{ sql = "a", value = "b" }', "events.columns.user_id: give either sql or value"),
+        ('"user"', "{}", "events.columns.user_id: give one of column, sql and value"),
+        ('"user"', '{ sql = "a", value = "b" }', "events.columns.user_id: give one of column, sql and value"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_would_be_right(tmp_path: Path, right: str, wrong: str, said: str) -> None:
