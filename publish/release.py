@@ -15,12 +15,13 @@ import pandas as pd
 
 from features.lake import Lake
 from features.table import materialize, stack
+from models import names as naming
 from models.conditions import parse
 from models.staying import staying_days
 from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
 from publish.brake import BrakeSettings, Step, judge
-from publish.changes import Causes, compare
+from publish.changes import DECIDED, ENTERED, Causes, compare, without_names
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
 from publish.manifest import describe
 from publish.turnover import AUDIENCE, count_members, count_turnover, last_steps, steps
@@ -47,12 +48,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Policy:
-    """Hold what may leave: destinations, the consents of some users as `consents.consents` has them, brake and salt."""
+    """Hold what may leave: destinations, the consents of some users as `consents.consents` has them, brake and salt.
+
+    No name of a segment does that needs one of the `personal` attributes.
+    """
 
     destinations: Settings
     consents_of: Callable[[ir.Table], ir.Table]
     brake: BrakeSettings
     salt: str
+    personal: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,8 @@ def _plan(
     }
     version = Version(before.version + 1 if before else 1, candidate.as_of, candidate.content, manifest)
     causes = _causes(before, version, otherwise)
-    changes = materialize(compare(known, audiences, causes, version.version, version.as_of))
+    changes = compare(known, audiences, causes, version.version, version.as_of)
+    changes = materialize(without_names(changes, naming.marks(policy.personal)))  # those of before, of what is gone
     return _Plan(version, candidate.assignments, audiences, changes)
 
 
