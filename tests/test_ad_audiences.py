@@ -28,7 +28,7 @@ from publish.destinations.ad_audiences import (
     Platform,
     folder_name,
     normalize,
-    normalize_phone,
+    read_phone,
 )
 from publish.manifest import manifest_schema
 
@@ -157,7 +157,8 @@ def test_what_is_no_address_is_left_out_and_counted(engine: DuckDB, given: str) 
 @pytest.mark.parametrize("given", [None, "", "  "])
 def test_what_was_not_given_is_not_invalid(engine: DuckDB, given: str | None) -> None:
     found = normalized(engine, META, given, given)
-    assert found == {"user_id": "u", "email": None, "phone": None, "email_invalid": False, "phone_invalid": False}
+    of_no_use = dict.fromkeys(["email_invalid", "phone_invalid", "phone_ambiguous"], False)
+    assert found == {"user_id": "u", "email": None, "phone": None} | of_no_use
 
 
 @pytest.mark.parametrize("given", ["0171 2345678", "+49 (0) 171/2345678", "0049-171-2345678", "+491712345678"])
@@ -172,9 +173,65 @@ def test_what_is_no_number_is_left_out_and_counted(engine: DuckDB, given: str) -
     assert (found["phone"], found["phone_invalid"]) == (None, True)
 
 
-def test_a_number_without_a_country_needs_the_default() -> None:
-    assert normalize_phone("0171 2345678", GOOGLE, None) is None
-    assert normalize_phone("+44 20 7031 3000", GOOGLE, None) == "+442070313000"
+GERMAN, BRITISH, AMERICAN, FRENCH = "491712345678", "442070313000", "18005550199", "33612345678"
+
+
+@pytest.mark.parametrize(
+    ("given", "country", "meant"),
+    [
+        ("+49 171 2345678", "US", [GERMAN]),  # a + is clear everywhere
+        ("tel:+49-171-2345678", None, [GERMAN]),
+        ("\uff0b49 171 2345678", "DE", [GERMAN]),
+        ("+49 (0)171 2345678", "DE", [GERMAN]),
+        ("0049 171 2345678", "DE", [GERMAN]),  # so is 00, also where people dial something else
+        ("(00) 49 171 2345678", "US", [GERMAN]),
+        ("0049 171 2345678", None, [GERMAN]),
+        ("011 49 171 2345678", "US", [GERMAN]),
+        ("0011 49 171 2345678", "AU", [GERMAN]),
+        ("0171 2345678", "DE", [GERMAN]),  # a 0 is a number of the default country
+        ("(0) 171 2345678", "DE", [GERMAN]),
+        ("06 12 34 56 78", "FR", [FRENCH]),
+        ("06 1234 5678", "IT", ["390612345678"]),
+        ("0171 2345678", None, []),
+        ("0171 2345678", "US", []),
+        ("491712345678", "DE", [GERMAN, "49491712345678"]),  # a mobile phone, or one in Leer
+        ("49 171 2345678", "DE", [GERMAN, "49491712345678"]),
+        ("18005550199", "DE", [AMERICAN, "4918005550199"]),
+        ("33612345678", "DE", [FRENCH, "4933612345678"]),
+        ("18005550199", "AT", [AMERICAN, "4318005550199"]),
+        ("1712345678", "DE", [GERMAN]),  # its 0 is lost, and no other country has such a number
+        ("2070313000", "GB", [BRITISH]),
+        ("800 555 0199", "US", [AMERICAN]),
+        ("18005550199", "US", [AMERICAN]),  # both readings are the same number
+        ("442070313000", "GB", [BRITISH]),
+        ("491712345678", "US", [GERMAN]),  # too long for a number of the default country
+        ("393331234567", "FR", ["393331234567"]),
+        ("491712345678", None, []),  # without a default nothing is read into a number
+        ("12", "DE", []),
+        ("call me", "DE", []),
+        ("", "DE", []),
+    ],
+)  # fmt: skip
+def test_a_number_is_read_with_and_without_a_country_code(given: str, country: str | None, meant: list[str]) -> None:
+    assert read_phone(given, country) == meant
+
+
+@pytest.mark.parametrize("given", ["491712345678", "18005550199"])
+def test_an_ambiguous_number_is_left_out_and_counted_by_itself(engine: DuckDB, given: str) -> None:
+    found = normalized(engine, GOOGLE, None, given)
+    assert (found["phone"], found["phone_invalid"], found["phone_ambiguous"]) == (None, False, True)
+
+
+def test_a_delivery_says_how_many_numbers_are_ambiguous(made: Make, tmp_path: Path) -> None:
+    release = made(ADA, ("dan", None, "491712345679", ["s1"]), ("eva", None, "18005550199", ["s1"]))
+    destination = google(tmp_path, default_country="DE")
+    first, again = destination.deliver(release), destination.deliver(release)
+    assert (first.state, again.state) == ("released", "unchanged")
+    assert (
+        first.note == again.note == ("2 phone numbers left out, with or without a country code: write + or 0 in front")
+    )
+    assert manifest(Path(first.where))["contacts"]["phone_ambiguous"] == 2
+    assert identifiers(read(Path(first.where), "members")) == {sha("ada@example.com"), sha("+491712345678")}
 
 
 # --- a version ---
@@ -219,7 +276,14 @@ def test_a_manifest_counts_audiences_and_contacts(made: Make, tmp_path: Path) ->
         {"segment_id": "s1", "segment_name": "S1", "folder": "s1"}
         | {"users": 4, "members": 2, "added": 2, "removed": 0},
     ]
-    assert found["contacts"] == {"email": 2, "phone": 1, "email_invalid": 1, "phone_invalid": 1, "neither": 2}
+    assert found["contacts"] == {
+        "email": 2,
+        "phone": 1,
+        "email_invalid": 1,
+        "phone_invalid": 1,
+        "phone_ambiguous": 0,
+        "neither": 2,
+    }
     assert (found["members"], found["version"], found["source"]) == (3, 1, "shop")
 
 

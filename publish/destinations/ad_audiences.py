@@ -6,17 +6,19 @@ for upload. Only what was in a version of before is ever removed.
 
 import hashlib
 import re
+import unicodedata
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import ibis
 import ibis.expr.types as ir
 import phonenumbers
 import pyarrow as pa
+from ibis import _
 from phonenumbers import NumberParseException, PhoneNumberFormat
 from pydantic import AfterValidator, Field
 
@@ -37,6 +39,9 @@ Google: 100 active users within 30 days on each network (support.google.com/goog
 lists of fewer than 100 people (facebook.com/business/help/2082575038703844).
 """
 EMAIL = r"^[^\s@]+@[^\s@.]+(\.[^\s@.]+)+$"
+START_OF_COUNTRY = re.compile(r"^[^\w+]*0[^\w+]*0")
+"""What stands for + in most countries, and begins no number of any."""
+START_OF_ANY = re.compile(r"^[^\w+]*[1-9]")
 SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -85,7 +90,8 @@ def _check_country(country: str) -> str:
 class AudienceSettings(FolderSettings):
     """Publish files of audiences for an advertising platform.
 
-    `default_country` is the country of phone numbers that are given without one; None: such numbers are left out.
+    `default_country` is the country of phone numbers that are given without one; None: such numbers are left out, as
+    are those of which it is not clear whether they have one.
     """
 
     members_min: int = Field(default=MEMBERS_MIN, ge=0)
@@ -135,7 +141,7 @@ class AdAudiences:
         latest = self.folder.latest()
         held = self.folder.manifest(latest) if latest else {}
         if latest and held.get("release") == fingerprint(release) and not held.get("erased"):
-            return Delivery(self.name, "unchanged", f"{self.folder.where}/{latest}", held["members"], counted="members")
+            return self._told("unchanged", latest, held)
         engine: DuckDB = release.members.get_backend()
         with self.folder.staging() as staging, _tables(engine) as keep:
             fresh = staging / "fresh"
@@ -170,7 +176,15 @@ class AdAudiences:
         self.folder.point(version)
         if latest and latest != version and held.get("erased"):
             self._rewrite(latest, (), set(), is_latest=False)  # the platform is told now
-        return Delivery(self.name, "released", f"{self.folder.where}/{version}", said["members"], counted="members")
+        return self._told("released", version, said)
+
+    def _told(self, state: Literal["released", "unchanged"], version: str, said: Mapping[str, Any]) -> Delivery:
+        ambiguous = said["contacts"].get("phone_ambiguous", 0)
+        numbers = "phone number" if ambiguous == 1 else "phone numbers"
+        note = f"{ambiguous:,} {numbers} left out, with or without a country code: write + or 0 in front"
+        return Delivery(
+            self.name, state, f"{self.folder.where}/{version}", said["members"], note if ambiguous else "", "members"
+        )
 
     def forget(self, memberships: Mapping[str, Sequence[str]]) -> int:
         """Remove users from all versions; the next one tells the platform to remove them, by hash.
@@ -255,14 +269,25 @@ class AdAudiences:
 
 
 def normalize(contacts: ir.Table, platform: Platform, default_country: str | None) -> ir.Table:
-    """Return user_id, email and phone as SHA-256 in lower-case hex; and whether one that was given is not valid.
+    """Return user_id, email and phone as SHA-256 in lower-case hex; and whether one that was given is of no use.
 
-    The latter are `email_invalid` and `phone_invalid`; the identifier is null then, as where none was given.
+    That are `email_invalid`, `phone_invalid`, and `phone_ambiguous` of a number that may be that of two people; the
+    identifier is null then, as where none was given.
     """
     given = contacts.filter(contacts.phone.notnull()).select("phone").distinct().to_pyarrow()["phone"].to_pylist()
-    numbers = [normalize_phone(phone, platform, default_country) for phone in given]
-    known = pa.table({"phone": pa.array(given, pa.string()), "number": pa.array(numbers, pa.string())})
-    joined = contacts.left_join(ibis.memtable(known), "phone").select("user_id", "email", "phone", "number")
+    read = [read_phone(phone, default_country) for phone in given]
+    known = pa.table(
+        {
+            "phone": pa.array(given, pa.string()),
+            "number": pa.array(
+                [platform.phone_prefix + one[0] if len(one) == 1 else None for one in read], pa.string()
+            ),
+            "ambiguous": pa.array([len(one) > 1 for one in read], pa.bool_()),
+        }
+    )
+    joined = contacts.left_join(ibis.memtable(known), "phone").select(
+        "user_id", "email", "phone", "number", ambiguous=_.ambiguous.fill_null(False)
+    )
     email = platform.normalize_email(joined.email)
     valid = email.re_search(EMAIL).ifelse(email, ibis.null("string"))
     return joined.select(
@@ -270,24 +295,39 @@ def normalize(contacts: ir.Table, platform: Platform, default_country: str | Non
         email=valid.hexdigest("sha256"),
         phone=joined.number.hexdigest("sha256"),
         email_invalid=_is_given(joined.email) & valid.isnull(),
-        phone_invalid=_is_given(joined.phone) & joined.number.isnull(),
+        phone_invalid=_is_given(joined.phone) & joined.number.isnull() & ~joined.ambiguous,
+        phone_ambiguous=joined.ambiguous,
     )
 
 
-def normalize_phone(phone: str, platform: Platform, default_country: str | None) -> str | None:
-    """Return a number as E.164, with or without + as the platform wants it; None where it is not valid.
+def read_phone(phone: str, default_country: str | None) -> list[str]:
+    """Return the numbers that are meant, with their country code: none is valid, one is clear, two are ambiguous.
 
-    >>> normalize_phone(" (0171) 234-5678", GOOGLE, "DE"), normalize_phone("+49 171 2345678", META, None)
-    ('+491712345678', '491712345678')
-    >>> normalize_phone("0171 2345678", GOOGLE, None)
+    With + or 00 in front the country code follows, and with 0 a number of the default country. Without either, both
+    are tried: a number of the default country whose 0 is missing, and one with a country code whose + is missing.
+
+    >>> read_phone(" (0171) 234-5678", "DE"), read_phone("+49 171 2345678", None), read_phone("0049171 2345678", "US")
+    (['491712345678'], ['491712345678'], ['491712345678'])
+    >>> read_phone("491712345678", "DE"), read_phone("0171 2345678", None)
+    (['491712345678', '49491712345678'], [])
     """
+    text = unicodedata.normalize("NFKC", phone)
+    readings = [(text, default_country)]
+    if START_OF_COUNTRY.match(text):
+        readings.append((START_OF_COUNTRY.sub("+", text), None))
+    elif default_country and START_OF_ANY.match(text):
+        readings.append((f"+{text}", None))
+    return sorted({number for reading in readings for number in _valid(*reading)})
+
+
+def _valid(phone: str, country: str | None) -> Iterator[str]:
+    """Yield the digits of a number, with its country code, if it is valid."""
     try:
-        number = phonenumbers.parse(phone, default_country)
+        number = phonenumbers.parse(phone, country)
     except NumberParseException:
-        return None
-    if not phonenumbers.is_valid_number(number):
-        return None
-    return platform.phone_prefix + phonenumbers.format_number(number, PhoneNumberFormat.E164).removeprefix("+")
+        return
+    if phonenumbers.is_valid_number(number):
+        yield phonenumbers.format_number(number, PhoneNumberFormat.E164).removeprefix("+")
 
 
 def folder_name(segment_id: str) -> str:
@@ -353,7 +393,7 @@ def _is_given(text: ir.StringValue) -> ir.BooleanValue:
 def _count_contacts(contacts: ir.Table) -> dict[str, int]:
     """Count users by what their contacts are good for."""
     has = {what: contacts[what].notnull().sum() for what in ("email", "phone")}
-    invalid = {what: contacts[what].sum() for what in ("email_invalid", "phone_invalid")}
+    invalid = {what: contacts[what].sum() for what in ("email_invalid", "phone_invalid", "phone_ambiguous")}
     neither = (contacts.email.isnull() & contacts.phone.isnull()).sum()
     [row] = contacts.agg(**has, **invalid, neither=neither).to_pyarrow().to_pylist()
     return {what: int(count or 0) for what, count in row.items()}
