@@ -27,6 +27,7 @@ ALONE_BY = 2
 DRIBBLE_SHARE = 0.01
 SLOT_US = 15 * 60 * 1_000_000
 """Every zone's days begin with one of these: the calendar is asked by slot, not by event."""
+GIVEN = "given"
 # What has a day in every zone.
 FIRST, LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
 
@@ -89,7 +90,7 @@ def choose_as_of(
     if given is not None:
         given = given.astimezone(UTC)
         bulk, _ = _part([day for day in days if day.first_at < given])
-        return Decision(given, "given", min(bulk[-1].last_at, given) if bulk else None, given, now)
+        return Decision(given, GIVEN, min(_newest(bulk, time_zone, day_level), given) if bulk else None, given, now)
     today = day_of(now, time_zone)
     bulk, ahead = _part([day for day in days if day.day <= today])
     if not bulk:
@@ -98,10 +99,10 @@ def choose_as_of(
     last = bulk[-1]
     doubt = _doubt(bulk, time_zone, now, day_level)
     if len(bulk) > 1 and doubt:
-        as_of, newest_at = start_of_day(last.day, time_zone), bulk[-2].last_at
+        as_of, newest_at = start_of_day(last.day, time_zone), _newest(bulk[:-1], time_zone, day_level)
         why = f"the end of the last whole day: {last.day} may go on, as {doubt}"
     else:
-        as_of, newest_at = start_of_day(last.day + DAY, time_zone), last.last_at
+        as_of, newest_at = start_of_day(last.day + DAY, time_zone), _newest(bulk, time_zone, day_level)
         seems = (
             "the source has whole days" if day_level else f"{_last_event(last, time_zone)}, as late as on other days"
         )
@@ -122,6 +123,12 @@ def find_lag(newest_at: datetime | None, due: datetime, max_lag_days: float, tim
         f"the newest event is of {write_instant(newest_at, time_zone)}, {lag_days:,.1f} days before "
         f"{write_instant(due, time_zone)}; at most {max_lag_days:g} (publish.max_lag_days)"
     )
+
+
+def _newest(days: Sequence[Day], time_zone: str, day_level: bool) -> datetime:
+    """Return the last event of days; where there are dates only, as late as it may have been."""
+    last = days[-1]
+    return start_of_day(last.day + DAY, time_zone) - timedelta(microseconds=1) if day_level else last.last_at
 
 
 def _part(days: Sequence[Day]) -> tuple[Sequence[Day], Sequence[Day]]:

@@ -8,10 +8,12 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
+from features.as_of import Decision
 from features.increments import Sessionized
+from features.zones import write_instant
 from flows.configuration import Configuration, load
 from flows.ingest import Ingested, ingest
-from flows.instant import name_run, resolve_as_of
+from flows.instant import decide, name_run, tell
 from flows.publish import Published, publish
 from flows.score import Scored, score
 from flows.sessions import sessions
@@ -25,6 +27,7 @@ class Result:
 
     name: str
     as_of: datetime
+    decision: Decision
     ingested: Ingested
     sessionized: Sessionized
     snapshots: Snapshots
@@ -49,19 +52,24 @@ def _run(config: str, as_of: datetime | None, training: bool) -> Result:
     configuration = load(config)
     ingested = ingest(config)
     with configuration.open_lake() as lake:
-        as_of = resolve_as_of(as_of, configuration, lake)
-    _rename(f"{flow_run.flow_name} {configuration.name} as of {as_of:%Y-%m-%d %H:%M}")
+        decision = decide(as_of, configuration, lake)
+    if as_of is None:
+        tell(decision, configuration.time_zone)
+    as_of = decision.as_of
+    said = write_instant(as_of, configuration.time_zone)
+    _rename(f"{flow_run.flow_name} {configuration.name} as of {said}")
     result = Result(
         configuration.name,
         as_of,
+        decision,
         ingested,
         sessions(config),
         snapshot(config, as_of, training),
         train(config, as_of) if training else {},
         score(config, as_of),
-        publish(config, as_of),
+        publish(config, as_of, due=decision.due),
     )
-    _leave_artifact(configuration, result)
+    _leave_artifact(configuration, result, said)
     return result
 
 
@@ -71,7 +79,7 @@ def _rename(name: str) -> None:
         client.update_flow_run(flow_run.id, name=name)
 
 
-def _leave_artifact(configuration: Configuration, result: Result) -> None:
+def _leave_artifact(configuration: Configuration, result: Result, as_of: str) -> None:
     create_table_artifact(
         key=f"{configuration.name.replace('_', '-')}-segments",
         table=[
@@ -83,5 +91,5 @@ def _leave_artifact(configuration: Configuration, result: Result) -> None:
             }
             for segment in result.scored.segments
         ],
-        description=f"{result.name} as of {result.as_of:%Y-%m-%d %H:%M} UTC: {result.published.version}",
+        description=f"{result.name} as of {as_of}: {result.published.version or 'nothing published yet'}",
     )

@@ -114,6 +114,14 @@ def test_a_source_of_dates_has_whole_days_unless_they_are_not_over() -> None:
     assert as_of(days, now=datetime(2024, 6, 2, 5, tzinfo=UTC), day_level=True) == "2024-06-02 00:00 UTC"
 
 
+def test_the_newest_event_of_a_source_of_dates_may_be_as_late_as_its_day() -> None:
+    friday = [day("2024-06-06", last="00:00"), day("2024-06-07", last="00:00")]
+    decision = chosen(friday, scheduled_at=datetime(2024, 6, 10, 5, tzinfo=UTC), day_level=True)
+    assert decision.newest_at is not None
+    assert write_instant(decision.newest_at, "UTC") == "2024-06-07 23:59 UTC"
+    assert find_lag(decision.newest_at, decision.due, 3, "UTC") is None
+
+
 def test_a_single_day_is_all_there_is() -> None:
     assert as_of([day("2024-06-01", events=1, last="08:00")]) == "2024-06-02 00:00 UTC"
     decision = chosen([day("2024-06-01")], now=datetime(2024, 6, 1, 12, tzinfo=UTC))
