@@ -1,5 +1,6 @@
 """The instant a run is about where nobody names one: the end of the last day that the events have as a whole.
 
+On a schedule it is the scheduled instant where events go on until then.
 docs/as-of.md has a table of the cases, and tests/test_as_of.py each of them in rows.
 """
 
@@ -25,6 +26,8 @@ WEEK_DAYS = 7
 ALONE_BY = 2
 """How many times the longest pause before it is the one that sets days at the end apart."""
 DRIBBLE_SHARE = 0.01
+LIVE_WITHIN = timedelta(hours=1)
+"""Events that are there up to so long before a scheduled instant go on until then."""
 SLOT_US = 15 * 60 * 1_000_000
 """Every zone's days begin with one of these: the calendar is asked by slot, not by event."""
 GIVEN = "given"
@@ -83,8 +86,8 @@ def choose_as_of(
     """Decide what a run is about, from the events by local day, in order.
 
     A given instant is taken as it is. `day_level` says that the source has dates only, so that its days are whole.
-    What is after the scheduled instant, or else after `now`, is not looked at, and a day that is not over by then is
-    not whole. Without any day up to then, the day before has ended.
+    Days are of events before the scheduled instant, or else before `now`: later days are not looked at, and a day that
+    is not over by then is not whole. Without any day up to then, the day before has ended.
     """
     now = (scheduled_at or now).astimezone(UTC)
     if given is not None:
@@ -97,8 +100,12 @@ def choose_as_of(
         as_of = start_of_day(today, time_zone)
         return Decision(as_of, "there are no events before", None, scheduled_at or as_of, now)
     last = bulk[-1]
+    is_live = scheduled_at is not None and not day_level and now - last.last_at <= LIVE_WITHIN
     doubt = _doubt(bulk, time_zone, now, day_level)
-    if len(bulk) > 1 and doubt:
+    if is_live:
+        as_of, newest_at = now, last.last_at
+        why = f"the scheduled instant: events go on until {write_instant(last.last_at, time_zone)}"
+    elif len(bulk) > 1 and doubt:
         as_of, newest_at = start_of_day(last.day, time_zone), _newest(bulk[:-1], time_zone, day_level)
         why = f"the end of the last whole day: {last.day} may go on, as {doubt}"
     else:

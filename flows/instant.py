@@ -4,11 +4,13 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
+import ibis
 from prefect.runtime import deployment, flow_run
 
 from features.as_of import Decision, choose_as_of, days_of
 from features.events import EVENTS
 from features.lake import Lake
+from features.table import TIME
 from features.zones import write_instant
 from flows.configuration import Configuration, ConfigurationError, load
 
@@ -29,15 +31,17 @@ def resolve_as_of(as_of: datetime | None, configuration: Configuration, lake: La
 
 
 def decide(as_of: datetime | None, configuration: Configuration, lake: Lake) -> Decision:
-    """Decide what a run is about: `as_of` if given, else the end of the last whole day of events.
+    """Decide what a run is about: `as_of` if given, else what the events before the scheduled start, or now, say.
 
-    In a deployment that is the last one before the scheduled start. Raises as `resolve_as_of` does.
+    Raises as `resolve_as_of` does.
     """
+    events, now, scheduled_at = lake.read(EVENTS), datetime.now(UTC), scheduled_start()
+    until = (as_of or scheduled_at or now).astimezone(UTC)
     decision = choose_as_of(
-        days_of(lake.read(EVENTS), configuration.time_zone),
+        days_of(events.filter(events.occurred_at < ibis.literal(until, TIME)), configuration.time_zone),
         configuration.time_zone,
-        datetime.now(UTC),
-        scheduled_at=scheduled_start(),
+        now,
+        scheduled_at=scheduled_at,
         given=as_of,
         day_level=configuration.events.time_unit == "day",
     )
@@ -80,9 +84,11 @@ def name_run() -> str:
     """Name a flow's run after its stage, its configuration and its instant, for `flow_run_name`."""
     given = flow_run.parameters
     name = f"{flow_run.flow_name} {Path(given['config']).resolve().parent.name}"
-    if not given.get("as_of"):
+    as_of = given.get("as_of")
+    if as_of is None:
         return name
-    return f"{name} as of {write_instant(given['as_of'], _zone_of(given['config']))}"
+    said = as_of if isinstance(as_of, str) else write_instant(as_of, _zone_of(given["config"]))
+    return f"{name} as of {said}"
 
 
 def _zone_of(config: str) -> str:

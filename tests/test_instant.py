@@ -47,11 +47,20 @@ def test_a_run_by_hand_is_about_the_end_of_the_last_whole_day_of_the_business(
 def test_a_run_of_a_deployment_is_about_the_last_whole_day_before_its_schedule(
     configuration: Configuration, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(lake, "2024-06-27T23:50+02:00", "2024-06-28T23:50+02:00", "2024-06-29T04:50+02:00")
+    add(lake, "2024-06-27T23:50+02:00", "2024-06-28T23:50+02:00", "2024-06-29T05:00+02:00")
     due = datetime(2024, 6, 29, 3, tzinfo=UTC)
     monkeypatch.setattr(flows.instant, "scheduled_start", lambda: due)
     decision = decide(None, configuration, lake)
     assert (decision.as_of, decision.due, decision.now) == (datetime(2024, 6, 28, 22, tzinfo=UTC), due, due)
+
+
+def test_a_run_of_a_deployment_is_about_its_schedule_where_events_go_on_until_then(
+    configuration: Configuration, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(lake, "2024-06-28T23:50+02:00", "2024-06-29T04:59+02:00", "2024-06-29T05:00+02:00", "2024-06-30T05:00+02:00")
+    due = datetime(2024, 6, 29, 3, tzinfo=UTC)
+    monkeypatch.setattr(flows.instant, "scheduled_start", lambda: due)
+    assert resolve_as_of(None, configuration, lake) == due
 
 
 def test_an_instant_that_is_given_is_taken_in_a_deployment_too(
