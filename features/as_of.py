@@ -1,5 +1,6 @@
 """The instant a run is about where nobody names one: the end of the last day that the events have as a whole.
 
+On a schedule it is the scheduled instant where events go on until then.
 docs/as-of.md has a table of the cases, and tests/test_as_of.py each of them in rows.
 """
 
@@ -25,8 +26,11 @@ WEEK_DAYS = 7
 ALONE_BY = 2
 """How many times the longest pause before it is the one that sets days at the end apart."""
 DRIBBLE_SHARE = 0.01
+LIVE_WITHIN = timedelta(hours=1)
+"""Events that are there up to so long before a scheduled instant go on until then."""
 SLOT_US = 15 * 60 * 1_000_000
 """Every zone's days begin with one of these: the calendar is asked by slot, not by event."""
+GIVEN = "given"
 # What has a day in every zone.
 FIRST, LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
 
@@ -82,26 +86,30 @@ def choose_as_of(
     """Decide what a run is about, from the events by local day, in order.
 
     A given instant is taken as it is. `day_level` says that the source has dates only, so that its days are whole.
-    What is after the scheduled instant, or else after `now`, is not looked at, and a day that is not over by then is
-    not whole. Without any day up to then, the day before has ended.
+    Days are of events before the scheduled instant, or else before `now`: later days are not looked at, and a day that
+    is not over by then is not whole. Without any day up to then, the day before has ended.
     """
     now = (scheduled_at or now).astimezone(UTC)
     if given is not None:
         given = given.astimezone(UTC)
         bulk, _ = _part([day for day in days if day.first_at < given])
-        return Decision(given, "given", min(bulk[-1].last_at, given) if bulk else None, given, now)
+        return Decision(given, GIVEN, min(_newest(bulk, time_zone, day_level), given) if bulk else None, given, now)
     today = day_of(now, time_zone)
     bulk, ahead = _part([day for day in days if day.day <= today])
     if not bulk:
         as_of = start_of_day(today, time_zone)
         return Decision(as_of, "there are no events before", None, scheduled_at or as_of, now)
     last = bulk[-1]
+    is_live = scheduled_at is not None and not day_level and now - last.last_at <= LIVE_WITHIN
     doubt = _doubt(bulk, time_zone, now, day_level)
-    if len(bulk) > 1 and doubt:
-        as_of, newest_at = start_of_day(last.day, time_zone), bulk[-2].last_at
+    if is_live:
+        as_of, newest_at = now, last.last_at
+        why = f"the scheduled instant: events go on until {write_instant(last.last_at, time_zone)}"
+    elif len(bulk) > 1 and doubt:
+        as_of, newest_at = start_of_day(last.day, time_zone), _newest(bulk[:-1], time_zone, day_level)
         why = f"the end of the last whole day: {last.day} may go on, as {doubt}"
     else:
-        as_of, newest_at = start_of_day(last.day + DAY, time_zone), last.last_at
+        as_of, newest_at = start_of_day(last.day + DAY, time_zone), _newest(bulk, time_zone, day_level)
         seems = (
             "the source has whole days" if day_level else f"{_last_event(last, time_zone)}, as late as on other days"
         )
@@ -122,6 +130,12 @@ def find_lag(newest_at: datetime | None, due: datetime, max_lag_days: float, tim
         f"the newest event is of {write_instant(newest_at, time_zone)}, {lag_days:,.1f} days before "
         f"{write_instant(due, time_zone)}; at most {max_lag_days:g} (publish.max_lag_days)"
     )
+
+
+def _newest(days: Sequence[Day], time_zone: str, day_level: bool) -> datetime:
+    """Return the last event of days; where there are dates only, as late as it may have been."""
+    last = days[-1]
+    return start_of_day(last.day + DAY, time_zone) - timedelta(microseconds=1) if day_level else last.last_at
 
 
 def _part(days: Sequence[Day]) -> tuple[Sequence[Day], Sequence[Day]]:

@@ -34,6 +34,7 @@ from features.time_travel import (
     travel,
     with_features,
 )
+from features.zones import day_of, write_instant
 from flows.configuration import Configuration, ConfigurationError
 from flows.instant import resolve_as_of
 from flows.snapshot import past_dates, table_of
@@ -57,6 +58,7 @@ class Audited:
     """
 
     as_of: datetime
+    time_zone: str
     findings: list[str]
     changed: list[Changed]
     too_good: list[Alone]
@@ -94,7 +96,7 @@ def audit(configuration: Configuration, as_of: datetime | None, extra: Sequence[
             sample = _sample(configuration, lake, USERS)
             past = _past_instants(configuration, lake, as_of)
             if past:
-                logger.debug("audit: comparing the snapshot of %s", f"{past[-1]:%Y-%m-%d %H:%M}")
+                logger.debug("audit: comparing the snapshot of %s", write_instant(past[-1], configuration.time_zone))
                 _check_stored(configuration, lake, sample, past[-1])
             found = _find(configuration, lake, as_of, sample, INSTANTS, extra)
     except ContractError as error:
@@ -128,7 +130,8 @@ def _find(
     take = with_features(taker(configuration, lake), *extra)
     journeys = []
     for number, instant in enumerate(chosen, start=1):
-        logger.debug("audit: travelling to %s, %s of %s", f"{instant:%Y-%m-%d %H:%M}", number, len(chosen))
+        said = write_instant(instant, configuration.time_zone)
+        logger.debug("audit: travelling to %s, %s of %s", said, number, len(chosen))
         journeys.append(travel(take, sample.events, sample.sessions, instant, configuration.sessions.gap))
     logger.debug("audit: looking at each feature alone")
     measured = leaks.measure_alone(frame, labels)
@@ -138,8 +141,9 @@ def _find(
     best = {alone.label: alone for alone in reversed(measured)}
     return Audited(
         as_of=as_of,
+        time_zone=configuration.time_zone,
         findings=[
-            *_explain_changed(changed, {journey.as_of: journey.users for journey in journeys}),
+            *_explain_changed(changed, {journey.as_of: journey.users for journey in journeys}, configuration.time_zone),
             *map(_explain_too_good, too_good),
             *map(_explain_naming, naming),
         ],
@@ -177,7 +181,7 @@ def taker(configuration: Configuration, lake: Lake) -> Take:
 
 def show(found: Audited, console: Console) -> None:
     """Print what was found and what to do, and what was looked at."""
-    console.print(Text(f"Audit as of {found.as_of:%Y-%m-%d %H:%M} UTC", style="bold underline"))
+    console.print(Text(f"Audit as of {write_instant(found.as_of, found.time_zone)}", style="bold underline"))
     console.print()
     if found.findings:
         table = Table(box=None, padding=(0, 2), show_edge=False, show_header=False)
@@ -198,7 +202,8 @@ def show(found: Audited, console: Console) -> None:
 
 def _looked_at(found: Audited) -> Iterable[str]:
     """Say what was looked at."""
-    span = " to ".join(dict.fromkeys(f"{instant:%Y-%m-%d}" for instant in (found.instants[0], found.instants[-1])))
+    days = (day_of(instant, found.time_zone) for instant in (found.instants[0], found.instants[-1]))
+    span = " to ".join(dict.fromkeys(map(str, days)))
     sample = f"all {found.users:,}" if found.users == found.user_count else f"{found.users:,} of {found.user_count:,}"
     count = len(found.instants)
     yield (
@@ -215,7 +220,7 @@ def _looked_at(found: Audited) -> Iterable[str]:
         )
 
 
-def _explain_changed(changed: Sequence[Changed], users: dict[datetime, int]) -> Iterable[str]:
+def _explain_changed(changed: Sequence[Changed], users: dict[datetime, int], time_zone: str) -> Iterable[str]:
     """Say which features know the future: once each, by the instant at which most users have another value."""
     of_feature = defaultdict(list)
     for change in changed:
@@ -226,7 +231,7 @@ def _explain_changed(changed: Sequence[Changed], users: dict[datetime, int]) -> 
         what = "who is in the snapshot depends on" if feature == "user_id" else f"{feature} knows"
         yield (
             f"{what} the future: for {most.users:,} of {users[most.as_of]:,} users it is another at "
-            f"{most.as_of:%Y-%m-%d %H:%M} when events that were not known then are others ({how}). "
+            f"{write_instant(most.as_of, time_zone)} when events that were not known then are others ({how}). "
             "Use events with occurred_at < as_of and ingested_at <= as_of only."
         )
 
@@ -272,7 +277,9 @@ def _notes(
     notes += [f"Null in every row: {', '.join(empty)}."] if empty else []
     notes += [f"The same in every row: {', '.join(same)}."] if same else []
     nobody = [journey.as_of for journey in journeys if not journey.users]
-    return notes + [f"No user of the sample was there before {instant:%Y-%m-%d}." for instant in nobody]
+    return notes + [
+        f"No user of the sample was there before {day_of(instant, configuration.time_zone)}." for instant in nobody
+    ]
 
 
 def _past_instants(configuration: Configuration, lake: Lake, as_of: datetime) -> list[datetime]:
@@ -305,7 +312,7 @@ def _read_labelled(
     missing = [instant for instant in instants if instant not in stored]
     if missing:
         raise ConfigurationError(
-            f"no snapshot with labels at {missing[-1]:%Y-%m-%d %H:%M}: "
+            f"no snapshot with labels at {write_instant(missing[-1], configuration.time_zone)}: "
             f"run `habitus snapshot {configuration.file}` first"
         )
     snapshots, known = lake.read(table, only=instants), lake.read(labelled, only=instants)
@@ -326,6 +333,6 @@ def _check_stored(configuration: Configuration, lake: Lake, sample: Sample, inst
     taken = taker(configuration, lake)(sample.events, sample.sessions, instant)
     if count_changed(materialize(stored), materialize(taken)):
         raise ConfigurationError(
-            f"the snapshot at {instant:%Y-%m-%d %H:%M} is not that of the events and settings of now: "
-            f"run `habitus snapshot {configuration.file}` first"
+            f"the snapshot at {write_instant(instant, configuration.time_zone)} is not that of the events and settings "
+            f"of now: run `habitus snapshot {configuration.file}` first"
         )

@@ -41,7 +41,7 @@ AsOf = Annotated[
     typer.Option(
         "--as-of",
         help="The instant that the run is about: 2024-06-30 or 2024-06-30T05:00, in the configuration's time zone. "
-        "Default: the end of the last complete day in the data.",
+        "Default: the end of the last whole day in the data.",
         show_default=False,
     ),
 ]

@@ -94,12 +94,14 @@ class PublishSettings(Settings):
     """Say where versions are kept as files, and in which formats, for which purposes; who is held out; what is held.
 
     That folder, relative to the configuration, is a destination as well, and always there: it is called published.
+    What is said of an instant to which the newest event is older than `max_lag_days` is held.
     """
 
     folder: str = "published"
     formats: list[Format] = Field(default=["parquet", "csv"], min_length=1)
     purposes: list[str] | None = None
     holdout_share: float = Field(default=0, ge=0, lt=1)
+    max_lag_days: float = Field(default=3, gt=0)
     brake: BrakeSettings = BrakeSettings()
 
 

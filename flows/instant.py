@@ -1,38 +1,68 @@
-"""The instant a run is about: given, scheduled, or the end of the last complete day in the data."""
+"""The instant a run is about: given, or what `features.as_of` decides from the events there are."""
 
-from datetime import UTC, datetime, timedelta
+import logging
+from datetime import UTC, datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
+import ibis
 from prefect.runtime import deployment, flow_run
 
+from features.as_of import Decision, choose_as_of, days_of
 from features.events import EVENTS
 from features.lake import Lake
-from flows.configuration import Configuration, ConfigurationError
+from features.table import TIME
+from features.zones import write_instant
+from flows.configuration import Configuration, ConfigurationError, load
+
+logger = logging.getLogger("habitus")
 
 
 def resolve_as_of(as_of: datetime | None, configuration: Configuration, lake: Lake) -> datetime:
-    """Return `as_of` if given; in a deployment the scheduled start; else the end of the last complete day of events.
+    """Return `as_of` if given; else what `decide` finds, and say why.
 
     Raises ConfigurationError where there are no events, and for an instant before all of them.
     """
+    if as_of is None:
+        decision = decide(None, configuration, lake)
+        tell(decision, configuration.time_zone)
+        return decision.as_of
+    _check_after_first(as_of, configuration, lake)
+    return as_of.astimezone(UTC)
+
+
+def decide(as_of: datetime | None, configuration: Configuration, lake: Lake) -> Decision:
+    """Decide what a run is about: `as_of` if given, else what the events before the scheduled start, or now, say.
+
+    Raises as `resolve_as_of` does.
+    """
+    events, now, scheduled_at = lake.read(EVENTS), datetime.now(UTC), scheduled_start()
+    until = (as_of or scheduled_at or now).astimezone(UTC)
+    decision = choose_as_of(
+        days_of(events.filter(events.occurred_at < ibis.literal(until, TIME)), configuration.time_zone),
+        configuration.time_zone,
+        now,
+        scheduled_at=scheduled_at,
+        given=as_of,
+        day_level=configuration.events.is_by_day,
+    )
+    _check_after_first(decision.as_of, configuration, lake)
+    return decision
+
+
+def tell(decision: Decision, time_zone: str) -> None:
+    """Log what a run is about, why, and what a person may want to decide otherwise."""
+    logger.info("instant: %s, %s", write_instant(decision.as_of, time_zone), decision.why)
+    for note in decision.notes:
+        logger.warning("  %s", note)
+
+
+def _check_after_first(as_of: datetime, configuration: Configuration, lake: Lake) -> None:
     span = event_span(lake)
     if span is None:
         raise ConfigurationError(f"{configuration.lake} holds no events: run `habitus ingest {configuration.file}`")
-    first_event_at, last_event_at = span
-    if as_of is None:
-        as_of = scheduled_start()
-    if as_of is None:
-        day_level = configuration.events.is_by_day
-        as_of = last_complete_day_end(last_event_at, configuration.time_zone, day_level)
-        if as_of <= first_event_at:  # a single day, complete or not, is all there is
-            as_of += timedelta(days=1)
-    if as_of <= first_event_at:
-        raise ConfigurationError(
-            f"as_of {as_of:%Y-%m-%d %H:%M} is not after the first event ({first_event_at:%Y-%m-%d %H:%M}, UTC); "
-            "name a later one with --as-of"
-        )
-    return as_of.astimezone(UTC)
+    if as_of <= span[0]:
+        asked, first = (write_instant(instant, configuration.time_zone) for instant in (as_of, span[0]))
+        raise ConfigurationError(f"as_of {asked} is not after the first event ({first}); name a later one with --as-of")
 
 
 def scheduled_start() -> datetime | None:
@@ -50,19 +80,6 @@ def event_span(lake: Lake) -> tuple[datetime, datetime] | None:
     return None if span["first"] is None else (span["first"], span["last"])
 
 
-def last_complete_day_end(last_event_at: datetime, time_zone: str, day_level: bool) -> datetime:
-    """Return the midnight, in a time zone, up to which the data has whole days.
-
-    That is the midnight before the last event, whose day may go on; the one after it where the source has whole days.
-
-    >>> last_complete_day_end(datetime(2024, 6, 29, 20, 50, tzinfo=UTC), "Europe/London", False).isoformat()
-    '2024-06-29T00:00:00+01:00'
-    """
-    local = last_event_at.astimezone(ZoneInfo(time_zone))
-    midnight = datetime(local.year, local.month, local.day, tzinfo=local.tzinfo)
-    return midnight + timedelta(days=1) if day_level else midnight
-
-
 def name_run() -> str:
     """Name a flow's run after its stage, its configuration and its instant, for `flow_run_name`."""
     given = flow_run.parameters
@@ -70,4 +87,12 @@ def name_run() -> str:
     as_of = given.get("as_of")
     if as_of is None:
         return name
-    return f"{name} as of {as_of}" if isinstance(as_of, str) else f"{name} as of {as_of:%Y-%m-%d %H:%M}"
+    said = as_of if isinstance(as_of, str) else write_instant(as_of, _zone_of(given["config"]))
+    return f"{name} as of {said}"
+
+
+def _zone_of(config: str) -> str:
+    try:
+        return load(config).time_zone
+    except ConfigurationError:  # which the run itself will say
+        return "UTC"

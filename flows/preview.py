@@ -21,6 +21,7 @@ from features.preview import Difference, FeatureDifference, compare_features, co
 from features.sessions import SESSIONS
 from features.snapshots import feature_names, format_value, take_snapshot, title
 from features.table import materialize
+from features.zones import write_instant
 from flows.configuration import Configuration, ConfigurationError, explain
 from flows.instant import resolve_as_of
 from flows.sessions import show_progress
@@ -38,6 +39,7 @@ class Preview:
     """Hold the settings that would change, and what they would change."""
 
     as_of: datetime
+    time_zone: str
     settings: dict[str, list[Any]]
     sessions: list[Difference]
     features: list[FeatureDifference]
@@ -95,7 +97,8 @@ def preview(configuration: Configuration, settings: dict[str, Any], as_of: datet
             features = compare_features(
                 _snapshot(lake, before, configuration, instant), _snapshot(lake, after, other, instant)
             )
-    return Preview(instant, {key: [_get(configuration, key), _get(other, key)] for key in settings}, sessions, features)
+    values = {key: [_get(configuration, key), _get(other, key)] for key in settings}
+    return Preview(instant, configuration.time_zone, values, sessions, features)
 
 
 def show(found: Preview, console: Console) -> None:
@@ -111,7 +114,8 @@ def show(found: Preview, console: Console) -> None:
     if not changed:
         console.print("\nNo feature of any user changes. Nothing was stored.")
         return
-    table = _table(f"features at {found.as_of:%Y-%m-%d %H:%M} UTC, mean", "now", "then", "difference", "users changed")
+    as_of = write_instant(found.as_of, found.time_zone)
+    table = _table(f"features at {as_of}, mean", "now", "then", "difference", "users changed")
     for row in changed[:FEATURES_SHOWN]:
         share = "" if row.changed_share is None else format_value("_share", row.changed_share)
         table.add_row(title(row.name), *_figures(row), share)

@@ -13,17 +13,19 @@ from typing import Any
 import ibis.expr.types as ir
 from prefect import task
 
+from features.as_of import find_lag
 from features.attributes import ATTRIBUTES, contacts
 from features.events import EVENTS
 from features.lake import Lake
 from features.table import ContractError
+from features.zones import write_instant
 from flows.causes import would_be
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_all
 from flows.forget import finish_all
 from flows.identity import tells_personal
-from flows.instant import resolve_as_of
-from flows.report import tell, write_report
+from flows.instant import decide, tell
+from flows.report import link, write_report
 from flows.stage import HeldError, read_as_of, stage
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
@@ -45,12 +47,14 @@ logger = logging.getLogger("habitus")
 class Published:
     """Say what the present version is, how users changed, where it went, and what is held and how to release it.
 
+    Nothing is present before the first release: then `version` and `as_of` are None, and nothing went anywhere.
     `changes` count users by destination, change and reason; `abandoned` memberships at destinations that are not
     configured any more, where nobody removes them.
     """
 
-    version: int
-    as_of: datetime
+    version: int | None
+    as_of: datetime | None
+    time_zone: str
     latest: Path
     users: int
     changes: list[dict[str, Any]]
@@ -67,21 +71,30 @@ class Published:
 
 
 @stage(takes_turns=False)
-def publish(config: str, as_of: datetime | str | None = None, label: str | None = None) -> Published:
+def publish(
+    config: str, as_of: datetime | str | None = None, label: str | None = None, due: datetime | None = None
+) -> Published:
     """Publish the assignments at `as_of`; with a label, those that the brake held under it.
 
-    Raises at the end DeliveryError, where a destination did not take them, and HeldError, where the brake held them.
+    They are held where the newest event is much older than `due`, the instant at which events were to be new: `as_of`
+    if it is left out. Raises at the end DeliveryError, where a destination did not take them, and HeldError, where
+    they are held.
     """
     logger.debug("publishing")
-    published = publish_version(config, read_as_of(config, as_of), label)
-    logger.info("publish: version %s, as of %s", published.version, f"{published.as_of:%Y-%m-%d %H:%M}")
+    published = publish_version(config, read_as_of(config, as_of), label, due)
+    if published.as_of is None:
+        logger.info("publish: nothing yet")
+    else:
+        said = write_instant(published.as_of, published.time_zone)
+        logger.info("publish: version %s, as of %s", published.version, said)
     for delivery in published.deliveries:
         logger.info("  %s: %s", delivery.destination, _in_words(delivery))
     if published.held:
         logger.warning("  held: %s", published.why_held)
     for name, count in published.abandoned.items():
         logger.warning("  %s is not configured any more: %s memberships stay there", name, f"{count:,}")
-    _report(config)
+    if published.version is not None:
+        _report(config)
     failed = [delivery for delivery in published.deliveries if delivery.state == "failed"]
     if failed:
         raise DeliveryError("; ".join(f"{delivery.destination}: {delivery.note}" for delivery in failed))
@@ -93,7 +106,7 @@ def publish(config: str, as_of: datetime | str | None = None, label: str | None 
 def _report(config: str) -> None:
     """Write the report of the present version. That it could not be written changes nothing of what was published."""
     try:
-        tell(config, write_report(config))
+        link(config, write_report(config))
     except Exception as error:
         logger.debug("report", exc_info=True)
         logger.warning("  the report was not written: %s; `habitus report` tries again", " ".join(str(error).split()))
@@ -106,7 +119,7 @@ def _in_words(delivery: Delivery) -> str:
 
 @task(**TOUCHES_THE_WORLD)
 @discreet
-def publish_version(config: str, as_of: datetime | None, label: str | None) -> Published:
+def publish_version(config: str, as_of: datetime | None, label: str | None, due: datetime | None = None) -> Published:
     """Make a version of assignments the present one, or hold it; take the present one to all destinations."""
     configuration = load(config)
     destinations = connect_all(configuration)
@@ -120,18 +133,30 @@ def publish_version(config: str, as_of: datetime | None, label: str | None) -> P
                 logger.warning("  users of receipt %s are not erased everywhere yet", receipt.receipt)
         if label is not None:
             as_of = _instant_of(lake, label)
-        as_of = resolve_as_of(as_of, configuration, lake)
+        decision = decide(as_of, configuration, lake)
+        if as_of is None:
+            tell(decision, configuration.time_zone)
+        as_of = decision.as_of
+        lag = find_lag(
+            decision.newest_at, due or decision.due, configuration.publish.max_lag_days, configuration.time_zone
+        )
         candidate = _candidate(lake, configuration, as_of)
         versions.hide_names(lake, marks(configuration.personal))
         if label is not None and versions.label_of(as_of, candidate.content) != label:
             raise ConfigurationError(f"{label}: users were scored again since: run `habitus publish` first")
         outcome = release(
-            lake, candidate, _policy(lake, configuration), partial(would_be, lake, configuration, as_of), label
+            lake,
+            candidate,
+            _policy(lake, configuration),
+            partial(would_be, lake, configuration, as_of),
+            label,
+            [lag] if lag else [],
         )
-        assert outcome.version is not None
-        known = contacts(lake.read(ATTRIBUTES))
-        settings = configuration.all_destinations
-        deliveries = [*deliver(lake, outcome.version, destinations, settings, known)]
+        deliveries = []
+        if outcome.version is not None:
+            known = contacts(lake.read(ATTRIBUTES))
+            settings = configuration.all_destinations
+            deliveries = [*deliver(lake, outcome.version, destinations, settings, known)]
     return _sum_up(configuration, outcome, deliveries)
 
 
@@ -218,15 +243,14 @@ def _policy(lake: Lake, configuration: Configuration) -> Policy:
 
 
 def _sum_up(configuration: Configuration, outcome: Outcome, deliveries: list[Delivery]) -> Published:
-    assert outcome.version is not None
-    [local] = [delivery for delivery in deliveries if delivery.destination == LOCAL]
-    held = outcome.held
+    present, held = outcome.version, outcome.held
     command = f"habitus release {shlex.quote(str(configuration.file))} {held.label}" if held else None
     return Published(
-        outcome.version.version,
-        outcome.version.as_of,
+        present.version if present else None,
+        present.as_of if present else None,
+        configuration.time_zone,
         configuration.published / "latest",
-        local.count,
+        sum(delivery.count for delivery in deliveries if delivery.destination == LOCAL),
         [{str(name): value for name, value in row.items()} for row in outcome.changes.to_dict("records")],
         held.label if held else None,
         held.findings if held else [],

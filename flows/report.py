@@ -21,6 +21,7 @@ from features.labels import Label
 from features.lake import Lake
 from features.sessions import SESSIONS, sessions_at
 from features.table import ContractError, materialize
+from features.zones import write_instant
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_reports
 from flows.identity import named, tells_personal
@@ -55,6 +56,7 @@ class Reported:
 
     version: int
     as_of: datetime
+    time_zone: str
     where: str
     segments: int
     users_listed: int
@@ -66,16 +68,17 @@ class Reported:
 def report(config: str) -> Reported:
     """Write the report of the present version."""
     logger.debug("reporting")
-    return tell(config, write_report(config, anew=True))
+    return link(config, write_report(config, anew=True))
 
 
-def tell(config: str, reported: Reported) -> Reported:
+def link(config: str, reported: Reported) -> Reported:
     """Say where a report is, and link it from the run."""
+    as_of = write_instant(reported.as_of, reported.time_zone)
     logger.info("report: version %s: %s/%s", reported.version, reported.where, PAGE)
     create_link_artifact(
         key=artifact_key(load(config), "report"),
         link=f"{reported.where}/{PAGE}" if "://" in reported.where else Path(reported.where, PAGE).as_uri(),
-        description=f"User Segment Report of version {reported.version}, as of {reported.as_of:%Y-%m-%d %H:%M} UTC",
+        description=f"User Segment Report of version {reported.version}, as of {as_of}",
     )
     return reported
 
@@ -107,6 +110,7 @@ def write_report(config: str, anew: bool = False) -> Reported:
     return Reported(
         made.version,
         made.as_of,
+        made.time_zone,
         f"{reports.folder.where}/{name}",
         len(made.segments),
         made.users_listed,
@@ -236,5 +240,5 @@ def _log(configuration: Configuration, reports: Reports, made: Report, name: str
         return known
     public = without_users(made.without_personal())
     files = {CONTENT: to_json(public), PAGE: reports.page(public, None, reports.settings)}
-    title = f"version {made.version} as of {made.as_of:%Y-%m-%d %H:%M}"
+    title = f"version {made.version} as of {write_instant(made.as_of, made.time_zone)}"
     return registry.record_texts(experiment, title, name, files)

@@ -7,10 +7,12 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
+from features.as_of import Decision
 from features.increments import Sessionized
+from features.zones import write_instant
 from flows.configuration import Configuration, load
 from flows.ingest import Ingested, ingest
-from flows.instant import resolve_as_of
+from flows.instant import decide, tell
 from flows.publish import Published, publish
 from flows.score import Scored, score
 from flows.sessions import sessions
@@ -25,6 +27,7 @@ class Result:
 
     name: str
     as_of: datetime
+    decision: Decision
     ingested: Ingested
     sessionized: Sessionized
     snapshots: Snapshots
@@ -50,28 +53,33 @@ def _run(config: str, as_of: datetime | str | None, training: bool) -> Result:
     given = read_as_of(config, as_of)
     ingested = ingest(config)
     with configuration.open_lake() as lake:
-        as_of = resolve_as_of(given, configuration, lake)
-    _rename(f"{flow_run.flow_name} {configuration.name} as of {as_of:%Y-%m-%d %H:%M}")
+        decision = decide(given, configuration, lake)
+    if given is None:
+        tell(decision, configuration.time_zone)
+    as_of = decision.as_of
+    said = write_instant(as_of, configuration.time_zone)
+    _rename(f"{flow_run.flow_name} {configuration.name} as of {said}")
     result = Result(
         configuration.name,
         as_of,
+        decision,
         ingested,
         sessions(config),
         snapshot(config, as_of, training),
         train(config, as_of) if training else {},
         score(config, as_of),
-        _publish(config, as_of),
+        _publish(config, as_of, decision.due),
     )
-    _leave_artifact(configuration, result)
+    _leave_artifact(configuration, result, said)
     if result.published.held:
         raise HeldError(result.published.why_held, result)
     return result
 
 
-def _publish(config: str, as_of: datetime) -> Published:
+def _publish(config: str, as_of: datetime, due: datetime) -> Published:
     """Publish; of a version that the brake holds, return what `publish` says of it."""
     try:
-        return publish(config, as_of)
+        return publish(config, as_of, due=due)
     except HeldError as held:
         published: Published = held.result
         return published
@@ -83,7 +91,7 @@ def _rename(name: str) -> None:
         client.update_flow_run(flow_run.id, name=name)
 
 
-def _leave_artifact(configuration: Configuration, result: Result) -> None:
+def _leave_artifact(configuration: Configuration, result: Result, as_of: str) -> None:
     create_table_artifact(
         key=artifact_key(configuration, "segments"),
         table=[
@@ -95,5 +103,5 @@ def _leave_artifact(configuration: Configuration, result: Result) -> None:
             }
             for segment in result.scored.segments
         ],
-        description=f"{result.name} as of {result.as_of:%Y-%m-%d %H:%M} UTC: {result.published.version}",
+        description=f"{result.name} as of {as_of}: {result.published.version or 'nothing published yet'}",
     )

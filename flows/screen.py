@@ -10,7 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from features.as_of import DAY, GIVEN, Decision
 from features.events import REASONS
+from features.zones import write_instant
 from flows.configuration import LOCAL
 from flows.publish import Published
 from flows.run import Result
@@ -37,16 +39,31 @@ def show(result: Result, config: str, program: str, console: Console) -> None:
 def _show_data(result: Result, console: Console) -> None:
     ingested = result.ingested
     rejected = ingested.read - ingested.accepted
-    console.print(_heading(f"{result.name} as of {result.as_of:%Y-%m-%d %H:%M} UTC"))
+    as_of = write_instant(result.as_of, result.published.time_zone)
+    console.print(_heading(f"{result.name} as of {as_of}"))
     rows = f"{ingested.accepted:,} rows accepted + {rejected:,} rejected = {ingested.read:,} read"
     console.print(Padding(rows, (0, 0, 0, 2)))
     for reason, count in ingested.rejected.items():
         console.print(Padding(f"{count:>9,}  {REASONS[reason]}", (0, 0, 0, 4)), style="yellow")
     counts = f"{result.sessionized.sessions:,} sessions"
-    console.print(
-        Padding(f"{counts}; {result.scored.users:,} users before {result.as_of:%Y-%m-%d %H:%M}", (0, 0, 0, 2))
-    )
+    console.print(Padding(f"{counts}; {result.scored.users:,} users before {as_of}", (0, 0, 0, 2)))
+    show_decision(result.decision, result.published.time_zone, console)
     console.print()
+
+
+def show_decision(decision: Decision, time_zone: str, console: Console) -> None:
+    """Print how old the newest event is, where it is older than a day, and what a person may want to decide otherwise.
+
+    That is nothing about a run whose instant was given.
+    """
+    if decision.why == GIVEN:
+        return
+    if decision.newest_at is not None and decision.now - decision.newest_at > DAY:
+        age_days = (decision.now - decision.newest_at) / DAY
+        newest = write_instant(decision.newest_at, time_zone)
+        console.print(Padding(f"the newest event is of {newest}, {age_days:,.0f} days ago", (0, 0, 0, 2)))
+    for note in decision.notes:
+        console.print(Padding(Text(note), (0, 0, 0, 2)), style="yellow")
 
 
 def show_segments(result: Result, console: Console) -> None:
@@ -145,7 +162,11 @@ def _estimate(estimate: dict[str, float], digits: int) -> str:
 
 def show_published(published: Published, config: str, program: str, console: Console) -> None:
     """Print where the present version is, who entered and left and why, and what is held and how to release it."""
-    console.print(_heading(f"Published: version {published.version}, as of {published.as_of:%Y-%m-%d %H:%M} UTC"))
+    if published.as_of is None:
+        console.print(_heading("Published: nothing yet"))
+    else:
+        as_of = write_instant(published.as_of, published.time_zone)
+        console.print(_heading(f"Published: version {published.version}, as of {as_of}"))
     for delivery in published.deliveries:
         where = str(_relative(published.latest)) if delivery.destination == LOCAL else delivery.where
         style = {"failed": "red", "pending": "yellow"}.get(delivery.state, "green")
@@ -161,7 +182,7 @@ def show_published(published: Published, config: str, program: str, console: Con
         console.print(_heading(f"Held: {published.held}"), style="yellow")
         for finding in published.findings:
             console.print(Padding(Text(finding), (0, 0, 0, 2)), style="yellow")
-        console.print(Padding("It is built and not released. If these changes are right:", (0, 0, 0, 2)))
+        console.print(Padding("It is built and not released. If that is right:", (0, 0, 0, 2)))
         console.print(f"  {program} release {shlex.quote(config)} {published.held}", soft_wrap=True, style="cyan")
     console.print()
 
@@ -177,9 +198,12 @@ def _show_next(result: Result, config: str, program: str, console: Console) -> N
     latest = _relative(result.published.latest)
     report = latest.parent / FOLDER / latest.name / PAGE
     console.print(_heading("Next"))
-    for line, purpose in (
+    there = (
         (f"xdg-open {shlex.quote(str(report))}", "the User Segment Report, in the browser"),
         (f"head -3 {shlex.quote(str(latest / 'assignments.csv'))}", "what marketing tools read"),
+    )
+    for line, purpose in (
+        *(there if result.published.version is not None else ()),
         (f"{program} segments {shlex.quote(config)}", "the segments that serve, since when, and how stable they are"),
         (f"{program} serve {shlex.quote(config)} --open-local", "the same live, a page for each user, and an API"),
         ("make serve", "schedules, past runs and models in the browser"),

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from features.zones import write_instant
 from flows.configuration import Configuration, ConfigurationError
 from flows.identity import named
 from flows.train import model_name
@@ -38,6 +39,7 @@ class Serving:
     model: str
     version: int
     as_of: datetime
+    time_zone: str
     segments: list[Known]
 
 
@@ -58,7 +60,8 @@ def find_segments(configuration: Configuration) -> Serving:
         for event in [events.get(one.segment_id)]
     ]
     as_of = registry.trained_at(name, version.number)
-    return Serving(name, version.number, as_of, sorted(found, key=lambda one: (-one.users, one.segment_id)))
+    found.sort(key=lambda one: (-one.users, one.segment_id))
+    return Serving(name, version.number, as_of, configuration.time_zone, found)
 
 
 def rename(configuration: Configuration, segment_id: str, name: str) -> Known:
@@ -106,7 +109,8 @@ def _checked(name: str) -> str:
 
 def show(serving: Serving, console: Console) -> None:
     """Print the segments that serve."""
-    console.print(f"{serving.model} version {serving.version}, as of {serving.as_of:%Y-%m-%d %H:%M} UTC")
+    as_of = write_instant(serving.as_of, serving.time_zone)
+    console.print(f"{serving.model} version {serving.version}, as of {as_of}")
     table = Table(box=None, padding=(0, 1), show_edge=False)
     table.add_column("")
     table.add_column("segment", style="bold", overflow="fold")

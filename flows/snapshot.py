@@ -18,6 +18,7 @@ from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshots
 from features.table import Table, materialize
+from features.zones import write_instant
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, resolve_as_of
 from flows.stage import read_as_of, stage
@@ -46,7 +47,7 @@ def snapshot(config: str, as_of: datetime | str | None = None, training: bool = 
     logger.info(
         "snapshot: %s users at %s; %s past snapshots with labels",
         f"{taken.users:,}",
-        f"{taken.as_of:%Y-%m-%d %H:%M}",
+        write_instant(taken.as_of, load(config).time_zone),
         past,
     )
     return taken
@@ -117,4 +118,5 @@ def describe_label(
     labels = lake.read(labels_table(configuration.labels.named), only=parts)
     counts = count_labels(snapshots, labels, lake.read(EVENTS), known_at, asked).to_pandas()
     user_count = labels.filter(labels[asked.column].notnull()).user_id.nunique().to_pyarrow().as_py()
-    return make_card(asked, counts, user_count, known_at, parts, configuration.labels.base_rate_jump_max)
+    jump_max = configuration.labels.base_rate_jump_max
+    return make_card(asked, counts, user_count, known_at, parts, jump_max, configuration.time_zone)

@@ -15,6 +15,7 @@ from prefect import task
 
 from features.labels import Purpose, column_of, labels_table
 from features.lake import Lake
+from features.zones import write_instant
 from flows.audit import find_leaks
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import NEXT_NUMBER, align, explain, measure_flapping
@@ -52,6 +53,10 @@ class Trained:
 def train(config: str, as_of: datetime | str | None = None) -> dict[str, Trained]:
     """Train, test and promote the segments and the propensity of each label."""
     as_of = read_as_of(config, as_of)
+    if as_of is None:
+        configuration = load(config)
+        with configuration.open_lake() as lake:
+            as_of = resolve_as_of(None, configuration, lake)
     logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)
@@ -107,7 +112,7 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             model, known = align(model, serving, registry, name, snapshot, as_of, lake, configuration)
             flapping = measure_flapping(model, configuration, lake, as_of, snapshot["user_id"])
         metadata = model.to_dict() | {"flapping": flapping}
-        with registry.run(f"{configuration.name}/segments", _run_name("segments", as_of)) as run:
+        with registry.run(f"{configuration.name}/segments", _run_name("segments", as_of, configuration)) as run:
             run.log_params(params)
             run.log_input(snapshot, f"{configuration.name}/snapshots", content, "train")
             assert model.chosen is not None  # which only versions of before do not tell
@@ -125,7 +130,9 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
                 run.log_figure(figures.plot_size_changes(known.size_changes), "size_changes.png")
             run.log_dict(known.to_dict(), "lineage.json")
             run.log_dict(metadata, "segments.json")
-            run.log_text(segment_card.to_html(model, configuration.name, as_of), "segments.html")
+            run.log_text(
+                segment_card.to_html(model, configuration.name, as_of, configuration.time_zone), "segments.html"
+            )
             tags = version_tags(as_of, promoted=model.doubt is None)
             tags |= {LAST_SNAPSHOT: as_of.isoformat(), NEXT_NUMBER: str(model.next_number)}
             run.log_model(model.pipeline, name, fingerprint, snapshot, metadata, tags=tags)
@@ -197,7 +204,7 @@ def _train(
     name, label = model_name(configuration, kind), column_of(kind)
     train, validation, test = slices.values()
     serving = find_serving(registry, name, as_of, test)
-    with registry.run(f"{configuration.name}/{kind}", _run_name(kind, as_of)) as run:
+    with registry.run(f"{configuration.name}/{kind}", _run_name(kind, as_of, configuration)) as run:
         run.log_params(params)
         for purpose, rows in slices.items():
             run.log_input(rows, f"{configuration.name}/snapshots", fingerprint, purpose)
@@ -333,8 +340,8 @@ def _fingerprint(content: str | Mapping[str, str], params: dict[str, Any]) -> st
     return hashlib.sha256(json.dumps([content, params, versions], sort_keys=True).encode()).hexdigest()
 
 
-def _run_name(kind: str, as_of: datetime) -> str:
-    return f"{kind} as of {as_of:%Y-%m-%d %H:%M}"
+def _run_name(kind: str, as_of: datetime, configuration: Configuration) -> str:
+    return f"{kind} as of {write_instant(as_of, configuration.time_zone)}"
 
 
 def _judgement(candidate: Candidate) -> dict[str, float]:
@@ -364,8 +371,9 @@ def _explain_short_history(configuration: Configuration, lake: Lake, as_of: date
     reach_days = configuration.labels.reach.total_seconds() / 86_400
     span = event_span(lake)
     days = (as_of - span[0]).total_seconds() / 86_400 if span else 0
+    until = write_instant(as_of, configuration.time_zone)
     return (
-        f"Not trained: there are {days:,.0f} days of events before {as_of:%Y-%m-%d}, and more than "
+        f"Not trained: there are {days:,.0f} days of events before {until}, and more than "
         f"{3 * reach_days:,.0f} are needed: {reach_days:,.0f} each after a snapshot to test on, one to validate and "
         "one to learn from."
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from features.labels import Label
+from features.zones import day_of, write_instant
 from models.pages import page, table
 
 CONFIDENCE = 0.95
@@ -81,6 +82,7 @@ class LabelCard:
     user_count: int
     snapshots: tuple[Counts, ...]
     rules: tuple[Rule, ...]
+    time_zone: str = "UTC"
 
     @property
     def definition(self) -> str:
@@ -141,7 +143,7 @@ class LabelCard:
         )
         rates = [
             (
-                f"{one.as_of.astimezone(UTC):%Y-%m-%d %H:%M}",
+                write_instant(one.as_of, self.time_zone),
                 one.part,
                 *(f"{count:,}" for count in (one.users, one.incomplete, one.ineligible, one.labelled, one.positive)),
                 _percent(one.base_rate.share) if one.base_rate else "",
@@ -154,10 +156,10 @@ class LabelCard:
             [
                 f"<p class='definition'>{escape(self.definition)}.</p>",
                 f"<p>{self.row_count:,} rows of {self.user_count:,} users, at {len(self.snapshots):,} snapshots, "
-                f"by what was known at {self.known_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC.</p>",
+                f"by what was known at {write_instant(self.known_at, self.time_zone)}.</p>",
                 f"<p class='{'broken' if self.broken else 'held'}'>{escape(verdict)}</p>",
                 "<h2>Base rate</h2>",
-                _chart(self.snapshots),
+                _chart(self.snapshots, self.time_zone),
                 "<h2>Rules</h2>",
                 table(
                     ("rule", "", "found"),
@@ -178,20 +180,22 @@ def make_card(
     known_at: datetime,
     parts: Mapping[datetime, str],
     jump_max: float,
+    time_zone: str = "UTC",
 ) -> LabelCard:
     """Make the card of a label from what `features.label_counts.count_labels` found at the instants of a training.
 
     `user_count` is of different users who have the label, `parts` says what each instant's rows are for ("train": to
     learn from), and `jump_max` by how much the share of true labels may differ between one snapshot and the next.
+    People read instants as the clocks of `time_zone` show them.
     """
     snapshots = tuple(_counts(row, parts) for row in counts.sort_values("as_of").to_dict("records"))
     rules = (
         _agrees_with_events(label, snapshots, int(counts["contradicted"].sum())),
         _adds_up(snapshots),
         _has_both_answers(snapshots),
-        _does_not_jump(snapshots, jump_max),
+        _does_not_jump(snapshots, jump_max, time_zone),
     )
-    return LabelCard(label, known_at, user_count, snapshots, rules)
+    return LabelCard(label, known_at, user_count, snapshots, rules, time_zone)
 
 
 def define(label: Label) -> str:
@@ -269,12 +273,12 @@ def _has_both_answers(snapshots: tuple[Counts, ...]) -> Rule:
     return Rule(rule, 0 < positive < labelled, found)
 
 
-def _does_not_jump(snapshots: tuple[Counts, ...], jump_max: float) -> Rule:
+def _does_not_jump(snapshots: tuple[Counts, ...], jump_max: float, time_zone: str) -> Rule:
     """Look for the largest difference of two that have no snapshot between them and whose intervals are apart."""
     rule = f"from one snapshot to the next, the base rate differs by at most {100 * jump_max:g} points"
     jumps = {
-        abs(rate.share - other.share): f"from {_percent(rate.share)} at {one.as_of:%Y-%m-%d} to "
-        f"{_percent(other.share)} at {after.as_of:%Y-%m-%d}"
+        abs(rate.share - other.share): f"from {_percent(rate.share)} at {day_of(one.as_of, time_zone)} to "
+        f"{_percent(other.share)} at {day_of(after.as_of, time_zone)}"
         for one, after in pairwise(snapshots)
         if (rate := one.base_rate) and (other := after.base_rate) and (rate.high < other.low or other.high < rate.low)
     }
@@ -309,7 +313,7 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM, MARGIN = 800, 240, 52, 12, 26, 12
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def _chart(snapshots: tuple[Counts, ...]) -> str:
+def _chart(snapshots: tuple[Counts, ...], time_zone: str) -> str:
     """Draw the base rate over time with its intervals; of what is not to learn from, hollow."""
     known = [(one, one.base_rate) for one in snapshots if one.base_rate]
     if not known:
@@ -333,13 +337,14 @@ def _chart(snapshots: tuple[Counts, ...]) -> str:
         parts.append(text(LEFT - 6, y(share) + 4, "end", f"{100 * share:g} %"))
     for one, rate in known:
         at = x(one.as_of)
-        words = f"{one.as_of:%Y-%m-%d} {one.part}: {_percent(rate.share)} ({_interval(rate)}), {one.labelled:,} rows"
+        day = day_of(one.as_of, time_zone)
+        words = f"{day} {one.part}: {_percent(rate.share)} ({_interval(rate)}), {one.labelled:,} rows"
         parts.append(
             f'<g class="{"mark" if one.part == TRAIN else "mark open"}"><title>{escape(words)}</title>'
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y(rate.low):.1f}" y2="{y(rate.high):.1f}"/>'
             f'<circle cx="{at:.1f}" cy="{y(rate.share):.1f}" r="3.5"/></g>'
         )
     if last > first:
-        parts.append(text(LEFT, HEIGHT - 6, "start", f"{first:%Y-%m-%d}"))
-    parts.append(text(WIDTH, HEIGHT - 6, "end", f"{last:%Y-%m-%d}"))
+        parts.append(text(LEFT, HEIGHT - 6, "start", f"{day_of(first, time_zone)}"))
+    parts.append(text(WIDTH, HEIGHT - 6, "end", f"{day_of(last, time_zone)}"))
     return "\n".join([*parts, "</svg><p>Filled: to learn from. Hollow: not to learn from.</p>"])

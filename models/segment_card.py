@@ -1,15 +1,16 @@
 """The segments of a training as a page for people: what is typical, the rule, and how far either is to be trusted."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from html import escape
 
+from features.zones import write_instant
 from models.descriptions import Trait
 from models.pages import page, table
 from models.segment_rules import SegmentRule
 from models.segments import Segment, SegmentModel
 
 
-def to_html(model: SegmentModel, name: str, as_of: datetime) -> str:
+def to_html(model: SegmentModel, name: str, as_of: datetime, time_zone: str) -> str:
     """Return the segments of a model called `name`, of the snapshot at `as_of`, the largest first."""
     segments = sorted(model.segments, key=lambda segment: (-segment.size, segment.segment_id))
     overview = [
@@ -19,7 +20,7 @@ def to_html(model: SegmentModel, name: str, as_of: datetime) -> str:
     return page(
         f"Segments of {name}",
         [
-            f"<p>{len(segments)} segments of {users:,} users, as of {as_of.astimezone(UTC):%Y-%m-%d %H:%M} UTC. A "
+            f"<p>{len(segments)} segments of {users:,} users, as of {write_instant(as_of, time_zone)}. A "
             "difference is that of a segment's users to everyone else, in standard deviations: 0.2 is small, 0.5 is "
             "medium, 0.8 is large. Stability is 1 where every refit finds the same users.</p>",
             table(("", "segment", "users", "share", "stability"), overview, "numbers"),

@@ -21,7 +21,7 @@ from models.staying import staying_days
 from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
 from publish.brake import BrakeSettings, Step, judge
-from publish.changes import DECIDED, ENTERED, Causes, compare, without_names
+from publish.changes import Causes, compare, without_names
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
 from publish.manifest import describe
 from publish.turnover import AUDIENCE, count_members, count_turnover, last_steps, steps

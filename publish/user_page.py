@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from features.zones import write_instant
 from publish.assignments import labels_in
 from publish.catalogue import PERSONAL_ATTRIBUTE
 from publish.report.content import Report
@@ -69,6 +71,7 @@ def render_user(
         sessions=sessions,
         timeline=_timeline(sessions or (), report.as_of),
         shown=shorten,
+        instant=partial(write_instant, time_zone=report.time_zone),
     )
 
 

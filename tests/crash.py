@@ -70,6 +70,7 @@ email = "email"
 phone = "phone"
 [publish]
 purposes = []
+max_lag_days = 10_000
 [purposes.ads]
 attribute = "ads"
 [destinations.warehouse]

@@ -114,6 +114,14 @@ def test_a_source_of_dates_has_whole_days_unless_they_are_not_over() -> None:
     assert as_of(days, now=datetime(2024, 6, 2, 5, tzinfo=UTC), day_level=True) == "2024-06-02 00:00 UTC"
 
 
+def test_the_newest_event_of_a_source_of_dates_may_be_as_late_as_its_day() -> None:
+    friday = [day("2024-06-06", last="00:00"), day("2024-06-07", last="00:00")]
+    decision = chosen(friday, scheduled_at=datetime(2024, 6, 10, 5, tzinfo=UTC), day_level=True)
+    assert decision.newest_at is not None
+    assert write_instant(decision.newest_at, "UTC") == "2024-06-07 23:59 UTC"
+    assert find_lag(decision.newest_at, decision.due, 3, "UTC") is None
+
+
 def test_a_single_day_is_all_there_is() -> None:
     assert as_of([day("2024-06-01", events=1, last="08:00")]) == "2024-06-02 00:00 UTC"
     decision = chosen([day("2024-06-01")], now=datetime(2024, 6, 1, 12, tzinfo=UTC))
@@ -125,15 +133,29 @@ def test_a_single_day_is_all_there_is() -> None:
 
 
 def test_a_schedule_is_about_the_end_of_the_last_whole_day_before_it() -> None:
-    at_five = datetime(2024, 6, 1, 5, tzinfo=UTC)
+    assert as_of(MAY, scheduled_at=datetime(2024, 6, 1, 5, tzinfo=UTC)) == "2024-06-01 00:00 UTC"
+    until_two = [*MAY, day("2024-06-01", events=10, last="02:00")]  # files of other days than the business's
+    assert as_of(until_two, scheduled_at=datetime(2024, 6, 1, 5, tzinfo=UTC)) == "2024-06-01 00:00 UTC"
+
+
+def test_a_schedule_is_about_its_own_instant_where_events_go_on_until_an_hour_before() -> None:
     live = [*MAY, day("2024-06-01", events=10, last="04:50")]
-    assert as_of(MAY, scheduled_at=at_five) == as_of(live, scheduled_at=at_five) == "2024-06-01 00:00 UTC"
+    decision = chosen(live, scheduled_at=datetime(2024, 6, 1, 5, 50, tzinfo=UTC))
+    assert decision.as_of == decision.due == datetime(2024, 6, 1, 5, 50, tzinfo=UTC)
+    assert decision.why == "the scheduled instant: events go on until 2024-06-01 04:50 UTC"
+    assert as_of(live, scheduled_at=datetime(2024, 6, 1, 5, 51, tzinfo=UTC)) == "2024-06-01 00:00 UTC"
+
+
+def test_dates_do_not_go_on_until_an_hour() -> None:
+    today = [*MAY, day("2024-06-01", last="00:00")]
+    assert as_of(today, scheduled_at=datetime(2024, 6, 1, 0, 30, tzinfo=UTC), day_level=True) == "2024-06-01 00:00 UTC"
 
 
 def test_a_schedule_that_runs_late_is_about_what_it_was_due_for() -> None:
     at_five = datetime(2024, 6, 1, 5, tzinfo=UTC)
-    later = [*MAY, *row_of_days("2024-06-01", 3)]
-    assert as_of(later, scheduled_at=at_five) == as_of(MAY, scheduled_at=at_five) == "2024-06-01 00:00 UTC"
+    until_five = [*MAY, day("2024-06-01", last="04:50")]
+    later = [*until_five, *row_of_days("2024-06-02", 3)]
+    assert chosen(later, scheduled_at=at_five) == chosen(until_five, scheduled_at=at_five)
 
 
 def test_a_schedule_takes_its_own_instant_for_now() -> None:

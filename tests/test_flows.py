@@ -25,7 +25,7 @@ from flows.snapshot import table_of
 from models.registry import Registry
 from publish.assignments import ASSIGNMENTS
 
-AS_OF = pd.Timestamp("2024-06-29T00:00:00Z")
+AS_OF = pd.Timestamp("2024-06-30T00:00:00Z")
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
@@ -66,7 +66,18 @@ def test_each_stage_says_one_line_of_progress(ran: Ran) -> None:
     said = [line.split(" s  ")[1].split(":")[0] for line in ran.progress.splitlines() if " s  " in line]
 
     stages = [line for line in said if not line.startswith("  ")]
-    assert stages == ["ingest", "sessions", "snapshot", "train", "train", "train", "score", "publish", "report"]
+    assert stages == [
+        "ingest",
+        "instant",
+        "sessions",
+        "snapshot",
+        "train",
+        "train",
+        "train",
+        "score",
+        "publish",
+        "report",
+    ]
 
 
 def test_nothing_of_other_programs_reaches_the_console(ran: Ran) -> None:
@@ -75,7 +86,7 @@ def test_nothing_of_other_programs_reaches_the_console(ran: Ran) -> None:
     assert all(" s  " in line for line in ran.progress.splitlines() if line.strip())
 
 
-def test_the_instant_is_the_end_of_the_last_complete_day(ran: Ran) -> None:
+def test_the_instant_is_the_end_of_the_last_whole_day(ran: Ran) -> None:
     assert pd.Timestamp(ran.result["as_of"]) == AS_OF
 
 
@@ -152,7 +163,7 @@ def test_labels_to_learn_from_are_complete_before_the_validation_and_these_befor
 def test_mlflow_holds_a_run_per_task_with_its_metrics(ran: Ran) -> None:
     registry = Registry(ran.configuration.mlruns)
 
-    assert list(registry.runs("ecom/segments")["run"]) == ["segments as of 2024-06-29 00:00"]
+    assert list(registry.runs("ecom/segments")["run"]) == ["segments as of 2024-06-30 00:00 UTC"]
     churn = registry.runs("ecom/churn").iloc[0]
     assert churn["model_log_loss"] == pytest.approx(
         ran.result["trained"]["churn"]["metrics"]["metrics"]["model"]["log_loss"]["value"]
@@ -197,8 +208,8 @@ def test_prefect_keeps_runs_whose_names_say_the_instant() -> None:
         names = {name for (name,) in database.execute("SELECT name FROM flow_run")}
         keys = {key for (key,) in database.execute("SELECT key FROM artifact")}
 
-    assert "run ecom as of 2024-06-29 00:00" in names
-    assert "score shop as of 2024-06-29 00:00" in names
+    assert "run ecom as of 2024-06-30 00:00 UTC" in names
+    assert "score shop as of 2024-06-30 00:00 UTC" in names
     assert "ecom-segments" in keys
 
 

@@ -20,7 +20,7 @@ from flows.train import train_segments, version_tags
 from models.registry import Registry
 from publish.assignments import ASSIGNMENTS, from_arrow, to_arrow
 
-AS_OF = datetime(2024, 6, 29, tzinfo=UTC)
+AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
 WEEK_BEFORE = AS_OF - timedelta(days=7)
 NAME = "Gift hunters [/spring]"
 MODEL = "gifts-segments"
@@ -190,7 +190,7 @@ def test_the_segments_that_serve_are_shown(retrained: Configuration) -> None:
     found = json.loads(habitus("segments", str(retrained.file), "--json").stdout)
 
     assert screen.exit_code == 0
-    assert screen.stdout.startswith(f"{MODEL} version 2, as of 2024-06-29 00:00 UTC")
+    assert screen.stdout.startswith(f"{MODEL} version 2, as of 2024-06-30 00:00 UTC")
     assert found["version"] == 2
     assert sum(one["share"] for one in found["segments"]) == pytest.approx(1)
     assert [one["users"] for one in found["segments"]] == sorted(
@@ -199,7 +199,7 @@ def test_the_segments_that_serve_are_shown(retrained: Configuration) -> None:
     for one in found["segments"]:
         assert f" {one['segment_id']} " in screen.stdout
         assert f" {one['stability']:.2f} " in screen.stdout
-        assert one["since"] == "2024-06-29T00:00:00Z"
+        assert one["since"] == "2024-06-30T00:00:00Z"
         assert one["event"] is not None
 
 

@@ -53,7 +53,7 @@ def test_other_segments_are_compared_with_those_that_serve(explored: Any) -> Non
 def test_what_was_retrained_stands_beside_the_other_runs_in_mlflow(explored: Any) -> None:
     names = list(explored["runs"]["run"])
 
-    assert names == ["explored without device, source, country", "churn as of 2024-06-29 00:00"]
+    assert names == ["explored without device, source, country", "churn as of 2024-06-30 00:00 UTC"]
     assert explored["runs"]["model_auc"].iloc[0] == pytest.approx(explored["measured"]["auc"].value)
 
 

@@ -25,7 +25,7 @@ from flows.publish import Published, publish_version
 from publish.assignments import ASSIGNMENTS
 from publish.lock import LockedError, publishing_lock
 
-AS_OF = datetime(2024, 6, 29, tzinfo=UTC)
+AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SQL = """
@@ -146,12 +146,12 @@ def test_a_destination_that_fails_is_one_line_and_gets_the_version_next_time(
     wrong = postgres.replace("postgres:@", "nobody:s3cr3t@")
     assert wrong != postgres
     monkeypatch.setenv("WAREHOUSE", wrong)
-    done = habitus("publish", str(shop), "--as-of", "2024-06-30")
+    done = habitus("publish", str(shop), "--as-of", "2024-07-01")
 
     assert done.exit_code == 1
     assert complaints(done) == ["habitus: warehouse: cannot connect: the user or the password is wrong"]
     assert "s3cr3t" not in done.stderr + done.stdout
-    assert (shop.parent / "published" / "latest").readlink().name.startswith("2024-06-30")
+    assert (shop.parent / "published" / "latest").readlink().name.startswith("2024-07-01")
     monkeypatch.setenv("WAREHOUSE", postgres)
     assert states(publish(shop, AS_OF + DAY)) == {"published": "unchanged", "warehouse": "released"}
 
@@ -192,7 +192,7 @@ def swap(rows: pd.DataFrame) -> pd.DataFrame:
 def test_a_held_version_is_released_by_the_command_that_is_printed(shop: Path) -> None:
     score_at(shop, AS_OF + DAY, swap)
     before = (shop.parent / "published" / "latest").readlink()
-    done = habitus("publish", str(shop), "--as-of", "2024-06-30")
+    done = habitus("publish", str(shop), "--as-of", "2024-07-01")
 
     assert done.exit_code == 3
     assert (shop.parent / "published" / "latest").readlink() == before
@@ -201,7 +201,7 @@ def test_a_held_version_is_released_by_the_command_that_is_printed(shop: Path) -
     assert program == "habitus"
     released = habitus(*arguments)
     assert released.exit_code == 0, released.stderr
-    assert (shop.parent / "published" / "latest").readlink().name.startswith("2024-06-30")
+    assert (shop.parent / "published" / "latest").readlink().name.startswith("2024-07-01")
 
 
 def test_an_earlier_instant_is_held(shop: Path) -> None:
@@ -210,8 +210,35 @@ def test_an_earlier_instant_is_held(shop: Path) -> None:
 
     assert (published.as_of, published.version) == (AS_OF, 1)
     assert published.findings == [
-        "as of 2024-06-28 00:00 UTC, which is before 2024-06-29 00:00 UTC, the released one",
+        "as of 2024-06-29 00:00 UTC, which is before 2024-06-30 00:00 UTC, the released one",
     ]
+
+
+def test_old_events_are_not_released_as_new(shop: Path) -> None:
+    score_at(shop, AS_OF, lambda rows: rows.assign(segment_strength=0.5))
+    published = publish_version.fn(str(shop), None, None, due=AS_OF + 90 * DAY)
+
+    assert (published.as_of, published.version) == (AS_OF, 1)
+    assert published.findings == [
+        "the newest event is of 2024-06-29 22:02 UTC, 90.1 days before 2024-09-28 00:00 UTC; "
+        "at most 3 (publish.max_lag_days)"
+    ]
+
+
+def test_an_instant_long_after_the_newest_event_is_held_even_before_the_first_release(shop: Path) -> None:
+    for table in ("audiences", "versions", "released", "changes"):
+        shutil.rmtree(shop.parent / "lake" / table)
+    score_at(shop, AS_OF + 2 * DAY)
+    score_at(shop, AS_OF + 3 * DAY)
+    done = habitus("publish", str(shop), "--as-of", "2024-07-03")
+
+    assert done.exit_code == 3
+    assert "Published: nothing yet" in done.stdout
+    assert "3.1 days before 2024-07-03 00:00 UTC; at most 3 (publish.max_lag_days)" in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "if that is right: " in line]
+    assert habitus(*shlex.split(line.partition("if that is right: habitus ")[2])).exit_code == 0
+    assert publish(shop, AS_OF + 3 * DAY).version == 1
+    assert publish(shop, AS_OF + 2 * DAY).findings[0].startswith("as of 2024-07-02 00:00 UTC, which is before")
 
 
 def test_a_label_that_nothing_is_held_under_is_refused(ran: Ran) -> None:

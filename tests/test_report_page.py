@@ -6,9 +6,10 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,7 @@ from playwright.sync_api import Browser, Dialog, Page, Request, sync_playwright
 
 from publish.report import charts
 from publish.report.content import Report
-from publish.report.page import PAGE_BYTES, policy, to_html
+from publish.report.page import PAGE_BYTES, day, policy, to_html
 from publish.report.user_list import pack
 
 HOSTILE = (
@@ -47,6 +48,13 @@ def html(report: Report, users: pa.Table) -> str:
 
 def test_the_same_report_gives_the_same_bytes(html: str, report: Report, users: pa.Table) -> None:
     assert to_html(report, users, reports.Settings(personal=["region"])) == html
+
+
+def test_instants_and_days_are_those_of_the_business_s_clocks(report: Report) -> None:
+    evening = report.model_copy(update={"as_of": datetime(2024, 6, 29, 22, tzinfo=UTC)})
+
+    assert "as of 2024-06-30 00:00 Europe/Berlin" in to_html(evening, None, reports.Settings())
+    assert (day("Europe/Berlin", evening.as_of), day("UTC", evening.as_of)) == ("2024-06-30", "2024-06-29")
 
 
 def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
@@ -287,6 +295,18 @@ def test_a_list_is_sorted_by_a_column_and_back(browser: Browser, file: Path) -> 
     assert above.get_attribute("aria-sort") == "descending"
     assert shown() == sorted(shown(), reverse=True)
     assert "sorted by Churn probability, highest first" in found.get_by_role("status").inner_text()
+    assert not opened.complaints
+
+
+def test_a_list_shows_times_of_the_business_s_clocks_and_its_file_those_of_utc(browser: Browser, file: Path) -> None:
+    opened = Opened(browser, file)
+    shown = opened.list_of("segment-S01").locator("tbody tr").first
+    user_id, time = shown.locator("th").inner_text(), shown.locator(".time").inner_text()
+    [row] = [row for row in opened.download("segment-S01") if row["user_id"] == user_id]
+    at = datetime.fromisoformat(row["last_seen_at"])
+
+    assert row["last_seen_at"].endswith("Z")
+    assert time == f"{at.astimezone(ZoneInfo('Europe/Berlin')):%Y-%m-%d %H:%M}"
     assert not opened.complaints
 
 

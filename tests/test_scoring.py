@@ -24,7 +24,7 @@ from models.registry import Registry
 from publish import scoring
 from publish.assignments import assignments_table
 
-AS_OF = datetime(2024, 6, 29, tzinfo=UTC)
+AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
 REASON = "ECE .081 is above .03"
 CHURN_7D = """
 [publish.brake]

@@ -1,11 +1,13 @@
 import io
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 
+from features.as_of import GIVEN, Decision
 from flows.score import SegmentNow
-from flows.screen import show_segments
+from flows.screen import show_decision, show_segments
 
 
 def shown(*segments: SegmentNow) -> str:
@@ -36,3 +38,28 @@ def test_a_value_in_brackets_is_text_and_no_markup() -> None:
 
 def test_without_segments_it_says_so() -> None:
     assert "no segments were found yet" in shown()
+
+
+MAY = datetime(2024, 5, 31, 21, 55, tzinfo=UTC)
+JUNE = datetime(2024, 5, 31, 22, tzinfo=UTC)
+
+
+def said(why: str, now: datetime, *notes: str) -> str:
+    console = Console(width=100, file=io.StringIO())
+    show_decision(Decision(JUNE, why, MAY, JUNE, now, notes), "Europe/Berlin", console)
+    written: Any = console.file
+    return str(written.getvalue())
+
+
+def test_it_says_how_old_data_is_and_what_may_be_wrong_with_it() -> None:
+    shown = said("the end of 2024-05-31", datetime(2024, 11, 1, 5, tzinfo=UTC), "1 event stands alone")
+
+    assert [line.rstrip() for line in shown.splitlines()] == [
+        "  the newest event is of 2024-05-31 23:55 Europe/Berlin, 153 days ago",
+        "  1 event stands alone",
+    ]
+
+
+def test_of_data_of_the_last_day_and_of_an_instant_that_was_given_it_says_nothing() -> None:
+    assert said("the end of 2024-05-31", datetime(2024, 6, 1, 5, tzinfo=UTC)) == ""
+    assert said(GIVEN, datetime(2024, 11, 1, 5, tzinfo=UTC)) == ""

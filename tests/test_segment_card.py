@@ -22,13 +22,13 @@ AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
 
 
 def page(*segments: Segment) -> str:
-    return to_html(SegmentModel(Pipeline([("nothing", "passthrough")]), segments, 3), "shop", AS_OF)
+    return to_html(SegmentModel(Pipeline([("nothing", "passthrough")]), segments, 3), "shop", AS_OF, "Europe/Berlin")
 
 
 def test_the_segments_are_there_from_the_largest_to_the_smallest() -> None:
     text = page(BUYERS, OTHERS)
 
-    assert "2 segments of 1,000 users, as of 2024-06-30 00:00 UTC" in text
+    assert "2 segments of 1,000 users, as of 2024-06-30 02:00 Europe/Berlin" in text
     assert text.index('<h2 id="S01">') < text.index('<h2 id="S02">')
 
 

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from features.snapshots import format_value
+from features.zones import day_of, write_instant
 from publish.report import charts
 from publish.report.charts import Drawing, hue
 from publish.report.content import (
@@ -92,7 +94,7 @@ def to_html(report: Report, users: pa.Table | None, settings: PageSettings, nonc
     style = (TEMPLATES / "style.css").read_text() + _picks(len(views))
     script = (TEMPLATES / "script.js").read_text()
     html = (
-        _environment()
+        _environment(report.time_zone)
         .get_template("report.html")
         .render(
             context,
@@ -203,14 +205,14 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"
 
 
-def instant(at: datetime | None) -> str:
-    """Write an instant in UTC."""
-    return NONE if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+def instant(time_zone: str, at: datetime | None) -> str:
+    """Write an instant as the clocks of a zone show it."""
+    return NONE if at is None else write_instant(at, time_zone)
 
 
-def day(at: datetime | None) -> str:
-    """Write an instant's day."""
-    return NONE if at is None else f"{at.astimezone(UTC):%Y-%m-%d}"
+def day(time_zone: str, at: datetime | None) -> str:
+    """Write an instant's local day."""
+    return NONE if at is None else f"{day_of(at, time_zone)}"
 
 
 def measured(name: str) -> str:
@@ -225,7 +227,7 @@ def measured(name: str) -> str:
     return MEASURED.get(name, _upper(name.replace("_", " ")))
 
 
-def _environment() -> jinja2.Environment:
+def _environment(time_zone: str) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -238,8 +240,8 @@ def _environment() -> jinja2.Environment:
         "rate": rate,
         "percent": percent,
         "figure": figure,
-        "instant": instant,
-        "day": day,
+        "instant": partial(instant, time_zone),
+        "day": partial(day, time_zone),
         "signed": charts.signed,
     }
     environment.globals |= {"measure": measure, "measured": measured}

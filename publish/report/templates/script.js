@@ -74,13 +74,16 @@
   }
 
   // How a value is read by people, and how a file has it: empty for null, "" for an empty text.
+  // Swedish is written as ISO 8601: 2024-06-28 21:00.
+  const timeZone = document.documentElement.dataset.timeZone;
+  const clock = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "short", timeZone });
   const numbers = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
   const ranks = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
   const shares = new Intl.NumberFormat("en", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
 
   function written(of, value) {
     if (value === null) return "–";
-    if (of.kind === "time") return instant(value).slice(0, 16).replace("T", " ");
+    if (of.kind === "time") return clock.format(value / 1000);
     if (of.kind === "list") return value.join(", ");
     if (of.kind === "share") return `${shares.format(100 * value)}\u00a0%`;
     if (of.kind === "rank") return ranks.format(value);
