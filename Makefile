@@ -113,7 +113,7 @@ serve: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 serve: setup ## a local Prefect server with the schedules, a worker, and the models of CONFIG, until Ctrl-C
 	@mkdir -p $$PREFECT_HOME; jobs=(); \
 	mlruns=$$(.venv/bin/python -c 'import sys; from flows.configuration import load; print(load(sys.argv[1]).mlruns)' \
-		'$(CONFIG)' 2> $$PREFECT_HOME/config.log) || { tail -n 1 $$PREFECT_HOME/config.log; exit 2; }; \
+		'$(CONFIG)' 2> $$PREFECT_HOME/config.log) || { sed -n '$$s/^[A-Za-z.]*: //p' $$PREFECT_HOME/config.log; exit 2; }; \
 	mkdir -p "$$mlruns"; \
 	stop() { trap '' INT TERM; trap - EXIT; exec 2>/dev/null; \
 		while (( $${#jobs[@]} )); do kill -- -$${jobs[-1]}; \

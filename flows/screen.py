@@ -206,7 +206,7 @@ def _show_next(result: Result, config: str, program: str, console: Console) -> N
         *(there if result.published.version is not None else ()),
         (f"{program} segments {shlex.quote(config)}", "the segments that serve, since when, and how stable they are"),
         (f"{program} serve {shlex.quote(config)} --open-local", "the same live, a page for each user, and an API"),
-        ("make serve", "schedules, past runs and models in the browser"),
+        (f"make serve CONFIG={shlex.quote(config)}", "schedules, past runs and models in the browser"),
     ):
         console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
         console.print(f"      {purpose}", style="dim")

@@ -33,6 +33,12 @@ class Schedule:
         run = self.server.post(f"/deployments/{found['id']}/create_flow_run", json=asked).raise_for_status().json()
         return str(run["id"])
 
+    def repeat(self, deployment: str, every_s: int) -> None:
+        """Have a deployment run again and again."""
+        found = self.server.get(f"/deployments/name/{deployment}").raise_for_status().json()
+        schedules = [{"active": True, "schedule": {"interval": every_s}}]
+        self.server.post(f"/deployments/{found['id']}/schedules", json=schedules).raise_for_status()
+
     def read(self, run: str) -> dict[str, Any]:
         """Return what the server says of a run."""
         told: dict[str, Any] = self.server.get(f"/flow_runs/{run}").raise_for_status().json()
@@ -44,10 +50,10 @@ class Schedule:
         return [one["message"] for one in self.server.post("/logs/filter", json=asked).raise_for_status().json()]
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """Return the runs of a deployment that have ended, in the order of their schedule."""
+        """Return the scheduled runs of a deployment that have ended, in the order of their schedule."""
         asked = {
             "deployments": {"name": {"any_": [deployment]}},
-            "flow_runs": {"state": {"type": {"any_": sorted(ENDED)}}},
+            "flow_runs": {"state": {"type": {"any_": sorted(ENDED)}}, "tags": {"all_": ["auto-scheduled"]}},
             "sort": "EXPECTED_START_TIME_ASC",
         }
         runs: list[dict[str, Any]] = self.server.post("/flow_runs/filter", json=asked).raise_for_status().json()

@@ -1,5 +1,6 @@
 """What a stage is to Prefect, without a server."""
 
+import os
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,14 +8,16 @@ from pathlib import Path
 import duckdb
 import pytest
 from deltalake.exceptions import CommitFailedError
+from shops import habitus
 from sqlalchemy.exc import OperationalError
 
+import flows.stage
 from flows.configuration import ConfigurationError, load
 from flows.instant import scheduled_start
 from flows.run import run
 from flows.stage import artifact_key, read_as_of
 from flows.world import DeliveryError, may_pass
-from publish.lock import LockedError
+from publish.lock import LockedError, working_lock
 
 MIDNIGHT = datetime.fromisoformat("2024-05-13T00:00+02:00")
 
@@ -109,3 +112,16 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 )
 def test_a_mistake_is_not_tried_again(error: Exception) -> None:
     assert not may_pass(error)
+
+
+def test_a_command_is_refused_in_one_line_while_another_works_on_its_lake(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.stage, "WAIT_S", 0)
+
+    with working_lock(Path(config).parent / "lake", 0):
+        done = habitus("sessions", config)
+
+    assert done.exit_code == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"habitus: {Path(config).parent / 'lake'}: process {os.getpid()} works there")
