@@ -12,7 +12,7 @@ from features.sources import Source, SourceError, row_text
 from features.table import TIME, Table, materialize
 
 TEXTS = (
-    *("anonymous_id", "account_id", "page", "element", "item_id", "category"),
+    *("anonymous_id", "account_id", "page", "element", "item_id", "order_id", "category"),
     *("source", "medium", "campaign", "device", "country", "properties"),
 )
 NUMBERS = ("quantity", "revenue")
@@ -31,6 +31,7 @@ EVENTS = Table(
             "page": "string",
             "element": "string",
             "item_id": "string",
+            "order_id": "string",
             "category": "string",
             "quantity": "float64",
             "revenue": "float64",
@@ -45,6 +46,7 @@ EVENTS = Table(
     ),
     key=("event_id",),
     partition="day of occurred_at",
+    contract=2,
 )
 
 REJECTED = Table(

@@ -118,6 +118,7 @@ class Columns(Settings):
     page: str | Computed | None = None
     element: str | Computed | None = None
     item_id: str | Computed | None = None
+    order_id: str | Computed | None = None
     category: str | Computed | None = None
     quantity: str | Computed | None = None
     revenue: str | Computed | None = None
