@@ -91,7 +91,7 @@ def test_an_accepted_row_is_an_event_with_what_the_source_says(engine: DuckDB) -
         **{"event_id": "e1", "user_id": "ada", "anonymous_id": "cookie", "account_id": "acme", "event_name": "buy"},
         **{"page": "/pay", "element": "button", "item_id": "lamp", "category": "light", "properties": "{}"},
         **{"source": "google", "medium": "cpc", "campaign": "spring", "device": "phone", "country": "GB"},
-        **{"quantity": 2.0, "revenue": 19.5},
+        **{"quantity": 2.0, "revenue": 19.5, "order_id": "o1"},
     }
     times = {"occurred_at": "2024-01-01T10:00:00Z", "ingested_at": "2024-01-01T10:05:00Z"}
     events, rejected = judge(engine, [said | times])

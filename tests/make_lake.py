@@ -1,4 +1,4 @@
-"""Make the lakes of a release, as two shops leave them; see the README beside."""
+"""Make the lakes of a release, as two shops leave them; see tests/data/lakes."""
 
 import argparse
 import json
