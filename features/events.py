@@ -50,6 +50,7 @@ EVENTS = Table(
     ),
     key=("event_id",),
     partition="day of occurred_at",
+    contract=2,
 )
 
 REJECTED = Table(

@@ -8,7 +8,6 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 
-from features.events import EVENTS
 from features.sources import Source
 from features.table import Table
 
@@ -20,6 +19,7 @@ FILES = Table(
             "content": "!string",
             "fingerprint": "!string",
             "columns": "!string",
+            "id_rule": "!int64",
             "read": "!int64",
             "accepted": "!int64",
             "rejected": "!int64",
@@ -27,7 +27,11 @@ FILES = Table(
         }
     ),
     key=("path", "content"),
+    contract=2,
 )
+
+ID_RULE = 2
+"""The number of the rule by which events without ids get theirs; files that were ingested by an earlier one say so."""
 
 NOT_IN_FINGERPRINT = {"files", "rejected_max", "skip_unreadable"}
 """What says which files are read and how many of their rows may be unusable, and not what they mean."""
@@ -40,9 +44,12 @@ def content_of(path: Path) -> str:
 
 
 def fingerprint(source: Source, time_zone: str) -> str:
-    """Return a hash of all that decides what a row becomes: the mapping, the zone, the columns of EVENTS."""
-    settings = source.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
-    settings |= {"time_zone": source.time_zone or time_zone, "events": str(EVENTS.schema)}
+    """Return a hash of what the configuration says a row becomes: the mapping and the zone.
+
+    What is as by default is not in it, so that an option more in a later release leaves it as it was.
+    """
+    settings = source.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT, exclude_defaults=True)
+    settings |= {"time_zone": source.time_zone or time_zone}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

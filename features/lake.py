@@ -38,6 +38,8 @@ DAY_OF = "day of "
 INSTANT_IN_PATH = "%Y-%m-%dT%H%M%S.%fZ"
 STAGING = ".staging-"
 ORIGIN = "habitus_origin"
+CONTRACT = "habitus contract "
+"""What a table's description says before the number of its contract; without, it is the first."""
 MOST_ROWS_AT_ONCE = 2_000_000
 POLL_S = 0.2
 
@@ -161,12 +163,17 @@ class Lake:
 
     def stored(self, table: Table, version: int | None = None) -> Table:
         """Return a table's contract with the columns it has, be they those of another configuration or version."""
-        schema = ibis.Schema.from_pyarrow(
-            pa.schema(DeltaTable(str(self.folder / table.name), version=version).schema().to_arrow())
-        )
+        found = DeltaTable(str(self.folder / table.name), version=version)
+        schema = ibis.Schema.from_pyarrow(pa.schema(found.schema().to_arrow()))
         is_by_day = _partition_column(table) == DAY
         columns = {name: dtype for name, dtype in schema.items() if not (is_by_day and name == DAY)}
-        return replace(table, schema=ibis.schema(columns))
+        return replace(table, schema=ibis.schema(columns), contract=_contract_of(found))
+
+    def contract(self, table: Table) -> int | None:
+        """Return the number of the contract that a table is under; None if it was never written."""
+        if not self.has(table):
+            return None
+        return _contract_of(DeltaTable(str(self.folder / table.name)))
 
     def find_contract(self, name: str) -> Table:
         """Return what the lake itself knows of a table: its columns and its partition; its key may be all columns.
@@ -176,7 +183,7 @@ class Lake:
         partition = DeltaTable(str(self.folder / name)).metadata().partition_columns
         if DAY in partition:
             raise ContractError(f"{name}: is a table that this version of Habitus does not know; upgrade Habitus")
-        table = self.stored(Table(name, ibis.schema({}), (), *partition))
+        table = self.stored(Table(name, ibis.schema({}), key=(), partition=next(iter(partition), None)))
         ordered = [column for column, dtype in table.schema.items() if not dtype.is_nested()]
         return replace(table, key=tuple(ordered))
 
@@ -229,17 +236,18 @@ class Lake:
         return sum(self._row_counts(table).values())
 
     def changed(self, table: Table, since: int, until: int | None = None) -> list[datetime] | None:
-        """List the partitions that are not as they were at an earlier version; None where that version is gone.
+        """List the partitions that are not as they were at an earlier version.
 
-        They are those of the latest version, or of the one given by `until`.
+        They are those of the latest version, or of the one given by `until`. None where the earlier version is gone, or
+        was under another contract.
         """
         try:
             before = _paths_by_partition([*self._row_counts(table, since)])
-        except (DeltaError, TableNotFoundError):
+            after = _paths_by_partition([*self._row_counts(table, until)])
+        except (ContractError, DeltaError, TableNotFoundError):
             return None
         if any(not (self.folder / table.name / path).exists() for paths in before.values() for path in paths):
             return None
-        after = _paths_by_partition([*self._row_counts(table, until)])
         parts = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
         return sorted(_instant_of(table, part) for part in parts)
 
@@ -253,8 +261,8 @@ class Lake:
         """Replace a table's rows, or only its partitions `only`, in one commit; tell whether anything changed.
 
         `origin` says what the rows were made of, for `origin` to return. Raises ContractError where a column, type,
-        required value or key is not as the contract says; the table then stays as it was. A table whose columns have
-        changed is replaced as a whole; its history remains.
+        required value or key is not as the contract says, or the table is under another contract; the table then stays
+        as it was. A table whose columns have changed is replaced as a whole; its history remains.
         """
         with staging_folder(self.folder) as staging:
             with self._kept(table, table.check(rows)) as kept:
@@ -313,13 +321,32 @@ class Lake:
         origin = self.origin(table) if origin is None else origin
         with staging_folder(self.folder) as staging:
             adds: list[AddAction] = []
-            scopes = [None] if table.partition is None else self._in_scopes(table, by_partition)
+            scopes = [None] if table.partition is None else self._in_scopes(stored, by_partition)
             for scope in scopes:
                 rows = self.read(stored, only=scope).anti_join(values, column)
                 with self._kept(stored, rows) as kept:
                     adds += self._stage(stored, kept, staging)
             self._commit(stored, adds, None if table.partition is None else by_partition, origin, staging)
         return sum(by_partition.values())
+
+    def upgrade(self, table: Table, step: Callable[[ir.Table], ir.Table]) -> None:
+        """Bring a table of an earlier contract to the present one: columns, rows and number change in one commit.
+
+        `step` makes rows of the present contract from those that are there. It is given some partitions at a time, and
+        leaves each row in its own. `origin` stays as it was.
+        """
+        stored = self.stored(table)
+        with staging_folder(self.folder) as staging:
+            adds: list[AddAction] = []
+            for scope in [None] if table.partition is None else self._in_scopes(stored, self.partitions(stored)):
+                with self._kept(table, table.check(step(self.read(stored, only=scope)))) as kept:
+                    self._check_rows(table, kept)
+                    made = self._stage(table, kept, staging)
+                if scope is not None:
+                    _check_scope(table, made, scope)
+                adds += made
+            origin = self.origin(table)
+            self._replace(table, adds, _properties(origin) if origin else None, staging)
 
     def purge(self, table: Table) -> int:
         """Delete the files that the present version does not name, so that nothing of before is left; return how many.
@@ -359,8 +386,19 @@ class Lake:
         """Return the files of a version, and how many rows each holds."""
         if not self.has(table):
             return {}
-        actions = pa.table(DeltaTable(str(self.folder / table.name), version=version).get_add_actions())
+        actions = pa.table(self._open(table, version).get_add_actions())
         return dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
+
+    def _open(self, table: Table, version: int | None = None) -> DeltaTable:
+        """Open a table. Raises ContractError where it is under another contract than this program's."""
+        found = DeltaTable(str(self.folder / table.name), version=version)
+        number = _contract_of(found)
+        if number != table.contract:
+            what_to_do = "run `habitus upgrade CONFIG`" if number < table.contract else "upgrade Habitus"
+            raise ContractError(
+                f"{table.name}: is of contract {number}, this release works with {table.contract}: {what_to_do}"
+            )
+        return found
 
     @contextlib.contextmanager
     def _kept(self, table: Table, rows: ir.Table) -> Iterator[ir.Table]:
@@ -404,19 +442,10 @@ class Lake:
         folder = self.folder / table.name
         schema = _delta_schema(table)
         column = _partition_column(table)
-        partition_by = [column] if column else []
         properties = _properties(origin) if origin else None
-        current = DeltaTable(str(folder)) if self.has(table) else None
+        current = self._open(table) if self.has(table) else None
         if current is None or current.schema() != schema:
-            _move(adds, staging, folder)
-            create_table_with_add_actions(
-                str(folder),
-                schema,
-                adds,
-                mode="overwrite",
-                partition_by=partition_by,
-                commit_properties=properties,
-            )
+            self._replace(table, adds, properties, staging)
             return True
         before = _paths_by_partition([*self._row_counts(table)])
         after = _paths_by_partition([add.path for add in adds])
@@ -433,15 +462,36 @@ class Lake:
             list(fresh),
             mode="overwrite",
             schema=schema,
-            partition_by=partition_by,
+            partition_by=[column] if column else [],
             partition_filters=filters,
             commit_properties=properties,
         )
         return True
 
+    def _replace(self, table: Table, adds: list[AddAction], properties: CommitProperties | None, staging: Path) -> None:
+        """Make a table anew, under its contract."""
+        folder = self.folder / table.name
+        column = _partition_column(table)
+        _move(adds, staging, folder)
+        create_table_with_add_actions(
+            str(folder),
+            _delta_schema(table),
+            adds,
+            mode="overwrite",
+            partition_by=[column] if column else [],
+            # Of properties, a commit that makes a table takes only those that Delta knows.
+            description=f"{CONTRACT}{table.contract}",
+            commit_properties=properties,
+        )
+
 
 # A partition's folder is "day=2024-01-31" or "as_of=2024-01-31T063000.000000Z": what DuckDB and file systems take as
 # it is. Delta's log holds the value as the protocol writes it.
+
+
+def _contract_of(found: DeltaTable) -> int:
+    text = found.metadata().description or ""
+    return int(text.removeprefix(CONTRACT)) if text.startswith(CONTRACT) else 1
 
 
 def _properties(origin: Mapping[str, Any]) -> CommitProperties:
@@ -505,8 +555,10 @@ def _paths_by_partition(paths: list[str]) -> dict[str, set[str]]:
 def _name_by_content(table: Table, part: str, file: Path, staging: Path) -> AddAction:
     """Move a staged file to its name within the table, and say of it what a commit needs."""
     with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    path = Path(part) / f"{digest[:32]}.parquet"
+        digest = hashlib.file_digest(opened, "sha256")
+    if table.contract > 1:  # a commit that begins a contract removes all files, and may not add one of them again
+        digest.update(f"{CONTRACT}{table.contract}".encode())
+    path = Path(part) / f"{digest.hexdigest()[:32]}.parquet"
     (staging / path).parent.mkdir(parents=True, exist_ok=True)
     file.rename(staging / path)
     column = _partition_column(table)

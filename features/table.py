@@ -21,13 +21,16 @@ class ContractError(Exception):
 class Table:
     """Describe a table: a column whose type is not nullable ("!string") has a value in every row.
 
-    `partition` names a column, or is "day of <column>" for the UTC day of an instant.
+    `partition` names a column, or is "day of <column>" for the UTC day of an instant. `contract` is a number that goes
+    up with every change of columns or of what they mean, but for columns that a configuration names: `upgrades` leads
+    from one to the next.
     """
 
     name: str
     schema: ibis.Schema
     key: tuple[str, ...]
     partition: str | None = None
+    contract: int = 1
 
     def check(self, expr: ir.Table) -> ir.Table:
         """Return the contract's columns of `expr` in the contract's order and types.

@@ -18,6 +18,7 @@ import typer.core
 from rich.console import Console
 from rich.status import Status
 
+from features.lake import LakeInUseError
 from flows.configuration import ConfigurationError, load, parse_as_of
 from flows.one_off import ONE_OFF_SETTINGS
 
@@ -160,6 +161,25 @@ def preview(
         print(importlib.import_module("flows.screen").to_json(found))
     else:
         flow.show(found, Console(highlight=False))
+
+
+@app.command()
+def upgrade(
+    config: Config,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the tables of an earlier release to this one; what was ingested stays, and no source file is needed."""
+    _quieten()
+    flow = importlib.import_module("flows.upgrade")
+    with _complaining(config):
+        configuration = load(config)
+        with _progress():
+            upgraded = flow.upgrade_lake(configuration, dry_run)
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(upgraded))
+    else:
+        flow.show(upgraded, Console(highlight=False))
 
 
 @app.command()
@@ -405,12 +425,15 @@ def _show(module: str, find: str, config: Path, as_json: bool) -> None:
 
 @contextmanager
 def _complaining(config: Path) -> Iterator[None]:
-    """Show a mistake in what a person wrote as one line."""
+    """Show a mistake in what a person wrote as one line, or that others are at work on the lake."""
     try:
         yield
     except ConfigurationError as error:
         _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
         raise typer.Exit(2) from None
+    except LakeInUseError as error:
+        _complain(str(error))
+        raise typer.Exit(1) from None
 
 
 def _program() -> str:

@@ -17,6 +17,8 @@ from features.lake import Lake
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import RESERVED, Settings, Source, TimeZone, Users
+from features.table import ContractError
+from features.upgrades import find_upgrades
 from models.clusters import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
@@ -288,12 +290,27 @@ class Configuration(Settings):
         publish = self.publish
         return FilesSettings(folder=publish.folder, formats=publish.formats, purposes=publish.purposes)
 
-    def open_lake(self) -> Lake:
-        """Open the lake with the engine that HABITUS_ENGINE names; close it, or use it in `with`.
+    def open_lake(self, engine: str | None = None) -> Lake:
+        """Open the lake with an engine, or else the one that HABITUS_ENGINE names; close it, or use it in `with`.
 
-        Raises ConfigurationError where there is no such engine.
+        Raises ConfigurationError where there is no such engine, or the tables are those of another release.
         """
-        match os.environ.get("HABITUS_ENGINE", "duckdb"):
+        lake = self.open_any_lake(engine)
+        try:
+            outdated = find_upgrades(lake)
+            if outdated:
+                raise ContractError(
+                    f"{', '.join(one.table for one in outdated)}: made by an earlier release of Habitus; "
+                    f"run `habitus upgrade {self.file}` first"
+                )
+        except ContractError as error:
+            lake.close()
+            raise ConfigurationError(str(error)) from error
+        return lake
+
+    def open_any_lake(self, engine: str | None = None) -> Lake:
+        """Open the lake as `open_lake` does, also one of another release."""
+        match engine or os.environ.get("HABITUS_ENGINE", "duckdb"):
             case "duckdb":
                 return Lake(self.lake, self.engine.memory_limit_bytes)
             case "spark":

@@ -137,7 +137,7 @@ def read_ids(file: Path) -> list[str]:
 
 def open_lake(configuration: Configuration) -> Lake:
     """Open the lake with DuckDB, whatever engine works on it: one partition at a time is no strain."""
-    return Lake(configuration.lake, configuration.engine.memory_limit_bytes)
+    return configuration.open_lake("duckdb")
 
 
 def _make_salt() -> str:

@@ -32,7 +32,7 @@ from features.events import (
     reconcile,
     reject_events,
 )
-from features.files import FILES, content_of, count_rows, fingerprint
+from features.files import FILES, ID_RULE, content_of, count_rows, fingerprint
 from features.lake import Lake
 from features.lines import contest, find_repeated
 from features.sources import (
@@ -136,7 +136,7 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
     """Read, judge and store the rows of new files; nothing is stored if any of it goes wrong."""
     configuration = load(config)
     # Source files are read with DuckDB, whatever works on the tables.
-    with Lake(configuration.lake, configuration.engine.memory_limit_bytes) as lake:
+    with configuration.open_lake("duckdb") as lake:
         known: list[File] = lake.read(FILES).to_pyarrow().to_pylist()
         known_paths = [] if rebuild else [file["path"] for file in known]
         paths = find_files(configuration.events.files, configuration.folder, known_paths)
@@ -357,7 +357,8 @@ def _sum_up(
         name = name_of(path, configuration.folder)
         rows = {"read": sum(counts[name].values()), **counts[name]}
         columns = json.dumps(judged.columns.get(path, {}), sort_keys=True)
-        files.append({"path": name, "content": content, "fingerprint": mapping, "columns": columns, **rows})
+        how = {"fingerprint": mapping, "columns": columns, "id_rule": ID_RULE}
+        files.append({"path": name, "content": content, **how, **rows})
     batch = Batch(
         files=len(files),
         read=sum(file["read"] for file in files),

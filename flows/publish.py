@@ -124,7 +124,7 @@ def publish_version(config: str, as_of: datetime | None, label: str | None, due:
     configuration = load(config)
     destinations = connect_all(configuration)
     with (
-        Lake(configuration.lake, configuration.engine.memory_limit_bytes) as lake,
+        configuration.open_lake("duckdb") as lake,
         publishing_lock(configuration.lake, WAIT_S),
     ):
         drop_unconfigured(lake.folder, destinations)

@@ -93,7 +93,7 @@ def write_report(config: str, anew: bool = False) -> Reported:
     configuration = load(config)
     reports = connect_reports(configuration)
     with (
-        Lake(configuration.lake, configuration.engine.memory_limit_bytes) as lake,
+        configuration.open_lake("duckdb") as lake,
         publishing_lock(configuration.lake, WAIT_S),
     ):
         version = versions.present(lake)

@@ -114,12 +114,15 @@ def is_loopback(host: str) -> bool:
 def serve(configuration: Configuration, listening: Listening) -> None:
     """Answer until SIGTERM or Ctrl-C; what is being answered then is finished.
 
-    Raises ConfigurationError where versions are not in a folder of this machine, or keys cannot be read.
+    Raises ConfigurationError where versions are not in a folder of this machine, keys cannot be read, or the lake's
+    tables are of another release.
     """
     if "://" in configuration.publish.folder:
         raise ConfigurationError(
             f"publish.folder: {configuration.publish.folder} is elsewhere; serve reads a local folder"
         )
+    if configuration.lake.is_dir():
+        configuration.open_lake("duckdb").close()
     port = listening.listener.getsockname()[1]
     hosts = [f"{name}:{port}" for name in LOCAL_NAMES] + (list(LOCAL_NAMES) if port == 80 else [])
     keys = None if listening.open_local else open_keys(configuration)

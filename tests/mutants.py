@@ -156,6 +156,25 @@ MUTANTS = {
     "what another rule moved is usual from then on": Mutant(
         "publish/brake.py", 'change = before["change"] - before["redefined"]', 'change = before["change"]', BRAKE
     ),
+    # Upgrades.
+    "files known by the first fingerprint are read again": Mutant(
+        "features/upgrades.py",
+        "fingerprint=ibis.ifelse(same, now, files.fingerprint)",
+        "fingerprint=files.fingerprint",
+        ("test_upgrades",),
+    ),
+    "files of any mapping count as read by the present one": Mutant(
+        "features/upgrades.py",
+        "fingerprint=ibis.ifelse(same, now, files.fingerprint)",
+        "fingerprint=ibis.literal(now)",
+        ("test_upgrades",),
+    ),
+    "only the last days are upgraded": Mutant(
+        "features/lake.py",
+        "                adds += made\n",
+        "                adds = made\n",
+        ("test_upgrades",),
+    ),
     # Suppression.
     "k users are too few to show": Mutant(
         "publish/report/suppression.py",

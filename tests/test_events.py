@@ -93,7 +93,7 @@ def test_an_accepted_row_is_an_event_with_what_the_source_says(engine: DuckDB) -
         **{"page": "/pay", "element": "button", "item_id": "lamp", "order_id": "7", "category": "light"},
         "properties": "{}",
         **{"source": "google", "medium": "cpc", "campaign": "spring", "device": "phone", "country": "GB"},
-        **{"quantity": 2.0, "revenue": 19.5},
+        **{"quantity": 2.0, "revenue": 19.5, "order_id": "o1"},
     }
     times = {"occurred_at": "2024-01-01T10:00:00Z", "ingested_at": "2024-01-01T10:05:00Z"}
     events, rejected = judge(engine, [said | times])

@@ -42,3 +42,10 @@ def test_which_files_are_read_is_not_in_the_fingerprint(settings: dict[str, Any]
 
 def test_the_zone_that_holds_is_in_the_fingerprint() -> None:
     assert fingerprint_of("Asia/Tokyo", time_zone="UTC") == fingerprint_of("UTC")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"time_unit": "iso"}, {"names": {}}, {"columns": GIVEN["columns"] | {"page": None}}]
+)
+def test_what_is_as_by_default_is_not_in_the_fingerprint(settings: dict[str, Any]) -> None:
+    assert fingerprint_of(**settings) == fingerprint_of()

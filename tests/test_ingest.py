@@ -9,12 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from histories import events_of
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import law
@@ -492,17 +490,6 @@ def test_a_rebuild_without_files_is_an_error(begun: Shop) -> None:
     with pytest.raises(SourceError, match="no such file"):
         begun.ingest(rebuild=True)
     assert begun.ids() == ["1"]
-
-
-def test_events_with_the_columns_of_before_are_replaced(shop: Shop) -> None:
-    columns = {name: kind for name, kind in EVENTS.schema.items() if name != "source_file"}
-    before = Table("events", ibis.schema(columns), EVENTS.key, EVENTS.partition)
-    with Lake(shop.folder / "lake") as lake:
-        lake.write(before, events_of(lake.engine, [{"occurred_at": "2024-03-01"}]))
-    shop.put("a.csv", "1,ada,2024-03-01 10:00:00,home")
-
-    assert shop.ingest().accepted == 1
-    assert shop.ids() == ["1"]
 
 
 # --- lateness ---

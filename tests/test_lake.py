@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ import ibis.expr.types as ir
 import pandas as pd
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from histories import events_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -351,6 +352,84 @@ def test_partitions_of_other_columns_go_with_them(lake: Lake) -> None:
     assert read(lake, wider) == [("ada", JUNE, 1.0, 2.0)]
 
 
+# --- contracts ---
+
+LATER = replace(PLANS, contract=3)
+
+
+def test_a_table_is_under_the_contract_that_it_was_written_under(lake: Lake) -> None:
+    assert lake.contract(LATER) is None
+    lake.write(LATER, rows_of(LATER, [("free", 0.0, [])]))
+    assert lake.contract(LATER) == 3
+    assert lake.stored(PLANS).contract == 3
+    lake.write(LATER, rows_of(LATER, [("free", 1.0, [])]))
+    lake.note(LATER, {"events_version": 1})
+    assert lake.contract(LATER) == 3
+
+
+def test_a_table_that_does_not_say_its_contract_is_under_the_first(lake: Lake) -> None:
+    rows = pa.table({"plan": ["free"], "price": [0.0], "features": pa.array([[]], pa.list_(pa.string()))})
+    write_deltalake(str(lake.folder / "plans"), rows)
+    assert lake.contract(PLANS) == 1
+    assert read(lake, PLANS) == [("free", 0.0, [])]
+
+
+def test_other_columns_of_a_configuration_leave_the_contract_as_it_is(lake: Lake) -> None:
+    dearer = replace(DEARER, contract=3)
+    lake.write(LATER, rows_of(LATER, [("free", 0.0, [])]))
+    assert lake.write(dearer, rows_of(dearer, [("free", 0.0, 0.2)]))
+    assert lake.contract(dearer) == 3
+
+
+@pytest.mark.parametrize(
+    ("stored", "known", "why"),
+    [
+        (PLANS, LATER, r"^plans: is of contract 1, this release works with 3: run `habitus upgrade CONFIG`$"),
+        (LATER, PLANS, r"^plans: is of contract 3, this release works with 1: upgrade Habitus$"),
+    ],
+)
+def test_a_table_under_another_contract_is_neither_read_nor_written(
+    lake: Lake, stored: Table, known: Table, why: str
+) -> None:
+    rows = [("free", 0.0, [])]
+    lake.write(stored, rows_of(stored, rows))
+    with pytest.raises(ContractError, match=why):
+        lake.read(known)
+    with pytest.raises(ContractError, match=why):
+        lake.write(known, rows_of(known, [("pro", 9.0, [])]))
+    assert read(lake, stored) == rows
+
+
+def test_an_upgrade_is_one_commit_with_columns_rows_and_number(lake: Lake) -> None:
+    taxed = replace(DEARER, contract=2)
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, []), ("pro", 9.0, ["export"])]), origin={"events_version": 3})
+
+    lake.upgrade(taxed, lambda plans: plans.mutate(tax=plans.price / 10))
+
+    assert (lake.version(taxed), lake.contract(taxed), lake.origin(taxed)) == (1, 2, {"events_version": 3})
+    assert read(lake, taxed) == [("free", 0.0, 0.0), ("pro", 9.0, 0.9)]
+
+
+@pytest.mark.parametrize("rows", [[], [("ada", MAY, 1.0)]])
+def test_an_upgrade_of_what_the_rows_mean_names_no_file_that_it_removes(lake: Lake, rows: list[Row]) -> None:
+    later = replace(BALANCES, contract=2)
+    lake.write(BALANCES, rows_of(BALANCES, rows))
+    before = set(lake.files(BALANCES))
+
+    lake.upgrade(later, lambda balances: balances)
+
+    assert read(lake, later) == rows
+    assert before.isdisjoint(lake.files(later))
+
+
+def test_an_upgrade_leaves_rows_in_their_partitions(lake: Lake) -> None:
+    later = replace(BALANCES, contract=2)
+    lake.write(BALANCES, rows_of(BALANCES, [("ada", MAY, 1.0)]))
+    with pytest.raises(ContractError, match="other partitions"):
+        lake.upgrade(later, lambda balances: balances.mutate(as_of=ibis.literal(JUNE, TIME)))
+    assert read(lake, BALANCES) == [("ada", MAY, 1.0)]
+
+
 # --- other readers ---
 
 
@@ -467,6 +546,12 @@ def test_it_is_unknown_what_changed_since_a_version_whose_files_are_gone(lake: L
     (lake.folder / "balances" / file).unlink()
     assert lake.changed(BALANCES, since=0) is None
     assert lake.changed(BALANCES, since=99) is None
+
+
+def test_it_is_unknown_what_changed_since_a_table_was_under_another_contract(lake: Lake) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    lake.upgrade(LATER, lambda plans: plans)
+    assert lake.changed(LATER, since=0) is None
 
 
 def test_a_table_says_what_it_was_made_of(lake: Lake) -> None:

@@ -1,0 +1,114 @@
+"""Upgrades: how rows of an earlier contract become those of the next, for every table whose contract has changed.
+
+A step knows the rows and the configuration, and needs no source file. It stays as it is once it is released: lakes of
+that release are out there.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+
+from features.events import EVENTS
+from features.files import FILES, fingerprint
+from features.lake import Lake
+from features.sources import Source
+from features.table import ContractError, Table
+
+Step = Callable[[ir.Table, Source, str], ir.Table]
+"""Makes rows of the next contract, from rows, and from the source and the time zone of the present configuration."""
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """Say from which contract a table goes to which, and how many rows it has."""
+
+    table: str
+    before: int
+    after: int
+    rows: int
+
+
+def find_upgrades(lake: Lake) -> list[Upgrade]:
+    """List the tables of a lake that are of an earlier contract. Raises ContractError for one of a later contract."""
+    found = []
+    for table, _ in STEPS:
+        contract = lake.contract(table) or table.contract
+        if contract > table.contract:
+            raise ContractError(
+                f"{table.name}: is of contract {contract}, this release works with {table.contract}: upgrade Habitus"
+            )
+        if contract < table.contract:
+            found.append(Upgrade(table.name, contract, table.contract, lake.row_count(lake.stored(table))))
+    return found
+
+
+def upgrade(lake: Lake, wanted: Upgrade, source: Source, time_zone: str) -> None:
+    """Do an upgrade, in one commit. Have the lake alone."""
+    [(table, steps)] = [(table, steps) for table, steps in STEPS if table.name == wanted.table]
+    missing = steps[wanted.before - 1 :]
+    lake.upgrade(table, lambda rows: reduce(lambda before, step: step(before, source, time_zone), missing, rows))
+
+
+def _add_order_id(events: ir.Table, source: Source, time_zone: str) -> ir.Table:
+    """Say nothing of orders, and of a file only what is known: the very first events did not name theirs."""
+    if "source_file" not in events.columns:
+        events = events.mutate(source_file=ibis.literal(UNKNOWN_FILE))
+    return events.mutate(order_id=ibis.null("string"))
+
+
+def _say_rule_of_ids(files: ir.Table, source: Source, time_zone: str) -> ir.Table:
+    """Ids were made by the first rule; what was read as it would be now is known by the new fingerprint."""
+    before, now = _first_fingerprints(source, time_zone)
+    same = files.fingerprint == before
+    return files.mutate(id_rule=ibis.literal(1, "int64"), fingerprint=ibis.ifelse(same, now, files.fingerprint))
+
+
+def _first_fingerprints(source: Source, time_zone: str) -> tuple[str, str]:
+    """Return the fingerprint of a mapping by the formula of then and of now, as far as there were such keys then."""
+    known: Any = dict.fromkeys(FIRST_KEYS, True) | {"columns": FIRST_COLUMNS}
+    settings: dict[str, Any] = source.model_dump(mode="json", include=known)
+    now = fingerprint(Source.model_validate({**settings, "files": source.files}), time_zone)
+    settings |= {"time_zone": source.time_zone or time_zone, "events": FIRST_EVENTS}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(), now
+
+
+STEPS: tuple[tuple[Table, tuple[Step, ...]], ...] = ((EVENTS, (_add_order_id,)), (FILES, (_say_rule_of_ids,)))
+"""For each table, what leads from contract 1 to 2, from 2 to 3, and so on. All other tables are of contract 1."""
+
+UNKNOWN_FILE = "unknown"
+FIRST_KEYS = ("format", "time_unit", "time_zone", "names")
+FIRST_COLUMNS = {
+    *("user_id", "occurred_at", "event_name", "event_id", "anonymous_id", "account_id", "ingested_at", "page"),
+    *("element", "item_id", "category", "quantity", "revenue", "source", "medium", "campaign", "device", "country"),
+    "properties",
+}
+FIRST_EVENTS = """\
+ibis.Schema {
+  event_id      !string
+  user_id       !string
+  anonymous_id  string
+  account_id    string
+  occurred_at   !timestamp('UTC')
+  ingested_at   !timestamp('UTC')
+  event_name    !string
+  page          string
+  element       string
+  item_id       string
+  category      string
+  quantity      float64
+  revenue       float64
+  source        string
+  medium        string
+  campaign      string
+  device        string
+  country       string
+  properties    string
+  source_file   !string
+}"""
+"""What EVENTS were when their columns were part of the fingerprint."""
