@@ -17,9 +17,13 @@ from prefect import flow, task
 
 from features.attributes import ATTRIBUTES, describe_users
 from features.erasures import Erased, find_erased
-from features.events import EVENTS, REASONS, REJECTED, Reconciled, accept, reconcile, reject_duplicates
+from features.event_names import EventNames, count_names, list_names
+from features.event_names import hints as name_hints
+from features.events import EVENTS, REASONS, REJECTED, Reconciled, accept, as_text, reconcile, reject_duplicates
 from features.files import FILES, content_of, count_rows, fingerprint
 from features.lake import Lake
+from features.placeholders import count_placeholders, without_placeholders
+from features.placeholders import in_words as placeholders_in_words
 from features.sources import (
     SourceError,
     UnreadableError,
@@ -33,6 +37,10 @@ from features.sources import (
     row_text,
 )
 from features.table import TIME, ContractError, materialize, stack
+from features.unusable import refuse_unusable
+from features.user_match import UsersFound, match_users
+from features.user_match import hints as user_hints
+from features.user_match import in_words as users_in_words
 from flows.configuration import Configuration, load
 from flows.instant import name_run, scheduled_start
 from flows.world import TOUCHES_THE_WORLD
@@ -47,7 +55,8 @@ File = dict[str, Any]
 class Batch:
     """Count what became of the rows of new files: accepted, rejected by reason, and known add up to read.
 
-    Known are rows that the same file gave before. An accepted event is late if it is older than the watermark, the
+    Known are rows that the same file gave before. `placeholders` counts rows whose user is none by what they say, and
+    `names` the accepted events by name. An accepted event is late if it is older than the watermark, the
     latest event before this run; null where there was none, or nothing was accepted.
     """
 
@@ -56,6 +65,8 @@ class Batch:
     accepted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     known: int = 0
+    placeholders: dict[str, int] = field(default_factory=dict)
+    names: EventNames = field(default_factory=EventNames)
     watermark: datetime | None = None
     late_share: float | None = None
     late_by_max_s: float | None = None
@@ -63,7 +74,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Ingested:
-    """Count what the tables hold: accepted, and rejected by reason, add up to read. `batch` is what this run added."""
+    """Count what the tables hold: accepted, and rejected by reason, add up to read. `batch` is what this run added.
+
+    `users` tells which users of the users' file have events; None without such a file. `hints` say what is probably
+    meant otherwise than it was read, and what to write.
+    """
 
     known_files: int
     read: int
@@ -71,17 +86,29 @@ class Ingested:
     rejected: dict[str, int]
     watermark: datetime
     batch: Batch
+    users: UsersFound | None
+    hints: list[str]
     changed: bool
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """Hold files by their content, what became of their rows, and the columns that they have."""
+    """Hold files by their content, what became of their rows, the columns that they have, and users that are none."""
 
     files: dict[str, Path]
     events: ir.Table
     rejected: ir.Table
     columns: dict[str, str]
+    placeholders: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Hold what the users' file says: ATTRIBUTES, the users (user_id, each once), and rows whose user is none."""
+
+    attributes: ir.Table
+    users: ir.Table
+    placeholders: dict[str, int]
 
 
 @flow(flow_run_name=name_run)
@@ -93,8 +120,12 @@ def ingest(config: str, rebuild: bool = False) -> Ingested:
     batch = ingested.batch
     known = f"{ingested.known_files:,} file{'' if ingested.known_files == 1 else 's'} known"
     logger.info("ingest: %s, %s new%s", known, f"{batch.files:,}", _rows_in_words(batch))
-    for reason, count in batch.rejected.items():
-        logger.info("  rejected %s: %s", f"{count:,}", REASONS[reason])
+    for line in _rejected_in_words(batch):
+        logger.info("  rejected %s", line)
+    for line in [*list_names(batch.names), *(users_in_words(ingested.users) if ingested.users else ())]:
+        logger.info("  %s", line)
+    for line in ingested.hints:
+        logger.warning("  %s", line)
     logger.info("  %swatermark %s", _lateness_in_words(batch), f"{ingested.watermark:%Y-%m-%d %H:%M}")
     return ingested
 
@@ -119,20 +150,26 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         erased = find_erased(lake)
         judged = _judge(lake, configuration, new, now, [] if anew else known, erased)
         forget_files(lake.engine)
-        attributes = _describe_users(lake, configuration)
+        described = _describe_users(lake, configuration)
+        users = _match_users(lake, described, judged, anew, erased) if described is not None else None
         batch, changed = Batch(), False
         if judged and anew:
             batch, changed = _replace(lake, configuration, judged, known)
         elif judged:
             batch, changed = _add(lake, configuration, judged, known)
-        if attributes is not None:
+        if described is not None:
+            attributes = described.attributes
             if erased is not None:
                 attributes = _without_erased(lake, attributes, erased)
             changed |= lake.write(ATTRIBUTES, attributes)
+        elif lake.has(ATTRIBUTES):  # what was read before, contacts among it, is not to stay
+            changed |= lake.write(ATTRIBUTES, lake.read(ATTRIBUTES).limit(0))
         rejected = _count_by_reason(lake.read(REJECTED))
         accepted = lake.row_count(EVENTS)
         total = accepted + sum(rejected.values())
-        return Ingested(len(contents) - len(new), total, accepted, rejected, _watermark(lake), batch, changed)
+        hints = [*name_hints(batch.names, configuration.events.names), *(user_hints(users) if users else ())]
+        known_files, watermark = len(contents) - len(new), _watermark(lake)
+        return Ingested(known_files, total, accepted, rejected, watermark, batch, users, hints, changed)
 
 
 def _is_outdated(lake: Lake, configuration: Configuration, known: list[File]) -> bool:
@@ -199,12 +236,16 @@ def _judge(
             logger.warning("  skipped %s", why)
         readable = {content: path for content, path in files.items() if path not in unreadable}
         return _judge(lake, configuration, readable, now, known, erased)
-    if not known and not _count(events):
-        raise SourceError(_explain_nothing(configuration, raw.rows, _count_by_reason(rejected)))
     rejected = materialize(rejected)
+    by_reason, accepted = _count_by_reason(rejected), _count(events)
+    if not known and not accepted:
+        raise SourceError(_explain_nothing(configuration, raw.rows, by_reason))
+    placeholders = count_placeholders(as_text(raw.rows.user_id), source.no_user) if "no_user" in by_reason else {}
+    by_name = {name_of(path, folder): path for path in paths}
+    refuse_unusable(raw.rows, rejected, accepted, by_name, source.rejected_max, placeholders)
     if erased is not None:
         rejected = materialize(erased.withhold(rejected))
-    return _Judged(files, events, rejected, raw.columns)
+    return _Judged(files, events, rejected, raw.columns, placeholders)
 
 
 def _replace(lake: Lake, configuration: Configuration, judged: _Judged, known: list[File]) -> tuple[Batch, bool]:
@@ -290,6 +331,8 @@ def _sum_up(
         accepted=sum(file["accepted"] for file in files),
         rejected=_count_by_reason(rejected),
         known=sum(file["known"] for file in files),
+        placeholders=judged.placeholders,
+        names=count_names(accepted, configuration.events.names),
         **_lateness(accepted, watermark),
     )
     return batch, sorted(files, key=_key)
@@ -343,11 +386,10 @@ def _count_by_reason(rejected: ir.Table) -> dict[str, int]:
     return {reason: found[reason] for reason in REASONS if reason in found}
 
 
-def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None:
+def _describe_users(lake: Lake, configuration: Configuration) -> _Described | None:
     """Read the users' attributes; stop at rows that cannot be read: unlike for events, there is no table for them."""
     if configuration.users is None:
-        # What was read before, contacts among it, is not to stay.
-        return lake.read(ATTRIBUTES).limit(0) if lake.has(ATTRIBUTES) else None
+        return None
     consents = configuration.consent_columns
     users = read_users(lake.engine, configuration.users, configuration.folder, consents)
     malformed = users.filter(users.malformed)
@@ -358,7 +400,25 @@ def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None
         else:
             example = repr(row_text(malformed).min().to_pyarrow().as_py())
         raise SourceError(f"users.files: {count} rows cannot be read, such as {example}; mend or remove them")
-    return describe_users(users, list(configuration.users.columns(consents)))
+    ids, no_user = as_text(users.user_id), configuration.events.no_user
+    placeholders = count_placeholders(ids, no_user)
+    users = users.mutate(user_id=without_placeholders(ids, no_user))
+    attributes = describe_users(users, list(configuration.users.columns(consents)))
+    return _Described(attributes, users.filter(users.user_id.notnull()).select("user_id").distinct(), placeholders)
+
+
+def _match_users(
+    lake: Lake, described: _Described, judged: _Judged | None, anew: bool, erased: Erased | None
+) -> UsersFound:
+    """Match the users of the users' file with those of all events, as they will be."""
+    events = ([] if anew else [lake.read(EVENTS)]) + ([judged.events] if judged else [])
+    active = materialize(
+        ibis.union(*(rows.select(user_id=rows.user_id.cast("string")) for rows in events), distinct=True)
+    )
+    users = described.users
+    if erased is not None:
+        users = users.anti_join(erased.among(users).anti_join(active, "user_id"), "user_id")
+    return match_users(materialize(users), active, described.placeholders)
 
 
 def _without_erased(lake: Lake, attributes: ir.Table, erased: Erased) -> ir.Table:
@@ -389,6 +449,12 @@ def _rows_in_words(batch: Batch) -> str:
     terms = {"accepted": batch.accepted, "rejected": sum(batch.rejected.values()), "known": batch.known}
     shown = [f"{count:,} {name}" for name, count in terms.items() if count or name != "known"]
     return f"; {' + '.join(shown)} = {batch.read:,} rows read"
+
+
+def _rejected_in_words(batch: Batch) -> list[str]:
+    of_which = placeholders_in_words(batch.placeholders)
+    told = {"no_user": f", of which {of_which}" if of_which else ""}
+    return [f"{count:,}: {REASONS[reason]}{told.get(reason, '')}" for reason, count in batch.rejected.items()]
 
 
 def _lateness_in_words(batch: Batch) -> str:

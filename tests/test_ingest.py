@@ -35,6 +35,7 @@ CONFIG = """
 name = "shop"
 [events]
 files = ["{files}"]
+rejected_max = 1
 [events.columns]
 event_id = "id"
 user_id = "user"
@@ -666,6 +667,7 @@ def test_the_command_says_what_was_new_and_how_late(begun: Shop) -> None:
     assert [line.split(" s  ")[1] for line in done.stderr.splitlines()] == [
         "ingest: 1 file known, 1 new; 2 accepted + 1 rejected = 3 rows read",
         "  rejected 1: an event id that was there already",
+        "  without a standard name: 'home' 2",
         "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-02 10:00",
     ]
 
