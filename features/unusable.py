@@ -3,7 +3,7 @@
 import csv
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -23,7 +23,7 @@ PARQUET = b"PAR1"
 
 
 def refuse_unusable(
-    raw: ir.Table,
+    parts: Sequence[ir.Table],
     rejected: ir.Table,
     accepted: int,
     paths: Mapping[str, Path],
@@ -32,7 +32,7 @@ def refuse_unusable(
 ) -> None:
     """Stop where more than a share of all rows is unusable.
 
-    `raw` and `rejected` are as `sources.read_events` and `events.accept` give them; `paths` are the files by their
+    `parts` and `rejected` are as `sources.read_events` and `events.accept` give them; `paths` are the files by their
     name there, and `placeholders` counts users that are none.
     Raises SourceError: counts by reason, examples by file and line without anything of their content, what to do.
     """
@@ -44,7 +44,7 @@ def refuse_unusable(
         return
     frequent = sorted(unusable, key=lambda reason: -unusable[reason])
     told = "; ".join(f"{REASONS[reason]}: {_count(unusable, reason, placeholders)}" for reason in frequent)
-    examples = "; ".join(_examples(raw, rejected, frequent[:EXAMPLES], paths))
+    examples = "; ".join(_examples(parts, rejected, frequent[:EXAMPLES], paths))
     enough = -(-count * 100 // read) / 100  # rounded up, and so that it is enough
     raise SourceError(
         f"events.files: {count:,} of {read:,} rows cannot be used, and events.rejected_max is {share_max:g}: nothing "
@@ -70,12 +70,14 @@ def find_lines(path: Path, rows: list[str]) -> list[int]:
     return found
 
 
-def find_rows(raw: ir.Table, source_file: str, rows: list[str]) -> list[int]:
+def find_rows(parts: Sequence[ir.Table], source_file: str, rows: list[str]) -> list[int]:
     """Find the first places, from 1, at which a file that has no lines holds some rows, in order."""
-    of_file = raw.filter(raw.source_file == source_file)
-    numbered = of_file.select(number=ibis.row_number() + 1, text=row_text(of_file))
-    matching = numbered.filter(numbered.text.isin(rows)).order_by("number").limit(EXAMPLES)
-    found: list[int] = matching.number.to_pyarrow().to_pylist()
+    found: list[int] = []
+    for part in parts:
+        of_file = part.filter(part.source_file == source_file)
+        numbered = of_file.select(number=ibis.row_number() + 1, text=row_text(of_file))
+        matching = numbered.filter(numbered.text.isin(rows)).order_by("number").limit(EXAMPLES)
+        found += matching.number.to_pyarrow().to_pylist()
     return found
 
 
@@ -84,14 +86,16 @@ def _count(unusable: Mapping[str, int], reason: str, placeholders: Mapping[str, 
     return f"{unusable[reason]:,}" + (f", of which {of_which}" if reason == "no_user" and of_which else "")
 
 
-def _examples(raw: ir.Table, rejected: ir.Table, reasons: list[str], paths: Mapping[str, Path]) -> list[str]:
+def _examples(
+    parts: Sequence[ir.Table], rejected: ir.Table, reasons: list[str], paths: Mapping[str, Path]
+) -> list[str]:
     """Name some rows by file and line: one of each reason, then others of the most frequent."""
-    places = {reason: _places(raw, rejected.filter(rejected.reason == reason), paths) for reason in reasons}
+    places = {reason: _places(parts, rejected.filter(rejected.reason == reason), paths) for reason in reasons}
     rounds = [(number, reason) for number in range(EXAMPLES) for reason in reasons if number < len(places[reason])]
     return [f"{places[reason][number]}: {REASONS[reason]}" for number, reason in rounds[:EXAMPLES]]
 
 
-def _places(raw: ir.Table, rejected: ir.Table, paths: Mapping[str, Path]) -> list[str]:
+def _places(parts: Sequence[ir.Table], rejected: ir.Table, paths: Mapping[str, Path]) -> list[str]:
     """Name rows of the first file that has any; the file alone where none is found in it."""
     name = rejected.source_file.min().to_pyarrow().as_py()
     # By an id that is a hash: so they are from all over the file, and the first of them near its beginning.
@@ -99,7 +103,7 @@ def _places(raw: ir.Table, rejected: ir.Table, paths: Mapping[str, Path]) -> lis
     rows: list[str] = [row for row in sample.row.to_pyarrow().to_pylist() if row is not None]
     path = paths[name]
     if _is_parquet(path):
-        return [f"{name}, row {number:,}" for number in find_rows(raw, name, rows)] or [name]
+        return [f"{name}, row {number:,}" for number in find_rows(parts, name, rows)] or [name]
     return [f"{name}, line {number:,}" for number in find_lines(path, rows)] or [name]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from prefect import task
 from features.attributes import ATTRIBUTES, describe_users
 from features.discretion import form_of, place_of
 from features.erasures import Erased, find_erased
+from features.event_names import EventNames, count_names, list_names
+from features.event_names import hints as name_hints
 from features.events import (
     DUPLICATE_ID,
     DUPLICATE_LINE,
@@ -35,6 +37,8 @@ from features.events import (
 from features.files import FILES, ID_RULE, content_of, count_rows, fingerprint
 from features.lake import Lake
 from features.lines import contest, find_repeated
+from features.placeholders import count_placeholders, without_placeholders
+from features.placeholders import in_words as placeholders_in_words
 from features.sources import (
     Raw,
     SourceError,
@@ -49,6 +53,10 @@ from features.sources import (
     row_text,
 )
 from features.table import TIME, ContractError, materialize, stack
+from features.unusable import refuse_unusable
+from features.user_match import UsersFound, match_users
+from features.user_match import hints as user_hints
+from features.user_match import in_words as users_in_words
 from features.values import as_instant, as_text
 from flows.configuration import Configuration, load
 from flows.instant import scheduled_start
@@ -68,8 +76,9 @@ class Batch:
     """Count what became of the rows of new files: accepted, rejected by reason, and known add up to read and due.
 
     Known are rows that the same file gave before; due are events that were held back as in the future before, and are
-    no longer. `merged` duplicates are of another user than the event whose id they have. An accepted event is late if
-    it is older than the watermark, the latest event before this run: null where there was none, or none was accepted.
+    no longer. `merged` duplicates are of another user than the event whose id they have. `placeholders` counts rows
+    whose user is none by what they say, and `names` the accepted events by name. An accepted event is late if it is
+    older than the watermark, the latest event before this run: null where there was none, or none was accepted.
     """
 
     files: int = 0
@@ -79,6 +88,8 @@ class Batch:
     known: int = 0
     due: int = 0
     merged: int = 0
+    placeholders: dict[str, int] = field(default_factory=dict)
+    names: EventNames = field(default_factory=EventNames)
     watermark: datetime | None = None
     late_share: float | None = None
     late_by_max_s: float | None = None
@@ -86,7 +97,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Ingested:
-    """Count what the tables hold: accepted, and rejected by reason, add up to read. `batch` is what this run added."""
+    """Count what the tables hold: accepted, and rejected by reason, add up to read. `batch` is what this run added.
+
+    `users` tells which users of the users' file have events; None without such a file. `hints` say what is probably
+    meant otherwise than it was read, and what to write.
+    """
 
     known_files: int
     read: int
@@ -94,12 +109,14 @@ class Ingested:
     rejected: dict[str, int]
     watermark: datetime
     batch: Batch
+    users: UsersFound | None
+    hints: list[str]
     changed: bool
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """Hold files by their content, what became of their rows, and the columns that each has.
+    """Hold files by their content, what became of their rows, the columns that each has, and users that are none.
 
     `due` are events that earlier runs held back, which are judged with the files' rows.
     """
@@ -110,6 +127,16 @@ class _Judged:
     columns: dict[Path, dict[str, str]]
     retyped: bool
     due: ir.Table | None
+    placeholders: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Hold what the users' file says: ATTRIBUTES, the users (user_id, each once), and rows whose user is none."""
+
+    attributes: ir.Table
+    users: ir.Table
+    placeholders: dict[str, int]
 
 
 @stage()
@@ -121,11 +148,15 @@ def ingest(config: str, rebuild: bool = False) -> Ingested:
     batch = ingested.batch
     known = f"{ingested.known_files:,} file{'' if ingested.known_files == 1 else 's'} known"
     logger.info("ingest: %s, %s new%s", known, f"{batch.files:,}", _rows_in_words(batch))
-    for reason, count in batch.rejected.items():
-        logger.info("  rejected %s: %s", f"{count:,}", REASONS[reason])
+    for line in _rejected_in_words(batch):
+        logger.info("  rejected %s", line)
     if batch.merged:
         are = "duplicate is" if batch.merged == 1 else "duplicates are"
         logger.warning("  %s %s of another user than the event with that id", f"{batch.merged:,}", are)
+    for line in [*list_names(batch.names), *(users_in_words(ingested.users) if ingested.users else ())]:
+        logger.info("  %s", line)
+    for line in ingested.hints:
+        logger.warning("  %s", line)
     logger.info("  %swatermark %s", _lateness_in_words(batch), f"{ingested.watermark:%Y-%m-%d %H:%M}")
     return ingested
 
@@ -156,20 +187,26 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
             new = {content: path for path, content in reversed(contents.items())}
             judged = _judge(lake, configuration, new, now, [], erased)
         forget_files(lake.engine)
-        attributes = _describe_users(lake, configuration)
+        described = _describe_users(lake, configuration)
+        users = _match_users(lake, described, judged, anew, erased) if described is not None else None
         batch, changed = Batch(), False
         if judged and anew:
             batch, changed = _replace(lake, configuration, judged, known)
         elif judged:
             batch, changed = _add(lake, configuration, judged, known)
-        if attributes is not None:
+        if described is not None:
+            attributes = described.attributes
             if erased is not None:
                 attributes = _without_erased(lake, attributes, erased)
             changed |= lake.write(ATTRIBUTES, attributes)
+        elif lake.has(ATTRIBUTES):  # what was read before, contacts among it, is not to stay
+            changed |= lake.write(ATTRIBUTES, lake.read(ATTRIBUTES).limit(0))
         rejected = _count_by_reason(lake.read(REJECTED))
         accepted = lake.row_count(EVENTS)
         total = accepted + sum(rejected.values())
-        return Ingested(len(contents) - len(new), total, accepted, rejected, _watermark(lake), batch, changed)
+        hints = [*name_hints(batch.names, configuration.events.names), *(user_hints(users) if users else ())]
+        known_files, watermark = len(contents) - len(new), _watermark(lake)
+        return Ingested(known_files, total, accepted, rejected, watermark, batch, users, hints, changed)
 
 
 def _is_outdated(lake: Lake, configuration: Configuration, known: list[File]) -> bool:
@@ -240,12 +277,19 @@ def _judge(
             logger.warning("  skipped %s", why)
         readable = {content: path for content, path in files.items() if path not in unreadable}
         return _judge(lake, configuration, readable, now, known, erased)
-    if not known and not _count(events):
-        raise SourceError(_explain_nothing(configuration, raw.parts, _count_by_reason(rejected)))
     rejected = materialize(rejected)
+    by_reason, accepted = _count_by_reason(rejected), _count(events)
+    if not known and not accepted:
+        raise SourceError(_explain_nothing(configuration, raw.parts, by_reason))
+    placeholders = {}
+    if "no_user" in by_reason:
+        ids = reduce(ir.Table.union, (part.select(user_id=as_text(part.user_id)) for part in raw.parts))
+        placeholders = count_placeholders(ids.user_id, source.no_user)
+    by_name = {name_of(path, folder): path for path in paths}
+    refuse_unusable(raw.parts, rejected, accepted, by_name, source.rejected_max, placeholders)
     if erased is not None:
         rejected = materialize(erased.withhold(rejected))
-    return _Judged(files, events, rejected, raw.columns, raw.retyped, due)
+    return _Judged(files, events, rejected, raw.columns, raw.retyped, due, placeholders)
 
 
 def _due(lake: Lake, names: list[str], now: datetime) -> ir.Table | None:
@@ -366,6 +410,8 @@ def _sum_up(
         rejected=_count_by_reason(rejected),
         known=sum(file["known"] for file in files),
         due=0 if judged.due is None else _count(judged.due),
+        placeholders=judged.placeholders,
+        names=count_names(accepted, configuration.events.names),
         **_lateness(accepted, watermark),
     )
     return batch, sorted(files, key=_key)
@@ -419,11 +465,10 @@ def _count_by_reason(rejected: ir.Table) -> dict[str, int]:
     return {reason: found[reason] for reason in REASONS if reason in found}
 
 
-def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None:
+def _describe_users(lake: Lake, configuration: Configuration) -> _Described | None:
     """Read the users' attributes; stop at rows that cannot be read: unlike for events, there is no table for them."""
     if configuration.users is None:
-        # What was read before, contacts among it, is not to stay.
-        return lake.read(ATTRIBUTES).limit(0) if lake.has(ATTRIBUTES) else None
+        return None
     consents = configuration.consent_columns
     users = read_users(lake.engine, configuration.users, configuration.folder, consents)
     for part in users:
@@ -432,8 +477,13 @@ def _describe_users(lake: Lake, configuration: Configuration) -> ir.Table | None
         if count:
             places = _places_of(configuration, malformed)
             raise SourceError(f"users.files: {count} rows cannot be read, such as {places}; mend or remove them")
-    columns = list(configuration.users.columns(consents))
-    return describe_users(users, columns, partial(_places_of, configuration))
+    no_user = configuration.events.no_user
+    ids = reduce(ir.Table.union, (part.select(user_id=as_text(part.user_id)) for part in users))
+    placeholders = count_placeholders(ids.user_id, no_user)
+    users = [part.mutate(user_id=without_placeholders(as_text(part.user_id), no_user)) for part in users]
+    attributes = describe_users(users, list(configuration.users.columns(consents)), partial(_places_of, configuration))
+    known = ids.select(user_id=without_placeholders(ids.user_id, no_user))
+    return _Described(attributes, known.filter(known.user_id.notnull()).distinct(), placeholders)
 
 
 def _places_of(configuration: Configuration, rows: ir.Table) -> str:
@@ -441,6 +491,20 @@ def _places_of(configuration: Configuration, rows: ir.Table) -> str:
     some = rows.select("source_file", text=row_text(rows)).order_by("source_file", "text").limit(PLACES_MAX)
     places = [place_of(configuration.folder, row["source_file"], row["text"]) for row in some.to_pyarrow().to_pylist()]
     return "; ".join(sorted(set(places), key=lambda place: (len(place), place)))
+
+
+def _match_users(
+    lake: Lake, described: _Described, judged: _Judged | None, anew: bool, erased: Erased | None
+) -> UsersFound:
+    """Match the users of the users' file with those of all events, as they will be."""
+    events = ([] if anew else [lake.read(EVENTS)]) + ([judged.events] if judged else [])
+    active = materialize(
+        ibis.union(*(rows.select(user_id=rows.user_id.cast("string")) for rows in events), distinct=True)
+    )
+    users = described.users
+    if erased is not None:
+        users = users.anti_join(erased.among(users).anti_join(active, "user_id"), "user_id")
+    return match_users(materialize(users), active, described.placeholders)
 
 
 def _without_erased(lake: Lake, attributes: ir.Table, erased: Erased) -> ir.Table:
@@ -488,6 +552,12 @@ def _rows_in_words(batch: Batch) -> str:
     shown = [f"{count:,} {name}" for name, count in terms.items() if count or name != "known"]
     held = f" and {batch.due:,} held back before" if batch.due else ""
     return f"; {' + '.join(shown)} = {batch.read:,} rows read{held}"
+
+
+def _rejected_in_words(batch: Batch) -> list[str]:
+    of_which = placeholders_in_words(batch.placeholders)
+    told = {"no_user": f", of which {of_which}" if of_which else ""}
+    return [f"{count:,}: {REASONS[reason]}{told.get(reason, '')}" for reason, count in batch.rejected.items()]
 
 
 def _lateness_in_words(batch: Batch) -> str:

@@ -45,6 +45,8 @@ def _show_data(result: Result, console: Console) -> None:
     console.print(Padding(rows, (0, 0, 0, 2)))
     for reason, count in ingested.rejected.items():
         console.print(Padding(f"{count:>9,}  {REASONS[reason]}", (0, 0, 0, 4)), style="yellow")
+    for hint in ingested.hints:
+        console.print(Padding(Text(hint), (0, 0, 0, 2)), style="yellow")
     counts = f"{result.sessionized.sessions:,} sessions"
     console.print(Padding(f"{counts}; {result.scored.users:,} users before {as_of}", (0, 0, 0, 2)))
     show_decision(result.decision, result.published.time_zone, console)

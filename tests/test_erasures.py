@@ -21,6 +21,7 @@ CONFIG = """
 name = "shop"
 [events]
 files = "events*.csv"
+rejected_max = 1
 [events.columns]
 event_id = "id"
 user_id = "user"

@@ -33,6 +33,7 @@ CONFIG = """
 name = "shop"
 [events]
 files = ["{files}"]
+rejected_max = 1
 [events.columns]
 event_id = "id"
 user_id = "user"
@@ -785,6 +786,7 @@ def test_the_command_says_what_was_new_and_how_late(begun: Shop) -> None:
         "ingest: 1 file known, 1 new; 2 accepted + 1 rejected = 3 rows read",
         "  rejected 1: an event id that was there already",
         "  1 duplicate is of another user than the event with that id",
+        "  without a standard name: 'home' 2",
         "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-02 10:00",
     ]
 
