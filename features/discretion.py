@@ -3,17 +3,10 @@
 Errors and logs end up in stores that nobody is erased from.
 """
 
-import csv
-import gzip
-import json
 import re
 import traceback
 from pathlib import Path
-from typing import TextIO, cast
 
-DELIMITERS = ",\t;|"
-NO_LINES = (".parquet", ".pq", ".zst")
-"""Ends of names of files that have none, or none that are read here."""
 QUOTED = re.compile(r"""(['"])(?:.*\1|.*$)""", re.DOTALL)
 """From the first quote to the last, since engines do not escape those within a value; to the end, where one is open."""
 NUMBER = re.compile(r"(?<!line: )(?<!line )(?<!byte )(?<![\w.])-?\d+(?:\.\d+)?(?!\w)", re.IGNORECASE)
@@ -46,44 +39,8 @@ def form_of(value: object) -> str:
     return form if len(form) <= FORM_MAX else form[: FORM_MAX - 1] + HIDDEN
 
 
-def place_of(folder: Path, name: str, text: str | None) -> str:
-    """Say where a row is: its file, and its line where the file is text that has it.
-
-    `name` is its source_file, relative to the folder, and `text` what `sources.row_text` gives.
-    """
-    line = None if text is None else _line_of(folder / name, text)
-    return name if line is None else f"{name}, line {line}"
-
-
 def where(error: BaseException) -> str:
     """Say where an error was raised, and of which type it is: not its message, which may name a user."""
     frames = traceback.extract_tb(error.__traceback__)
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
     return f"{type(error).__name__} at {places}"
-
-
-def _line_of(file: Path, text: str) -> int | None:
-    """Return the line, from 1 on, of a line or of a row of CSV given as JSON by column; None where there is none."""
-    if file.suffix.lower() in NO_LINES:
-        return None
-    try:
-        with _open(file) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.rstrip("\r\n") == text:
-                    return number
-        values = sorted(filter(None, json.loads(text).values()))
-        with _open(file) as lines:
-            header = lines.readline()
-            rows, before = csv.reader(lines, delimiter=max(DELIMITERS, key=header.count)), 1
-            for row in rows:
-                if sorted(filter(None, row)) == values:
-                    return before + 1
-                before = rows.line_num + 1
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, csv.Error):
-        return None  # no text that Python reads as the engine does
-    return None
-
-
-def _open(file: Path) -> TextIO:
-    opened = gzip.open if file.suffix.lower() == ".gz" else open
-    return cast(TextIO, opened(file, "rt", encoding="utf-8-sig", errors="replace", newline=""))

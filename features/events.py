@@ -267,16 +267,27 @@ def reject_events(events: ir.Table, reason: str) -> ir.Table:
 
 
 def events_in(rejected: ir.Table) -> ir.Table:
-    """Return the EVENTS that REJECTED hold as JSON, beside their rejected_id; none for what was withheld since."""
-    given = rejected.filter(rejected.row.notnull())
-    types = {name: dtype for name, dtype in EVENTS.schema.items() if name != "source_file"}
+    """Return the EVENTS that REJECTED hold as JSON, beside their rejected_id.
+
+    What was withheld since is none, nor is what an earlier release kept as the source wrote it.
+    """
+    is_event = ibis.and_(
+        *(rejected.row.contains(f'"{name}":') for name in EVENTS.schema.names if name != "source_file")
+    )
+    given = rejected.filter(rejected.row.startswith('{"event_id":') & is_event)
     text = given.row.cast("json")
-    parsed = {name: _field(text, name).cast(dtype.copy(nullable=True)) for name, dtype in types.items()}
-    return given.select("rejected_id", "source_file", **parsed).select("rejected_id", *EVENTS.schema.names)
+    parsed = {
+        name: _field(text, name).try_cast(dtype.copy(nullable=True))
+        for name, dtype in EVENTS.schema.items()
+        if name != "source_file"
+    }
+    events = given.select("rejected_id", "source_file", **parsed)
+    whole = events.filter(*(events[name].notnull() for name in EVENTS.required))
+    return whole.select("rejected_id", *EVENTS.schema.names)
 
 
 @ibis.udf.scalar.builtin(name="json_extract_string", signature=((dt.json, dt.string), dt.string))
-def _field(value: ir.Value, name: str) -> ir.StringValue:
+def _field(value: ir.Value, path: str) -> ir.StringValue:
     """Return the text of a field of a JSON object."""
 
 

@@ -27,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from features.discretion import hide_values
 from features.expressions import why_not_of_one_row
 from features.placeholders import NO_USER
+from features.places import DELIMITERS
 from features.values import PART
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -54,7 +55,6 @@ NO_ROWS = (
     "SELECT NULL::VARCHAR AS habitus_path, NULL::VARCHAR AS habitus_line, NULL::BOOLEAN AS habitus_malformed WHERE 0"
 )
 STORED = "source_"
-DELIMITERS = (",", "\t", ";", "|")
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line that is read; a longer one is malformed."""
 BLOCK_BYTES = 1024 * 1024

@@ -1,18 +1,15 @@
 """Unusable rows: those that cannot be read, or lack user, time or name. Too many of them stop an ingest."""
 
-import csv
-import gzip
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import ibis
 import ibis.expr.types as ir
 
 from features.events import REASONS
 from features.placeholders import in_words
-from features.sources import DELIMITERS, SourceError, row_text
+from features.places import find_lines
+from features.sources import SourceError, row_text
 
 UNUSABLE = ("malformed_row", "no_user", "no_time", "unparseable_time", "no_event_name", "unparseable_number")
 """The reasons that files or their mapping are to blame for; a row that is rejected for another was read well."""
@@ -53,23 +50,6 @@ def refuse_unusable(
     )
 
 
-def find_lines(path: Path, rows: list[str]) -> list[int]:
-    """Find the first lines, from 1, on which a text file has some rows as `sources.row_text` gives them, in order.
-
-    Lines that cannot be found are left out: the engine reads some files that Python does not.
-    """
-    found: list[int] = []
-    try:
-        with _open(path) as file:
-            for line in _matches(file, rows):
-                found.append(line)
-                if len(found) == EXAMPLES:
-                    break
-    except (OSError, EOFError, UnicodeError, csv.Error):
-        pass
-    return found
-
-
 def find_rows(parts: Sequence[ir.Table], source_file: str, rows: list[str]) -> list[int]:
     """Find the first places, from 1, at which a file that has no lines holds some rows, in order."""
     found: list[int] = []
@@ -104,57 +84,9 @@ def _places(parts: Sequence[ir.Table], rejected: ir.Table, paths: Mapping[str, P
     path = paths[name]
     if _is_parquet(path):
         return [f"{name}, row {number:,}" for number in find_rows(parts, name, rows)] or [name]
-    return [f"{name}, line {number:,}" for number in find_lines(path, rows)] or [name]
+    return [f"{name}, line {number:,}" for number in find_lines(path, rows, EXAMPLES)] or [name]
 
 
 def _is_parquet(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(PARQUET)) == PARQUET
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="")
-
-
-def _matches(file: TextIO, rows: list[str]) -> Iterator[int]:
-    """Yield the lines of rows: lines as they are, those that are objects of a CSV file's columns as its rows."""
-    header = file.readline()
-    file.seek(0)
-    lines = set(rows)
-    if header.lstrip().startswith("{"):
-        yield from (number for number, line in enumerate(file, start=1) if line.strip("\r\n") in lines)
-        return
-    objects = {key for key in map(_key_of, rows) if key is not None}
-    delimiter = max(DELIMITERS, key=header.count)
-    kept: list[str] = []
-    reader = csv.reader(_keeping(file, kept), delimiter=delimiter)
-    names = [name or f"column_{place}" for place, name in enumerate(next(reader), start=1)]
-    while True:
-        start = reader.line_num + 1
-        kept.clear()
-        values = next(reader, None)
-        if values is None:
-            return
-        key = tuple(sorted(pair for pair in zip(names, values, strict=False) if pair[1]))
-        if values and ("".join(kept).strip("\r\n") in lines or key in objects):
-            yield start
-
-
-def _keeping(file: TextIO, kept: list[str]) -> Iterator[str]:
-    """Yield lines, and keep those of the row that is being read."""
-    for line in file:
-        kept.append(line)
-        yield line
-
-
-def _key_of(row: str) -> tuple[tuple[str, str], ...] | None:
-    """Return what a row's object says, without what is blank; None for a line that is no object."""
-    try:
-        found = json.loads(row)
-    except ValueError:
-        return None
-    if not isinstance(found, dict):
-        return None
-    return tuple(sorted((name, value) for name, value in found.items() if isinstance(value, str) and value))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from prefect import task
 
 from features.attributes import ATTRIBUTES, describe_users
-from features.discretion import form_of, place_of
+from features.discretion import form_of
 from features.erasures import Erased, find_erased
 from features.event_names import EventNames, count_names, list_names
 from features.event_names import hints as name_hints
@@ -39,6 +39,7 @@ from features.lake import Lake
 from features.lines import contest, find_repeated
 from features.placeholders import count_placeholders, without_placeholders
 from features.placeholders import in_words as placeholders_in_words
+from features.places import place_of
 from features.sources import (
     Raw,
     SourceError,

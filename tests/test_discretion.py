@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from stores import places_of
 
-from features.discretion import form_of, hide_values, place_of
+from features.discretion import form_of, hide_values
+from features.places import place_of
 from features.sources import SourceError
 from flows.world import UnexpectedError, discreet
 

@@ -7,15 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 from ibis.backends.duckdb import Backend as DuckDB
 
+from features.places import find_lines
 from features.sources import Source, SourceError, read_events
-from features.unusable import find_lines, find_rows, refuse_unusable
+from features.unusable import find_rows, refuse_unusable
 
 HEADER = "id,user,note"
 
 
 def lines_of(folder: Path, text: str, *rows: str, name: str = "a.csv") -> list[int]:
     (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    return find_lines(folder / name, list(rows))
+    return find_lines(folder / name, list(rows), 3)
 
 
 def row(**columns: str | None) -> str:
@@ -83,7 +84,7 @@ def test_the_first_three_are_enough(tmp_path: Path) -> None:
 def test_what_python_cannot_read_has_no_lines(tmp_path: Path) -> None:
     assert lines_of(tmp_path, f"{HEADER}\n{'x' * 200_000},,\n2,,x\n", row(id="2", user=None, note="x")) == []
     (tmp_path / "b.csv.gz").write_bytes(b"no gzip")
-    assert find_lines(tmp_path / "b.csv.gz", ["{}"]) == []
+    assert find_lines(tmp_path / "b.csv.gz", ["{}"], 3) == []
 
 
 def test_a_row_of_parquet_has_its_place_in_the_file(engine: DuckDB, tmp_path: Path) -> None:

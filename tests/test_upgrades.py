@@ -92,9 +92,10 @@ class Shop:
         return sorted(stored, key=lambda row: [str(row[name]) for name in table.key])
 
     def content(self) -> dict[str, bytes]:
-        """Return all that is in the lake's folder."""
+        """Return all that is in the lake's folder but for the lock of those that take turns."""
         folder = self.folder / "lake"
-        return {f"{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        files = (path for path in folder.rglob("*") if path.is_file() and path.name != "work.lock")
+        return {f"{path.relative_to(folder)}": path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
