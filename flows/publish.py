@@ -23,6 +23,7 @@ from flows.credentials import connect_all
 from flows.forget import finish_all
 from flows.instant import name_run, resolve_as_of
 from flows.report import tell, write_report
+from flows.snapshot import table_of
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD, DeliveryError
 from models.registry import Registry
@@ -152,6 +153,7 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
     models = {kind: row[f"{kind}_version"] for kind in kinds}
     withheld = [kind for kind in kinds[1:] if row[f"{kind}_ranked"] and not row[f"{kind}_known"]]
     discovered = assignments.filter(assignments.segment_id.notnull()).select("segment_id", "segment_name").distinct()
+    definitions = configuration.snapshot_definitions
     manifest = {
         "source": configuration.name,
         "labels": list(configuration.labels.named),
@@ -162,9 +164,13 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
             one["segment_id"]: one["segment_name"] for one in discovered.order_by("segment_id").to_pyarrow().to_pylist()
         },
         "rules": {
-            rule.name: {"title": rule.title, "sentence": rule.sentence, "condition": rule.condition}
+            rule.name: {part: getattr(rule, part) for part in ("title", "sentence", "condition", "needs")}
             for rule in configuration.rules.rules
         },
+        "rules_off": [
+            rule.name for rule in configuration.rules.rules if {*rule.features} - {*table_of(configuration).schema}
+        ],
+        "definitions": [definitions["gap"].total_seconds(), definitions["time_zone"], definitions["day_level"]],
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
 
