@@ -157,9 +157,9 @@ def _nobody(users: ir.Table) -> ir.Table:
     return users.select("user_id", purpose=ibis.literal(""), granted=ibis.literal(False))
 
 
-def _all_segments(rows: pd.DataFrame) -> list[list[str]]:
-    pairs = zip(rows["segment_id"], rows["rule_segments"], strict=True)
-    return [[*([one] if isinstance(one, str) else []), *others] for one, others in pairs]
+def _all_segments(rows: pd.DataFrame) -> pd.Series:
+    discovered = rows["segment_id"].map(lambda one: [one] if isinstance(one, str) else [])
+    return discovered + rows["rule_segments"]
 
 
 def turn_round(rules: Sequence[Rule], number: int) -> list[Rule]:
