@@ -29,6 +29,7 @@ from models.rules import Rule, RulesSettings, match, prepare
 from models.segments import SegmentModel
 from publish.assignments import ASSIGNMENTS
 from publish.brake import BrakeSettings
+from publish.changes import Otherwise
 from publish.destination import DestinationSettings
 from publish.release import Candidate, Policy, publish
 
@@ -115,6 +116,7 @@ class Shop:
         )
         manifest: dict[str, Any] = {
             **{"source": "stationary", "labels": ["churn", "conversion"], "configuration": "", "withheld": {}},
+            **{"rules_off": [], "definitions": []},
             "models": {"segments": 1 if self.model else None, "churn": None, "conversion": None},
             "segments": {one.segment_id: one.name for one in self.model.segments} if self.model else {},
             "rules": {rule.name: {"title": rule.title, "condition": rule.condition} for rule in rules},
@@ -122,7 +124,7 @@ class Shop:
         content = f"{pd.util.hash_pandas_object(rows.astype(str)).sum():020d}"
         policy = Policy({"crm": DestinationSettings(purposes=[])}, _nobody, self.brake, "stationary")
         were = self._assign(snapshot, self.rules)
-        otherwise = ibis.memtable(were.assign(segments=_all_segments(were))[["user_id", "segments"]])
+        otherwise = Otherwise(ibis.memtable(were.assign(segments=_all_segments(were))[["user_id", "segments"]]))
         outcome = publish(self.lake, Candidate(table, as_of, content, manifest), policy, lambda before: otherwise)
         self.lake.engine.drop_table(table.op().name)
         if outcome.held:
@@ -155,9 +157,9 @@ def _nobody(users: ir.Table) -> ir.Table:
     return users.select("user_id", purpose=ibis.literal(""), granted=ibis.literal(False))
 
 
-def _all_segments(rows: pd.DataFrame) -> list[list[str]]:
-    pairs = zip(rows["segment_id"], rows["rule_segments"], strict=True)
-    return [[*([one] if isinstance(one, str) else []), *others] for one, others in pairs]
+def _all_segments(rows: pd.DataFrame) -> pd.Series:
+    discovered = rows["segment_id"].map(lambda one: [one] if isinstance(one, str) else [])
+    return discovered + rows["rule_segments"]
 
 
 def turn_round(rules: Sequence[Rule], number: int) -> list[Rule]:

@@ -24,7 +24,8 @@ def place_of(folder: Path, name: str, text: str | None) -> str:
 def find_lines(path: Path, rows: list[str], most: int) -> list[int]:
     """Find the first lines, in order and from 1, on which a text file has some rows; so many at `most`.
 
-    Rows are as `sources.row_text` gives them. Lines that cannot be found are left out: the engine reads some files that Python does not.
+    Rows are as `sources.row_text` gives them. Lines that cannot be found are left out: the engine reads some files that
+    Python does not.
     """
     found: list[int] = []
     try:

@@ -3,7 +3,6 @@
 from datetime import datetime
 
 import ibis
-import ibis.expr.types as ir
 import pandas as pd
 
 from features.lake import Lake
@@ -16,41 +15,52 @@ from models import rules, segments
 from models.registry import Registry
 from models.rules import Rule
 from publish import scoring
+from publish.changes import Otherwise
 from publish.versions import Version
 
 
-def would_be(lake: Lake, configuration: Configuration, as_of: datetime, before: Version) -> ir.Table | None:
-    """Return user_id and segments of the users at `as_of`, by the model and rules of a version before.
+def would_be(lake: Lake, configuration: Configuration, as_of: datetime, before: Version) -> Otherwise | None:
+    """Return the segments of the users at `as_of` by the model and rules of a version before.
 
-    None where the lake has no snapshot at that instant.
+    Rules that were off then say nothing; those on features that there are no more cannot be asked, nor can a model of
+    segments that is gone. None where the lake has no snapshot at that instant.
     """
     table = table_of(configuration)
     if as_of not in lake.partitions(table):
         return None
     snapshot = lake.read(table, only=[as_of]).to_pandas()
-    conditions = before.manifest["rules"].items()
-    ready, _ = rules.prepare([Rule(name, one["title"], "", one["condition"]) for name, one in conditions], snapshot)
+    were_off = before.manifest.get("rules_off", ())
+    were_on = [
+        Rule(name, one["title"], "", one["condition"], tuple(one.get("needs", ())))
+        for name, one in before.manifest["rules"].items()
+        if name not in were_off
+    ]
+    ready, _ = rules.prepare(were_on, snapshot)
+    unasked = {rule.name for rule in were_on if {*rule.features} - {*snapshot}}
     met = rules.match(snapshot, ready)
     found = snapshot[["user_id"]].assign(segments=snapshot["user_id"].map(met))
     discovered = _discover(lake, configuration, as_of, before.manifest["models"]["segments"], snapshot)
-    if discovered is not None:
+    if discovered is None:
+        unasked |= before.manifest["segments"].keys()
+    else:
         found["segments"] = [[one, *others] for one, others in zip(discovered, found["segments"], strict=True)]
-    return ibis.memtable(found, schema=ibis.schema({"user_id": "string", "segments": "array<string>"}))
+    segments_now = ibis.memtable(found, schema=ibis.schema({"user_id": "string", "segments": "array<string>"}))
+    return Otherwise(segments_now, unasked)
 
 
 def _discover(
     lake: Lake, configuration: Configuration, as_of: datetime, number: int | None, snapshot: pd.DataFrame
 ) -> pd.Series | None:
-    """Return the segment of each user by a version of the model; None where there is no such version."""
+    """Return the segment of each user by a version of the model; None where it is gone, or features of it are."""
     if number is None:
         return None
     registry, name = Registry(configuration.mlruns), model_name(configuration, "segments")
     version = registry.load(name, number)
     if version is None:
         return None
+    model = named(registry, name, version, configuration.personal)
+    if {*model.features} - {*snapshot}:
+        return None
     previous = read_previous(lake, configuration, as_of).to_pandas().set_index("user_id")[scoring.PREVIOUS]
     stayed = snapshot["user_id"].map(previous)
-    margin = configuration.segments.dwell_margin
-    return segments.assign(named(registry, name, version, configuration.personal), snapshot, stayed, margin)[
-        "segment_id"
-    ]
+    return segments.assign(model, snapshot, stayed, configuration.segments.dwell_margin)["segment_id"]

@@ -26,6 +26,7 @@ from flows.forget import finish_all
 from flows.identity import tells_personal
 from flows.instant import decide, tell
 from flows.report import link, write_report
+from flows.snapshot import table_of
 from flows.stage import HeldError, read_as_of, stage
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
@@ -195,6 +196,7 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
         raise ConfigurationError(
             f"segments at {asked} are named by what is personal: run `habitus score {configuration.file}` first"
         )
+    definitions = configuration.snapshot_definitions
     manifest = {
         "source": configuration.name,
         "labels": list(configuration.labels.named),
@@ -203,9 +205,13 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
         "withheld": {label: _why_withheld(configuration, label, models[label]) for label in withheld},
         "segments": names,
         "rules": {
-            rule.name: {"title": rule.title, "sentence": rule.sentence, "condition": rule.condition}
+            rule.name: {part: getattr(rule, part) for part in ("title", "sentence", "condition", "needs")}
             for rule in configuration.rules.rules
         },
+        "rules_off": [
+            rule.name for rule in configuration.rules.rules if {*rule.features} - {*table_of(configuration).schema}
+        ],
+        "definitions": [definitions["gap"].total_seconds(), definitions["time_zone"], definitions["day_level"]],
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
 

@@ -40,6 +40,11 @@ class Rule:
     condition: str
     needs: tuple[str, ...] = ()
 
+    @property
+    def features(self) -> list[str]:
+        """List the features that it needs or is about, each once."""
+        return [*dict.fromkeys([*self.needs, *features_of(parse(self.condition))])]
+
 
 SHIPPED = (
     Rule("new_visitors", "New visitors", "came for the first time in the last 7 days", "tenure_days <= 7"),
@@ -263,10 +268,9 @@ class ReadyRule:
 def prepare(rules: Iterable[Rule], users: Any) -> tuple[list[ReadyRule], dict[str, str]]:
     """Make rules ready for a whole snapshot, a table or a frame; say of each that is off, by name, what is missing."""
     asked = {rule: parse(rule.condition) for rule in rules}
-    features = {rule: (*rule.needs, *features_of(condition)) for rule, condition in asked.items()}
     lacking = _lacking({name for rule in asked for name in rule.needs}, users)
-    lacking |= {name: _absent(name) for names in features.values() for name in names if name not in users.columns}
-    missing = {rule: dict.fromkeys(lacking[name] for name in features[rule] if name in lacking) for rule in asked}
+    lacking |= {name: _absent(name) for rule in asked for name in rule.features if name not in users.columns}
+    missing = {rule: dict.fromkeys(lacking[name] for name in rule.features if name in lacking) for rule in asked}
     kept = {rule: condition for rule, condition in asked.items() if not missing[rule]}
     values = thresholds(kept.values(), users)
     shown = {key: None if np.isnan(value) else value for key, value in values.items()}

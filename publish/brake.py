@@ -1,8 +1,9 @@
 """The brake: a version that changes audiences or users more than is usual is held until a person releases it."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pandas as pd
 from pydantic import Field
@@ -114,7 +115,7 @@ def _usual(
     return {"usual_change": changes, "usual_loss": losses}
 
 
-def _excess(row: Mapping[str, float], most: float) -> str:
+def _excess(row: Mapping[Hashable, Any], most: float) -> str:
     """Say by what an audience changes too much: nothing, where it does not."""
     if row["redefined"] > most:
         return f"{row['made']:,.0f} of them by another rule or model, {_compare(row['redefined'], most)}"

@@ -51,26 +51,37 @@ MADE = ("model", "rule")
 
 
 @dataclass(frozen=True)
+class Otherwise:
+    """Hold what the model and rules of a version before would say of users now: user_id and segments.
+
+    Of the segments `unasked` they cannot say it, such as of a rule on a feature that there is no more.
+    """
+
+    segments: ir.Table
+    unasked: Collection[str] = ()
+
+
+@dataclass(frozen=True)
 class Causes:
     """Hold what changed between two versions beside users, for `compare` to tell reasons apart.
 
     `discovered` are the ids of discovered segments of both, `names` those of all segments. `redefined` are the segments
-    that another model or rule makes, `otherwise` (user_id, segments) what the model and rules of before would say of
-    users now. `deselected` are, by destination, the segments that only one of both versions gives to it.
+    that another model or rule makes, `otherwise` what those of before would say of users now; None where none of them
+    can be asked. `deselected` are, by destination, the segments that only one of both versions gives to it.
     """
 
     names: Mapping[str, str]
     discovered: Collection[str] = ()
     redefined: Collection[str] = ()
-    otherwise: ir.Table | None = None
+    otherwise: Otherwise | None = None
     deselected: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def compare(before: ir.Table, after: ir.Table, causes: Causes, version: int, as_of: datetime) -> ir.Table:
     """Return the CHANGES from AUDIENCES before to those after.
 
-    What the model and rules of before would still say of a user has changed because of them; what they would say as
-    well has changed because of behaviour.
+    What the model and rules of before would still say of a user has changed because of them, and so has what they
+    cannot be asked; what they would say as well has changed because of behaviour.
     """
     changed = materialize(_pair(before, after, causes))
     parts = [_side(changed, ENTERED, causes), _side(changed, LEFT, causes)]
@@ -107,7 +118,7 @@ def _pair(before: ir.Table, after: ir.Table, causes: Causes) -> ir.Table:
     changed = both.filter(both.segments_before != both.segments_after)
     if causes.otherwise is None:
         return changed.mutate(otherwise=NO_TEXTS)
-    otherwise = causes.otherwise.select("user_id", otherwise="segments")
+    otherwise = causes.otherwise.segments.select("user_id", otherwise="segments")
     joined = changed.left_join(otherwise, "user_id", rname="{name}_then")
     return joined.mutate(otherwise=joined.otherwise.fill_null(NO_TEXTS))
 
@@ -123,7 +134,8 @@ def _side(changed: ir.Table, change: str, causes: Causes) -> ir.Table:
     )
     is_moved = _isin(rows.segment_id, causes.discovered)
     is_redefined = _isin(rows.segment_id, causes.redefined)
-    is_same_behaviour = rows.otherwise.contains(rows.segment_id) == (change == LEFT)
+    unasked = causes.redefined if causes.otherwise is None else causes.otherwise.unasked
+    is_by_definition = _isin(rows.segment_id, unasked) | (rows.otherwise.contains(rows.segment_id) == (change == LEFT))
     is_deselected = ibis.or_(
         ibis.literal(False),
         *(
@@ -138,8 +150,8 @@ def _side(changed: ir.Table, change: str, causes: Causes) -> ir.Table:
         (rows[f"held_out_{there}"].contains(rows.segment_id), "holdout"),
         (is_deselected, "selection"),
         (rows[f"held_back_{there}"].contains(rows.segment_id), "audience_size"),
-        (is_redefined & is_same_behaviour & is_moved, "model"),
-        (is_redefined & is_same_behaviour, "rule"),
+        (is_redefined & is_by_definition & is_moved, "model"),
+        (is_redefined & is_by_definition, "rule"),
         else_="behaviour",
     )
     return rows.select(

@@ -21,7 +21,7 @@ from models.staying import staying_days
 from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
 from publish.brake import BrakeSettings, Step, judge
-from publish.changes import Causes, compare, without_names
+from publish.changes import Causes, Otherwise, compare, without_names
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
 from publish.manifest import describe
 from publish.turnover import AUDIENCE, count_members, count_turnover, last_steps, steps
@@ -36,8 +36,9 @@ class Candidate:
     """Hold assignments that would be the next version.
 
     `content` is a hash of them. The manifest has `source` (the configuration's name), `labels`, `models` (the version
-    of each, by kind), `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones) and `rules`
-    (title and condition by name).
+    of each, by kind), `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones), `rules` (by
+    name: title, condition and needs), `rules_off` (those whose features there are not) and `definitions` (what features
+    depend on beside events). Versions of before may lack the last two.
     """
 
     assignments: ir.Table
@@ -86,15 +87,15 @@ def publish(
     lake: Lake,
     candidate: Candidate,
     policy: Policy,
-    otherwise: Callable[[Version], ir.Table | None],
+    otherwise: Callable[[Version], Otherwise | None],
     allowed_label: str | None = None,
     doubts: Sequence[str] = (),
 ) -> Outcome:
     """Make a candidate the present version, or hold it where the brake says so and nobody allowed its label.
 
     Where it is held, the present version stays, but for users who must not be there any more: they go at once.
-    `otherwise` gives, for a version, user_id and segments as its model and rules would have them now. `doubts` say what
-    else speaks against assignments that are not those of the present version; they hold the first version as well.
+    `otherwise` gives, for a version, what its model and rules would say now. `doubts` say what else speaks against
+    assignments that are not those of the present version; they hold the first version as well.
     """
     before = versions.present(lake)
     plan = _plan(lake, before, candidate, policy, otherwise)
@@ -132,7 +133,7 @@ def _plan(
     before: Version | None,
     candidate: Candidate,
     policy: Policy,
-    otherwise: Callable[[Version], ir.Table | None],
+    otherwise: Callable[[Version], Otherwise | None],
 ) -> _Plan:
     """Make what would be the next version's."""
     known = lake.read(AUDIENCES)
@@ -161,18 +162,22 @@ def _sizes(assignments: ir.Table) -> dict[str, Any]:
     return {"users": _rows(assignments), "segments": {row["segment_id"]: row["users"] for row in counts}}
 
 
-def _causes(before: Version | None, now: Version, otherwise: Callable[[Version], ir.Table | None]) -> Causes:
+def _causes(before: Version | None, now: Version, otherwise: Callable[[Version], Otherwise | None]) -> Causes:
     """Find what changed between two versions beside users."""
     if before is None:
         return Causes(_names(now.manifest), now.manifest["segments"])
     old, new = before.manifest, now.manifest
     discovered = {**old["segments"], **new["segments"]}
     names = {**_names(old), **_names(new)}
-    redefined = set(discovered) if old["models"]["segments"] != new["models"]["segments"] else set()
-    conditions = [{name: rule["condition"] for name, rule in one["rules"].items()} for one in (old, new)]
-    redefined |= {
-        name for name in names if name not in discovered and conditions[0].get(name) != conditions[1].get(name)
-    }
+    if old.get("definitions", new["definitions"]) != new["definitions"]:
+        redefined, asked = set(names), None
+    else:
+        redefined = set(discovered) if old["models"]["segments"] != new["models"]["segments"] else set()
+        conditions = [_conditions(manifest) for manifest in (old, new)]
+        redefined |= {
+            name for name in names if name not in discovered and conditions[0].get(name) != conditions[1].get(name)
+        }
+        asked = otherwise(before) if redefined else None
     deselected = {}
     for name, section in new["destinations"].items():
         if name in old["destinations"]:
@@ -181,7 +186,13 @@ def _causes(before: Version | None, now: Version, otherwise: Callable[[Version],
                 for one in (old["destinations"][name]["segments"], section["segments"])
             )
             deselected[name] = was ^ is_now
-    return Causes(names, discovered, redefined, otherwise(before) if redefined else None, deselected)
+    return Causes(names, discovered, redefined, asked, deselected)
+
+
+def _conditions(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the conditions of the rules of a version that there are the features for."""
+    off = manifest.get("rules_off", ())
+    return {name: rule["condition"] for name, rule in manifest["rules"].items() if name not in off}
 
 
 def _names(manifest: Mapping[str, Any]) -> dict[str, str]:

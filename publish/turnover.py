@@ -55,7 +55,8 @@ def steps(turnover: pd.DataFrame, members: pd.DataFrame, versions: Sequence[tupl
     """
     audiences = members.set_index(AUDIENCE)["members"]
     by_version = turnover.set_index(["version", *AUDIENCE])
-    audiences = audiences.reindex(audiences.index.union(by_version.index.droplevel("version").unique()), fill_value=0)
+    ever = pd.MultiIndex.from_frame(turnover[AUDIENCE].drop_duplicates())
+    audiences = audiences.reindex(audiences.index.union(ever), fill_value=0)
     found = []
     for (_, since), (number, as_of) in reversed([*pairwise(versions)]):
         if number in by_version.index:

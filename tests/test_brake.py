@@ -249,7 +249,7 @@ def test_who_does_nothing_meets_a_condition_for_so_many_days(condition: str, day
 
 def members_of(snapshot: pd.DataFrame, rules: Sequence[Rule]) -> dict[str, set[str]]:
     met = match(snapshot, prepare(rules, snapshot)[0]).explode().dropna()
-    return {name: set(users) for name, users in met.index.to_series().groupby(met.to_numpy())}
+    return {str(name): set(users) for name, users in met.index.to_series().groupby(met.to_numpy())}
 
 
 class Audiences:

@@ -11,7 +11,7 @@ from ibis.backends.duckdb import Backend as DuckDB
 from laws import law
 
 from publish.audiences import AUDIENCES
-from publish.changes import CHANGES, REASONS, Causes, compare, replay, without_names
+from publish.changes import CHANGES, REASONS, Causes, Otherwise, compare, replay, without_names
 
 AS_OF = instant("2024-06-30T05:00:00")
 NAMES = {"S01": "Loyal", "S02": "Lapsing", "buyers": "Buyers", "new": "New visitors"}
@@ -26,10 +26,11 @@ def audiences(engine: DuckDB, *rows: dict[str, Any]) -> ir.Table:
     return engine.create_table(ibis.util.gen_name("audiences"), arrow, temp=True)
 
 
-def otherwise(engine: DuckDB, **segments: list[str]) -> ir.Table:
+def otherwise(engine: DuckDB, unasked: tuple[str, ...] = (), **segments: list[str]) -> Otherwise:
     rows = [{"user_id": user, "segments": listed} for user, listed in segments.items()]
     schema = ibis.schema({"user_id": "string", "segments": "array<string>"})
-    return engine.create_table(ibis.util.gen_name("otherwise"), pa.Table.from_pylist(rows, schema.to_pyarrow()))
+    table = engine.create_table(ibis.util.gen_name("otherwise"), pa.Table.from_pylist(rows, schema.to_pyarrow()))
+    return Otherwise(table, unasked)
 
 
 def told(
@@ -136,6 +137,28 @@ def test_who_meets_a_changed_rule_as_it_was_too_entered_for_behaviour(engine: Du
 def test_a_rule_that_was_removed_is_left_for_the_rule(engine: DuckDB) -> None:
     causes = Causes(NAMES, ["S01", "S02"], ["buyers"], otherwise(engine, ada=["buyers"]))
     assert told(engine, ada("buyers"), ada(), causes) == {("ada", "left", "buyers", "rule")}
+
+
+def test_what_a_rule_of_before_cannot_be_asked_has_changed_by_the_rule(engine: DuckDB) -> None:
+    causes = Causes(NAMES, ["S01", "S02"], ["new", "buyers"], otherwise(engine, unasked=("new",), ada=["buyers"]))
+    assert told(engine, ada("new", "buyers"), ada(), causes) == {
+        ("ada", "left", "new", "rule"),
+        ("ada", "left", "buyers", "rule"),
+    }
+    assert told(engine, ada(), ada("new", "buyers"), causes) == {
+        ("ada", "entered", "new", "rule"),
+        ("ada", "entered", "buyers", "behaviour"),
+    }
+
+
+def test_where_nothing_of_before_can_be_asked_what_is_redefined_has_changed_by_model_or_rule(engine: DuckDB) -> None:
+    causes = Causes(NAMES, ["S01", "S02"], ["S01", "S02", "new"])
+    assert told(engine, ada("S01", "new"), ada("S02", "buyers"), causes) == {
+        ("ada", "left", "S01", "model"),
+        ("ada", "entered", "S02", "model"),
+        ("ada", "left", "new", "rule"),
+        ("ada", "entered", "buyers", "behaviour"),
+    }
 
 
 def test_each_destination_has_its_own_changes(engine: DuckDB) -> None:

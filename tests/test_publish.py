@@ -22,6 +22,8 @@ from features.lake import Lake
 from features.table import stack
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.publish import Published, publish_version
+from flows.score import assign_users
+from flows.snapshot import store_snapshots
 from publish.assignments import ASSIGNMENTS
 from publish.lock import LockedError, publishing_lock
 
@@ -244,6 +246,20 @@ def test_an_instant_long_after_the_newest_event_is_held_even_before_the_first_re
 def test_a_label_that_nothing_is_held_under_is_refused(ran: Ran) -> None:
     with pytest.raises(ConfigurationError, match="2024: no such version is held; nothing is held"):
         publish_version.fn(str(ran.configuration.file), None, "2024")
+
+
+# --- why users move ---
+
+
+def test_who_leaves_as_a_rule_lost_its_window_leaves_for_the_rule(shop: Path) -> None:
+    configure(shop, "\n[features]\nwindows_days = [7]\n[publish.brake]\naudience_change_max = inf\n")
+    store_snapshots.fn(str(shop), AS_OF, training=False)
+    assign_users.fn(str(shop), AS_OF)
+    published = publish(shop, AS_OF)
+    counts = {(one["change"], one["reason"]): one["users"] for one in published.changes}
+
+    assert counts.pop(("left", "rule")) > 0
+    assert counts.keys() <= {("left", "model"), ("entered", "model")}
 
 
 # --- consent ---

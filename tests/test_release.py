@@ -23,7 +23,7 @@ from publish import versions
 from publish.assignments import ASSIGNMENTS
 from publish.audiences import AUDIENCES, members_of
 from publish.brake import BrakeSettings
-from publish.changes import CHANGES, replay
+from publish.changes import CHANGES, Otherwise, replay
 from publish.destination import Delivery, DestinationError, DestinationSettings, Release
 from publish.release import Candidate, Outcome, Policy, deliver, publish, release_for
 from publish.versions import HELD, VERSIONS, Version, present, read_changes, read_held
@@ -49,6 +49,8 @@ class Shop:
     granted: set[str] = field(default_factory=set)
     brake: BrakeSettings = FREE
     rules: dict[str, str] = field(default_factory=lambda: {"new": "tenure_days <= 7"})
+    rules_off: list[str] = field(default_factory=list)
+    gap_s: int = 1800
     model: int = 1
 
     def publish(
@@ -57,7 +59,7 @@ class Shop:
         *users: dict[str, Any] | str,
         label: str | None = None,
         doubts: Sequence[str] = (),
-        otherwise: Callable[[Version], ir.Table | None] = lambda before: None,
+        otherwise: Callable[[Version], Otherwise | None] = lambda before: None,
     ) -> Outcome:
         """Publish users, given by what matters of them, some days after AS_OF."""
         as_of = AS_OF + day * DAY
@@ -75,6 +77,8 @@ class Shop:
             "withheld": {},
             "segments": NAMES,
             "rules": {name: {"title": name.title(), "condition": text} for name, text in self.rules.items()},
+            "rules_off": self.rules_off,
+            "definitions": [self.gap_s],
         }
         content = str(hash(str(sorted(map(str, rows))))).zfill(20)
         candidate = Candidate(assignments, as_of, content, manifest)
@@ -232,13 +236,42 @@ def test_a_rule_that_was_redefined_is_the_reason_of_those_whom_only_it_moves(beg
     shop.rules = {"new": "tenure_days <= 30"}
     now = [{"user_id": "ada"} | new, {"user_id": "ben"} | new]
 
-    def otherwise(before: Version) -> ir.Table:
+    def otherwise(before: Version) -> Otherwise:
         assert before.manifest["rules"]["new"]["condition"] == "tenure_days <= 7"
         rows = {"user_id": ["ada", "ben"], "segments": [["S01", "new"], ["S01"]]}
-        return ibis.memtable(pa.table(rows))
+        return Otherwise(ibis.memtable(pa.table(rows)))
 
     shop.publish(1, *now, otherwise=otherwise)
     assert {(row[2], row[5]) for row in shop.feed() if row[0] == 2} == {("ada", "behaviour"), ("ben", "rule")}
+
+
+def test_a_rule_whose_features_go_and_come_back_is_left_and_entered_for_the_rule(begin: Begin) -> None:
+    new = {"user_id": "ada", "rule_segments": ["new"]}
+    shop = begin("ada", "ben")
+    shop.publish(1, new, "ben")
+    shop.rules_off = ["new"]
+    shop.publish(2, "ada", {"user_id": "ben", "segment_id": "S02"})
+    shop.rules_off = []
+    shop.publish(3, new, {"user_id": "ben", "segment_id": "S02"})
+    assert [row for row in shop.feed() if row[0] > 1] == [
+        (2, "crm", "ada", "entered", "new", "behaviour"),
+        (3, "crm", "ada", "left", "new", "rule"),
+        (3, "crm", "ben", "entered", "S02", "behaviour"),
+        (3, "crm", "ben", "left", "S01", "behaviour"),
+        (4, "crm", "ada", "entered", "new", "rule"),
+    ]
+
+
+def test_where_features_are_defined_otherwise_nothing_has_changed_by_behaviour(begin: Begin) -> None:
+    shop = begin("ada")
+    shop.gap_s = 600
+    shop.publish(1, {"user_id": "ada", "segment_id": "S02", "rule_segments": ["new"]}, "ben")
+    assert {(row[2], row[4], row[5]) for row in shop.feed() if row[0] == 2} == {
+        ("ada", "S01", "model"),
+        ("ada", "S02", "model"),
+        ("ada", "new", "rule"),
+        ("ben", "S01", "new_user"),
+    }
 
 
 def test_nobody_asks_what_would_have_been_where_nothing_was_redefined(shop: Shop) -> None:
