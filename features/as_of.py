@@ -37,12 +37,13 @@ FIRST, LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Day:
-    """Count the events of a local day, and say when the first and the last came."""
+    """Count the events of a local day, and say when the first and the last came, and by when all were known."""
 
     day: date
     events: int
     first_at: datetime
     last_at: datetime
+    known_at: datetime
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,18 @@ class Decision:
 
 def days_of(events: ir.Table, time_zone: str) -> list[Day]:
     """Aggregate EVENTS by local day, in order; days without any are not there."""
-    known = events.filter(events.occurred_at.between(ibis.literal(FIRST, TIME), ibis.literal(LAST, TIME)))
-    by_slot = known.group_by(slot=epoch_us(known.occurred_at) // SLOT_US).agg(
-        events=lambda t: t.count(), first_at=known.occurred_at.min(), last_at=known.occurred_at.max()
+    sane = events.filter(events.occurred_at.between(ibis.literal(FIRST, TIME), ibis.literal(LAST, TIME)))
+    by_slot = sane.group_by(slot=epoch_us(sane.occurred_at) // SLOT_US).agg(
+        events=lambda t: t.count(),
+        first_at=sane.occurred_at.min(),
+        last_at=sane.occurred_at.max(),
+        known_at=sane.ingested_at.max(),
     )
     by_day = by_slot.group_by(day=utc_to_local(ibis.literal(time_zone), by_slot.first_at).date()).agg(
-        events=by_slot.events.sum().cast("int64"), first_at=by_slot.first_at.min(), last_at=by_slot.last_at.max()
+        events=by_slot.events.sum().cast("int64"),
+        first_at=by_slot.first_at.min(),
+        last_at=by_slot.last_at.max(),
+        known_at=by_slot.known_at.max(),
     )
     return [Day(**row) for row in by_day.order_by("day").to_pyarrow().to_pylist()]
 
@@ -86,8 +93,8 @@ def choose_as_of(
     """Decide what a run is about, from the events by local day, in order.
 
     A given instant is taken as it is. `day_level` says that the source has dates only, so that its days are whole.
-    Days are of events before the scheduled instant, or else before `now`: later days are not looked at, and a day that
-    is not over by then is not whole. Without any day up to then, the day before has ended.
+    Days are of events known at the scheduled instant, or else at `now`: later days are not looked at, and a day that is
+    not over by then is not whole. Without any day up to then, it is the beginning of that day.
     """
     now = (scheduled_at or now).astimezone(UTC)
     if given is not None:
@@ -98,24 +105,24 @@ def choose_as_of(
     bulk, ahead = _part([day for day in days if day.day <= today])
     if not bulk:
         as_of = start_of_day(today, time_zone)
-        return Decision(as_of, "there are no events before", None, scheduled_at or as_of, now)
-    last = bulk[-1]
-    is_live = scheduled_at is not None and not day_level and now - last.last_at <= LIVE_WITHIN
+        return Decision(as_of, "there are no events before", None, now if scheduled_at else as_of, now)
+    last, whole = bulk[-1], bulk
     doubt = _doubt(bulk, time_zone, now, day_level)
-    if is_live:
-        as_of, newest_at = now, last.last_at
-        why = f"the scheduled instant: events go on until {write_instant(last.last_at, time_zone)}"
-    elif len(bulk) > 1 and doubt:
-        as_of, newest_at = start_of_day(last.day, time_zone), _newest(bulk[:-1], time_zone, day_level)
+    if len(bulk) > 1 and doubt:
+        whole, as_of = bulk[:-1], start_of_day(last.day, time_zone)
         why = f"the end of the last whole day: {last.day} may go on, as {doubt}"
     else:
-        as_of, newest_at = start_of_day(last.day + DAY, time_zone), _newest(bulk, time_zone, day_level)
-        seems = (
-            "the source has whole days" if day_level else f"{_last_event(last, time_zone)}, as late as on other days"
-        )
-        why = f"the end of {last.day}, " + (f"the last day: {seems}" if len(bulk) > 1 else "the only day")
+        as_of = start_of_day(last.day + DAY, time_zone)
+        late = "the source has whole days" if day_level else f"{_last_event(last, time_zone)}, as late as on other days"
+        why = f"the end of {last.day}, " + (f"the last day: {late}" if len(bulk) > 1 else "the only day")
+    if scheduled_at is not None:
+        live = None if day_level else _go_on(last, now, time_zone)
+        if reason := live or _not_known(whole[-1], as_of, now, time_zone):
+            whole, as_of, why = bulk, now, f"the scheduled instant: {reason}"
+    newest_at = min(_newest(whole, time_zone, day_level), as_of)
     notes = [note for note in (_note_ahead(bulk, ahead), _note_dribble(bulk)) if note]
-    return Decision(as_of, why, newest_at, scheduled_at.astimezone(UTC) if scheduled_at else as_of, now, (*notes,))
+    due = now if scheduled_at else as_of
+    return Decision(as_of, why, newest_at, due, now, (*notes,))
 
 
 def find_lag(newest_at: datetime | None, due: datetime, max_lag_days: float, time_zone: str) -> str | None:
@@ -130,6 +137,22 @@ def find_lag(newest_at: datetime | None, due: datetime, max_lag_days: float, tim
         f"the newest event is of {write_instant(newest_at, time_zone)}, {lag_days:,.1f} days before "
         f"{write_instant(due, time_zone)}; at most {max_lag_days:g} (publish.max_lag_days)"
     )
+
+
+def _go_on(last: Day, due: datetime, time_zone: str) -> str | None:
+    """Say that events go on until a scheduled instant, if they do."""
+    if due - last.last_at > LIVE_WITHIN:
+        return None
+    return f"events go on until {write_instant(last.last_at, time_zone)}"
+
+
+def _not_known(whole: Day, end: datetime, due: datetime, time_zone: str) -> str | None:
+    """Say that the last whole day was not known at its end, but is at a scheduled instant within a day, if so."""
+    if end > due:
+        return f"{whole.day}, the only day, is not over"
+    if whole.known_at <= end or due - end > DAY:
+        return None
+    return f"events of {whole.day} were known by {write_instant(whole.known_at, time_zone)} only"
 
 
 def _newest(days: Sequence[Day], time_zone: str, day_level: bool) -> datetime:

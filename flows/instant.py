@@ -31,14 +31,15 @@ def resolve_as_of(as_of: datetime | None, configuration: Configuration, lake: La
 
 
 def decide(as_of: datetime | None, configuration: Configuration, lake: Lake) -> Decision:
-    """Decide what a run is about: `as_of` if given, else what the events before the scheduled start, or now, say.
+    """Decide what a run is about: `as_of` if given, else what the events known at the scheduled start, or now, say.
 
     Raises as `resolve_as_of` does.
     """
     events, now, scheduled_at = lake.read(EVENTS), datetime.now(UTC), scheduled_start()
     until = (as_of or scheduled_at or now).astimezone(UTC)
+    at = ibis.literal(until, TIME)
     decision = choose_as_of(
-        days_of(events.filter(events.occurred_at < ibis.literal(until, TIME)), configuration.time_zone),
+        days_of(events.filter(events.occurred_at < at, events.ingested_at <= at), configuration.time_zone),
         configuration.time_zone,
         now,
         scheduled_at=scheduled_at,

@@ -20,10 +20,11 @@ BERLIN = "Europe/Berlin"
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
 
-def day(text: str, events: int = 100, last: str = "22:00", zone: str = "UTC") -> Day:
-    """Write a day with events from its beginning to a time of its clock."""
+def day(text: str, events: int = 100, last: str = "22:00", zone: str = "UTC", known: str | None = None) -> Day:
+    """Write a day with events from its beginning to a time of its clock, known at once, or by an instant."""
     last_at = datetime.fromisoformat(f"{text} {last}").replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
-    return Day(date.fromisoformat(text), events, start_of_day(date.fromisoformat(text), zone), last_at)
+    known_at = datetime.fromisoformat(f"{known}Z") if known else last_at
+    return Day(date.fromisoformat(text), events, start_of_day(date.fromisoformat(text), zone), last_at, known_at)
 
 
 def row_of_days(first: str, count: int, events: int = 100, last: str = "22:00", zone: str = "UTC") -> list[Day]:
@@ -149,6 +150,22 @@ def test_a_schedule_is_about_its_own_instant_where_events_go_on_until_an_hour_be
 def test_dates_do_not_go_on_until_an_hour() -> None:
     today = [*MAY, day("2024-06-01", last="00:00")]
     assert as_of(today, scheduled_at=datetime(2024, 6, 1, 0, 30, tzinfo=UTC), day_level=True) == "2024-06-01 00:00 UTC"
+
+
+def test_a_schedule_is_about_its_own_instant_where_the_last_day_was_not_known_at_its_end() -> None:
+    loaded = [*MAY[:-1], day("2024-05-31", known="2024-06-01T02:10")]
+    decision = chosen(loaded, scheduled_at=datetime(2024, 6, 1, 5, tzinfo=UTC))
+    assert decision.as_of == datetime(2024, 6, 1, 5, tzinfo=UTC)
+    assert decision.newest_at == datetime(2024, 5, 31, 22, tzinfo=UTC)
+    assert decision.why == "the scheduled instant: events of 2024-05-31 were known by 2024-06-01 02:10 UTC only"
+    assert as_of(loaded, scheduled_at=datetime(2024, 6, 2, tzinfo=UTC)) == "2024-06-02 00:00 UTC"
+    assert as_of(loaded, scheduled_at=datetime(2024, 6, 2, 5, tzinfo=UTC)) == "2024-06-01 00:00 UTC"
+
+
+def test_a_schedule_within_the_only_day_is_about_its_own_instant() -> None:
+    decision = chosen([day("2024-06-01", last="02:00")], scheduled_at=datetime(2024, 6, 1, 5, tzinfo=UTC))
+    assert decision.as_of == datetime(2024, 6, 1, 5, tzinfo=UTC)
+    assert decision.why == "the scheduled instant: 2024-06-01, the only day, is not over"
 
 
 def test_a_schedule_that_runs_late_is_about_what_it_was_due_for() -> None:
@@ -360,7 +377,8 @@ def histories(draw: st.DrawFn) -> list[Day]:
         first, last = sorted(draw(st.tuples(st.integers(0, 86_399), st.integers(0, 86_399))))
         midnight = start_of_day(at, "UTC")
         events = draw(st.sampled_from([1, 2, 100, 1000]))
-        days.append(Day(at, events, midnight + timedelta(seconds=first), midnight + timedelta(seconds=last)))
+        first_at, last_at = midnight + timedelta(seconds=first), midnight + timedelta(seconds=last)
+        days.append(Day(at, events, first_at, last_at, last_at))
     return days
 
 
@@ -403,12 +421,18 @@ def test_events_are_counted_by_local_day(engine: DuckDB) -> None:
     times = ["2024-06-28T21:59:59", "2024-06-28T22:00:00", "2024-06-29T12:00:00", "2024-06-29T21:55:00"]
     events = events_of(engine, [{"occurred_at": each} for each in times])
 
-    first, second, third, last = (datetime.fromisoformat(f"{each}+00:00") for each in times)
+    first, second, _, last = (datetime.fromisoformat(f"{each}+00:00") for each in times)
     assert days_of(events, BERLIN) == [
-        Day(date(2024, 6, 28), 1, first, first),
-        Day(date(2024, 6, 29), 3, second, last),
+        Day(date(2024, 6, 28), 1, first, first, first),
+        Day(date(2024, 6, 29), 3, second, last, last),
     ]
-    assert days_of(events, "UTC") == [Day(date(2024, 6, 28), 2, first, second), Day(date(2024, 6, 29), 2, third, last)]
+    assert [(each.day.day, each.events) for each in days_of(events, "UTC")] == [(28, 2), (29, 2)]
+
+
+def test_a_day_is_known_when_its_last_event_was(engine: DuckDB) -> None:
+    rows = [{"occurred_at": "2024-06-28T10:00", "ingested_at": f"2024-06-29T0{hour}:00"} for hour in (2, 1)]
+    [found] = days_of(events_of(engine, [*rows, {"occurred_at": "2024-06-28T12:00"}]), "UTC")
+    assert found.known_at == datetime(2024, 6, 29, 2, tzinfo=UTC)
 
 
 def test_quarters_of_an_hour_begin_days_somewhere(engine: DuckDB) -> None:

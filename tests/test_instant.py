@@ -63,6 +63,18 @@ def test_a_run_of_a_deployment_is_about_its_schedule_where_events_go_on_until_th
     assert resolve_as_of(None, configuration, lake) == due
 
 
+def test_what_was_not_known_at_the_schedule_does_not_change_it(
+    configuration: Configuration, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(lake, "2024-06-27T23:50+02:00", "2024-06-28T23:50+02:00", "2024-06-29T04:30+02:00")
+    events = lake.read(EVENTS)
+    is_late = events.event_id == "e2"
+    known_at = ibis.ifelse(is_late, events.ingested_at + ibis.interval(hours=4), events.ingested_at)
+    lake.write(EVENTS, events.mutate(ingested_at=known_at))
+    monkeypatch.setattr(flows.instant, "scheduled_start", lambda: datetime(2024, 6, 29, 3, tzinfo=UTC))
+    assert resolve_as_of(None, configuration, lake) == datetime(2024, 6, 28, 22, tzinfo=UTC)
+
+
 def test_an_instant_that_is_given_is_taken_in_a_deployment_too(
     configuration: Configuration, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
