@@ -19,7 +19,7 @@ INSTALLED := .venv/installed
 SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash studies bench picture report-pictures format lock serve
+.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash studies bench picture report-pictures run-pictures format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -94,6 +94,9 @@ picture: setup ## draw docs/demo.svg, what the README shows of make demo
 
 report-pictures: setup ## draw docs/report/*.png, the sections of a report, with Chromium
 	@.venv/bin/python docs/make_report_pictures.py
+
+run-pictures: setup ## draw docs/schedules/*.png, what make serve shows, which has to be running, with Chromium
+	@.venv/bin/python docs/make_schedule_pictures.py
 
 format: setup ## let ruff format and mend
 	@.venv/bin/ruff format .

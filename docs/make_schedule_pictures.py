@@ -32,11 +32,18 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 700})
-        _take(page, "runs", f"{PREFECT}/runs", "Held")
+        page = browser.new_page(viewport={"width": 1200, "height": 1100})
+        _open(page, f"{PREFECT}/runs", "Hide subflows")
+        page.get_by_text("Hide subflows").click()
+        _take(page, "runs")
         for name in ("held", "failed"):
-            _take(page, name, f"{PREFECT}/runs/flow-run/{runs[name]}", name.title())
-        _take(page, "models", f"{MLFLOW}/#/models", "ecom-segments")
+            _open(page, f"{PREFECT}/runs/flow-run/{runs[name]}", name.title())
+            _take(page, name)
+        page.set_viewport_size({"width": 1200, "height": 420})
+        _open(page, f"{MLFLOW}/#/models", "ecom-segments")
+        page.get_by_role("button", name="Try it now").click()  # what MLflow tells newcomers
+        page.locator("[data-component-id='mlflow.assistant.chat_panel.close']").click()
+        _take(page, "models")
         browser.close()
 
 
@@ -49,9 +56,12 @@ def _run(server: httpx.Client, deployment: str, as_of: str) -> str:
     return str(run["id"])
 
 
-def _take(page: Page, name: str, address: str, shown: str) -> None:
+def _open(page: Page, address: str, shown: str) -> None:
     page.goto(address)
     page.get_by_text(shown, exact=True).first.wait_for(timeout=60_000)
+
+
+def _take(page: Page, name: str) -> None:
     page.wait_for_timeout(3_000)  # what moves comes to rest
     picture = Image.open(io.BytesIO(page.screenshot()))
     picture.convert("RGB").quantize(64).save(PICTURES / f"{name}.png", optimize=True)
