@@ -391,7 +391,7 @@ def test_other_columns_of_a_configuration_leave_the_contract_as_it_is(lake: Lake
 def test_a_table_under_another_contract_is_neither_read_nor_written(
     lake: Lake, stored: Table, known: Table, why: str
 ) -> None:
-    rows = [("free", 0.0, [])]
+    rows: list[Row] = [("free", 0.0, [])]
     lake.write(stored, rows_of(stored, rows))
     with pytest.raises(ContractError, match=why):
         lake.read(known)
