@@ -42,13 +42,18 @@ def _show_data(result: Result, console: Console) -> None:
     console.print(Padding(rows, (0, 0, 0, 2)))
     for reason, count in ingested.rejected.items():
         console.print(Padding(f"{count:>9,}  {REASONS[reason]}", (0, 0, 0, 4)), style="yellow")
-    for hint in ingested.hints:
-        console.print(Padding(Text(hint), (0, 0, 0, 2)), style="yellow")
+    show_hints(ingested.hints, console)
     counts = f"{result.sessionized.sessions:,} sessions"
     console.print(
         Padding(f"{counts}; {result.scored.users:,} users before {result.as_of:%Y-%m-%d %H:%M}", (0, 0, 0, 2))
     )
     console.print()
+
+
+def show_hints(hints: list[str], console: Console) -> None:
+    """Print what was probably meant otherwise than it was read."""
+    for hint in hints:
+        console.print(Padding(Text(hint), (0, 0, 0, 2)), style="yellow")
 
 
 def show_segments(result: Result, console: Console) -> None:

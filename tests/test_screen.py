@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from flows.score import SegmentNow
-from flows.screen import show_segments
+from flows.screen import show_hints, show_segments
 
 
 def shown(*segments: SegmentNow) -> str:
@@ -36,3 +36,11 @@ def test_a_value_in_brackets_is_text_and_no_markup() -> None:
 
 def test_without_segments_it_says_so() -> None:
     assert "no segments were found yet" in shown()
+
+
+def test_a_hint_is_text_and_no_markup_and_keeps_its_brackets() -> None:
+    console = Console(width=100, file=io.StringIO())
+    show_hints(['write "Purchase" = "purchase" under [events.names]'], console)
+    written: Any = console.file
+
+    assert written.getvalue().strip() == 'write "Purchase" = "purchase" under [events.names]'
