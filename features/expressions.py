@@ -30,7 +30,7 @@ def why_not_of_one_row(con: duckdb.DuckDBPyConnection, sql: str, columns: Collec
 
 def _why_not(con: duckdb.DuckDBPyConnection, sql: str, columns: Collection[str], within: frozenset[str]) -> str | None:
     found = con.execute("SELECT json_serialize_sql($1)", [f"SELECT ({sql}\n)"]).fetchone()
-    parsed = json.loads(found[0]) if found else {"error": True}
+    parsed: dict[str, Any] = json.loads(found[0]) if found else {"error": True}
     if parsed["error"]:
         return None  # the engine says itself what is wrong
     nodes = list(_nodes([statement["node"]["select_list"] for statement in parsed["statements"]]))

@@ -14,7 +14,7 @@ from features.sources import SourceError, row_text
 UNUSABLE = ("malformed_row", "no_user", "no_time", "unparseable_time", "no_event_name", "unparseable_number")
 """The reasons that files or their mapping are to blame for; a row that is rejected for another was read well."""
 EXAMPLES = 3
-CANDIDATES = 100
+CANDIDATES = 1000
 """How many rows of a reason are looked for in a file; those that come first in it are the examples."""
 PARQUET = b"PAR1"
 

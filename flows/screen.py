@@ -45,8 +45,7 @@ def _show_data(result: Result, console: Console) -> None:
     console.print(Padding(rows, (0, 0, 0, 2)))
     for reason, count in ingested.rejected.items():
         console.print(Padding(f"{count:>9,}  {REASONS[reason]}", (0, 0, 0, 4)), style="yellow")
-    for hint in ingested.hints:
-        console.print(Padding(Text(hint), (0, 0, 0, 2)), style="yellow")
+    show_hints(ingested.hints, console)
     counts = f"{result.sessionized.sessions:,} sessions"
     console.print(Padding(f"{counts}; {result.scored.users:,} users before {as_of}", (0, 0, 0, 2)))
     show_decision(result.decision, result.published.time_zone, console)
@@ -66,6 +65,12 @@ def show_decision(decision: Decision, time_zone: str, console: Console) -> None:
         console.print(Padding(f"the newest event is of {newest}, {age_days:,.0f} days ago", (0, 0, 0, 2)))
     for note in decision.notes:
         console.print(Padding(Text(note), (0, 0, 0, 2)), style="yellow")
+
+
+def show_hints(hints: list[str], console: Console) -> None:
+    """Print what was probably meant otherwise than it was read."""
+    for hint in hints:
+        console.print(Padding(Text(hint), (0, 0, 0, 2)), style="yellow")
 
 
 def show_segments(result: Result, console: Console) -> None:

@@ -232,6 +232,37 @@ MUTANTS = {
         "if not findings or before is None or label",
         ("test_release",),
     ),
+    # What ingest finds.
+    "duplicates are rows that cannot be used": Mutant(
+        "features/unusable.py",
+        '"no_event_name", "unparseable_number")',
+        '"no_event_name", "unparseable_number", "duplicate_id")',
+        ("test_unusable", "test_ingest_findings"),
+    ),
+    "a share of unusable rows that is the limit stops": Mutant(
+        "features/unusable.py",
+        "count / read <= share_max",
+        "count / read < share_max",
+        ("test_unusable", "test_ingest_findings"),
+    ),
+    "a placeholder in capitals is an id": Mutant(
+        "features/placeholders.py",
+        "return user_id.strip().lower()",
+        "return user_id.strip()",
+        ("test_placeholders",),
+    ),
+    "a name that is mapped to itself is a mistake": Mutant(
+        "features/event_names.py",
+        "is_meant = standard or mapping.get(name) == name",
+        "is_meant = standard",
+        ("test_event_names",),
+    ),
+    "a macro is not looked into": Mutant(
+        "features/expressions.py",
+        'kind == "macro" and name not in within',
+        "False",
+        ("test_expressions",),
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from features.as_of import GIVEN, Decision
 from flows.score import SegmentNow
-from flows.screen import show_decision, show_segments
+from flows.screen import show_decision, show_hints, show_segments
 
 
 def shown(*segments: SegmentNow) -> str:
@@ -63,3 +63,11 @@ def test_it_says_how_old_data_is_and_what_may_be_wrong_with_it() -> None:
 def test_of_data_of_the_last_day_and_of_an_instant_that_was_given_it_says_nothing() -> None:
     assert said("the end of 2024-05-31", datetime(2024, 6, 1, 5, tzinfo=UTC)) == ""
     assert said(GIVEN, datetime(2024, 11, 1, 5, tzinfo=UTC)) == ""
+
+
+def test_a_hint_is_text_and_no_markup_and_keeps_its_brackets() -> None:
+    console = Console(width=100, file=io.StringIO())
+    show_hints(['write "Purchase" = "purchase" under [events.names]'], console)
+    written: Any = console.file
+
+    assert written.getvalue().strip() == 'write "Purchase" = "purchase" under [events.names]'
