@@ -10,6 +10,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
+from features.first_ids import FIRST_ID
 from features.placeholders import without_placeholders
 from features.sources import Source, SourceError, row_text
 from features.table import TIME, Table, materialize, stack
@@ -121,6 +122,7 @@ def accept(
     now: datetime,
     erased_among: Callable[[ir.Table], ir.Table] | None = None,
     due: ir.Table | None = None,
+    stored_among: Callable[[ir.Table], ir.Table] | None = None,
 ) -> tuple[ir.Table, ir.Table]:
     """Judge every row of a source: return EVENTS and REJECTED, which together have as many rows as parts and `due`.
 
@@ -131,12 +133,13 @@ def accept(
     two files are one event. A source that does not say when it learned of an event learned of it at once:
     ingested_at = occurred_at.
     `erased_among` gives user_id and erased_at of those of some users who were erased: what they did before is rejected.
-    `due` are EVENTS that were held back as in the future when they were read, and are no longer.
+    `due` are EVENTS that were held back as in the future when they were read, and are no longer. `stored_among` gives
+    event_id of those of some ids that a lake holds: a row with an id by rule 1 that it holds keeps that.
     A rejected row is text as the source has it; of a duplicate, and of what is held back, the event that it would have
     been, as JSON; of a user who was erased, null.
     Raises SourceError where the time's type needs a unit.
     """
-    tables = [_judge(part, source, time_zone, now, erased_among) for part in parts]
+    tables = [_judge(part, source, time_zone, now, erased_among, stored_among) for part in parts]
     if due is not None:
         nothing = ibis.null("string")
         tables.append(EVENTS.check(due).mutate(is_made=ibis.literal(False), reason=nothing, row=nothing))
@@ -161,6 +164,7 @@ def _judge(
     time_zone: str,
     now: datetime,
     erased_among: Callable[[ir.Table], ir.Table] | None,
+    stored_among: Callable[[ir.Table], ir.Table] | None,
 ) -> ir.Table:
     """Return rows as EVENTS, beside `is_made` of an id, the reason to reject a row by itself, and then its text."""
     rows = raw.mutate(
@@ -187,6 +191,8 @@ def _judge(
         ingested_at=rows.ingested_at.fill_null(rows.occurred_at),
         event_name=rows.event_name.substitute(source.names) if source.names else rows.event_name,
     )
+    if stored_among is not None:
+        rows = _keep_first_ids(rows, stored_among)
     erased_at = ibis.null(TIME)
     if erased_among is not None:
         erased = erased_among(rows.select("user_id").distinct())
@@ -212,6 +218,19 @@ def _judge(
     stored = [name for name in EVENTS.schema.names if name not in unmapped]
     judged = materialize(rows.select(*stored, "is_made", "reason", row=text)).mutate(**unmapped)
     return judged.select(*EVENTS.schema.names, "is_made", "reason", "row")
+
+
+def _keep_first_ids(rows: ir.Table, stored_among: Callable[[ir.Table], ir.Table]) -> ir.Table:
+    """Give rows without an id the one by rule 1 that the lake holds, where it does."""
+    rows = materialize(rows)
+    for first in [name for name in rows.columns if name.startswith(FIRST_ID)]:
+        stored = stored_among(rows.filter(rows.is_made).select(event_id=first).distinct())
+        both = rows.left_join(stored.select(stored_id="event_id"), rows[first] == stored.event_id)
+        has_first = both.is_made & both.stored_id.notnull()
+        rows = materialize(
+            both.mutate(event_id=ibis.ifelse(has_first, both.stored_id, both.event_id)).drop("stored_id")
+        )
+    return rows
 
 
 def _instants(

@@ -12,7 +12,7 @@ import re
 import uuid
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from features.discretion import hide_values
 from features.expressions import why_not_of_one_row
+from features.first_ids import FIRST_ID, add_first_ids
 from features.placeholders import NO_USER
 from features.places import DELIMITERS
 from features.values import PART
@@ -251,9 +252,17 @@ def read_events(engine: DuckDB, source: Source, folder: Path) -> list[ir.Table]:
 
 
 def read_files(
-    engine: DuckDB, source: Source, folder: Path, files: list[Path], known: Sequence[Mapping[str, str]] = ()
+    engine: DuckDB,
+    source: Source,
+    folder: Path,
+    files: list[Path],
+    known: Sequence[Mapping[str, str]] = (),
+    first: Sequence[Mapping[str, str]] = (),
 ) -> Raw:
-    """Read some of a source's files as `read_events` does; `known` are the columns that earlier files had."""
+    """Read some of a source's files as `read_events` does; `known` are the columns that earlier files had.
+
+    For each of the columns `first`, rows have an id of their content by rule 1 beside, as `first_ids` makes it.
+    """
     parts = _read(engine.con, files, source.format, known)
     _refuse_nothing(parts)
     mapped = source.columns.mapped()
@@ -264,6 +273,11 @@ def read_files(
             name: _column(engine.con, part, parts, known, f"events.columns.{name}", given)
             for name, given in mapped.items()
         }
+        if part.columns and first:
+            expressions = {name: sql for name, given in mapped.items() if (sql := _plain(given)) is not None}
+            is_json = part.format == "jsonl"
+            part = replace(part, sql=add_first_ids(engine.con, part.sql, part.columns, is_json, expressions, first))
+            selected |= {name: name for place in range(len(first)) for name in [f"{FIRST_ID}{place}"]}
         tables.append(_project(engine, part, selected, folder))
     return Raw(
         tables,
@@ -654,6 +668,19 @@ def _leaf(structure: Structure, fields: Sequence[str]) -> str | None:
             return None
         structure = structure[one]
     return structure if isinstance(structure, str) else "JSON"
+
+
+def _plain(given: str | Computed | list[str]) -> str | None:
+    """Return the SQL of a mapped column over the types that the engine finds; None for several columns."""
+    match given:
+        case Computed(value=str(value)):
+            return _text(value)
+        case Computed(sql=str(sql)):
+            return sql
+        case Computed(column=str(name)) | str(name):
+            return ".".join(map(_identifier, name.split(".")))
+        case _:
+            return None
 
 
 def _refuse_renamed(part: _Part, known: Iterable[Mapping[str, str]], key: str, name: str) -> None:

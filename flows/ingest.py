@@ -253,15 +253,17 @@ def _judge(
     if not files and not known:
         raise SourceError(f"events.files: {configuration.events.files} names no file that can be read")
     source, folder = configuration.events, configuration.folder
-    columns = [json.loads(text) for text in sorted({file["columns"] for file in known})]
+    columns = _columns_of(known)
     paths = sorted(files.values())
     due = _due(lake, [name_of(path, folder) for path in paths], now) if known else None
     if not files and due is None:
         return None
     try:
-        raw = read_files(lake.engine, source, folder, paths, columns) if paths else Raw([], {}, False)
+        first = _columns_of(known, rule=1)
+        raw = read_files(lake.engine, source, folder, paths, columns, first) if paths else Raw([], {}, False)
         among = None if erased is None else erased.among
-        events, rejected = accept(raw.parts, source, configuration.time_zone, now, among, due)
+        stored = partial(_stored_among, lake) if first else None
+        events, rejected = accept(raw.parts, source, configuration.time_zone, now, among, due, stored)
     except duckdb.ConversionException as error:
         raise SourceError(f"events.columns: {first_line(error)}") from error
     except (UnreadableError, duckdb.Error) as error:
@@ -293,6 +295,16 @@ def _judge(
     return _Judged(files, events, rejected, raw.columns, raw.retyped, due, placeholders)
 
 
+def _columns_of(files: list[File], rule: int | None = None) -> list[dict[str, str]]:
+    """List the columns that files had, of those whose ids were made by a rule or of all, each once."""
+    return [json.loads(text) for text in sorted({file["columns"] for file in files if rule in (None, file["id_rule"])})]
+
+
+def _stored_among(lake: Lake, ids: ir.Table) -> ir.Table:
+    """Return event_id of those of some ids that EVENTS have."""
+    return materialize(lake.read(EVENTS).select("event_id").semi_join(ids, "event_id"))
+
+
 def _due(lake: Lake, names: list[str], now: datetime) -> ir.Table | None:
     """Return the EVENTS of files that are not read now that were held back as in the future, and are no longer."""
     rejected = lake.read(REJECTED)
@@ -308,7 +320,7 @@ def _replace(lake: Lake, configuration: Configuration, judged: _Judged, known: l
     events = materialize(events.anti_join(repeated, "event_id"))
     rejected = materialize(stack(judged.rejected, reject_events(repeated, DUPLICATE_LINE)))
     none = events.filter(ibis.literal(False))
-    batch, files = _sum_up(configuration, judged, events, rejected, none, None)
+    batch, files = _sum_up(configuration, judged, events, rejected, none, [], None)
     if known and sorted(known, key=_key) != files:
         _write_files(lake, [])  # if this breaks off, the next run begins anew
     changed = lake.write(REJECTED, rejected)
@@ -335,7 +347,7 @@ def _add(lake: Lake, configuration: Configuration, judged: _Judged, known: list[
     entered = lines.entering.semi_join(found.added, "event_id")
     again_repeated = lines.repeated.semi_join(found.added, "event_id")
     counted = stack(rejected, reject_events(again_repeated, DUPLICATE_LINE))
-    batch, files = _sum_up(configuration, judged, entered, counted, found.known, _watermark(lake))
+    batch, files = _sum_up(configuration, judged, entered, counted, found.known, known, _watermark(lake))
     again = {file["path"] for file in known}.intersection(names)
     superseded = _superseded(lake, again, found)
 
@@ -392,10 +404,14 @@ def _sum_up(
     accepted: ir.Table,
     rejected: ir.Table,
     known: ir.Table,
+    before: list[File],
     watermark: datetime | None,
 ) -> tuple[Batch, list[File]]:
     """Count what became of the rows, together and for each file."""
     counts = count_rows(accepted, rejected, known)
+    # A file that has grown still has its first rows, whose ids are as they were.
+    kept = ("columns", "id_rule")
+    first = {file["path"]: {name: file[name] for name in kept} for file in before if file["id_rule"] < ID_RULE}
     mapping = fingerprint(configuration.events, configuration.time_zone)
     files: list[File] = []
     for content, path in judged.files.items():
@@ -403,6 +419,7 @@ def _sum_up(
         rows = {"read": sum(counts[name].values()), **counts[name]}
         columns = json.dumps(judged.columns.get(path, {}), sort_keys=True)
         how = {"fingerprint": mapping, "columns": columns, "id_rule": ID_RULE}
+        how |= first.get(name, {})
         files.append({"path": name, "content": content, **how, **rows})
     batch = Batch(
         files=len(files),

@@ -189,7 +189,7 @@ def served(walked: Walked) -> Iterator[dict[str, TestClient]]:
     keys = Keys(configuration.lake / "keys.db")
     app = create_app(Catalogue(configuration.published / "reports"), Lookups(configuration.lake), keys, to_html)
     with TestClient(app, base_url="http://shop.example") as running:
-        clients = {}
+        clients: dict[str, TestClient] = {}
         for scope in SCOPES:
             _, secret = keys.create(scope, scope)
             clients[scope] = TestClient(

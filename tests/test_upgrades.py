@@ -249,6 +249,30 @@ def test_a_new_file_adds_its_events_only_though_the_others_are_gone(new: Shop) -
     }
 
 
+def test_a_file_that_has_grown_since_adds_only_what_is_new_whenever_it_grows(new: Shop) -> None:
+    ids = {row["event_id"] for row in new.rows(EVENTS)}
+    new.put("april", ("ada", "2024-04-01 12:00:00", "view"))
+    line = (new.folder / f"april.{new.suffix}").read_text().splitlines()[-1]
+    (new.folder / f"april.{new.suffix}").unlink()
+    file = new.files[0]
+    for number in (1, 2):
+        file.write_text(file.read_text() + line.replace("12:00:00", f"12:00:0{number}") + "\n")
+        new.ingest()
+        assert len(new.rows(EVENTS)) == len(ids) + number
+    assert ids < {row["event_id"] for row in new.rows(EVENTS)}
+
+
+def test_an_export_that_overlaps_with_those_of_before_adds_only_what_is_new(new: Shop) -> None:
+    ids = {row["event_id"] for row in new.rows(EVENTS)}
+    new.put("april", ("ada", "2024-04-01 12:00:00", "view"))
+    april = new.folder / f"april.{new.suffix}"
+    april.write_text(new.files[-1].read_text() + april.read_text().splitlines()[-1] + "\n")
+    new.ingest()
+    found = [row["event_id"] for row in new.rows(EVENTS)]
+    assert len(found) == len(ids) + 1
+    assert ids < set(found)
+
+
 def test_sessions_are_those_of_before_and_are_updated_by_new_events(new: Shop) -> None:
     rows, gap = new.rows(SESSIONS), new.configuration.sessions.gap
     with new.configuration.open_lake() as lake:
