@@ -13,6 +13,7 @@ from features.erasures import SALT, ensure_salt, find_erased, hash_id, hash_ids,
 from features.events import EVENTS, REJECTED
 from features.lake import Lake
 from features.table import Table
+from features.user_match import UsersFound
 from flows.ingest import Ingested, accept_files
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -115,6 +116,12 @@ def test_the_attributes_of_the_erased_are_left_out_until_they_come_back(shop: Pa
     assert rows(shop, ATTRIBUTES, "user_id") == [("bob",)]
     ingest(shop, BOBS, "2,ann,2026-02-01,view")
     assert rows(shop, ATTRIBUTES, "user_id") == [("ann",), ("bob",)]
+
+
+def test_a_users_file_of_none_but_the_erased_is_no_mistake(shop: Path) -> None:
+    (shop / "users.csv").write_text("user,plan\nann,gold\n")
+
+    assert ingest(shop, BOBS).users == UsersFound(read=0, matched=0, unmatched=0)
 
 
 def test_who_is_erased_again_was_erased_then(shop: Path) -> None:
