@@ -59,6 +59,7 @@ from features.user_match import UsersFound, match_users
 from features.user_match import hints as user_hints
 from features.user_match import in_words as users_in_words
 from features.values import as_instant, as_text
+from features.zones import write_instant
 from flows.configuration import Configuration, load
 from flows.instant import scheduled_start
 from flows.stage import stage
@@ -158,7 +159,8 @@ def ingest(config: str, rebuild: bool = False) -> Ingested:
         logger.info("  %s", line)
     for line in ingested.hints:
         logger.warning("  %s", line)
-    logger.info("  %swatermark %s", _lateness_in_words(batch), f"{ingested.watermark:%Y-%m-%d %H:%M}")
+    watermark = write_instant(ingested.watermark, load(config).time_zone)
+    logger.info("  %swatermark %s", _lateness_in_words(batch), watermark)
     return ingested
 
 

@@ -787,7 +787,7 @@ def test_the_command_says_what_was_new_and_how_late(begun: Shop) -> None:
         "  rejected 1: an event id that was there already",
         "  1 duplicate is of another user than the event with that id",
         "  without a standard name: 'home' 2",
-        "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-02 10:00",
+        "  50.0 % of new events were late, by up to 3 days; watermark 2024-03-02 10:00 UTC",
     ]
 
 
