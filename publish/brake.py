@@ -1,13 +1,14 @@
 """The brake: a version that changes audiences or users more than is usual is held until a person releases it."""
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
 from pydantic import Field
 
+from features.snapshots import format_value, title
 from features.sources import Settings
 
 EXCHANGE_DAYS = 14
@@ -15,6 +16,9 @@ EXCHANGE_DAYS = 14
 EARLIER_MIN = 3
 WHOLE = 2.0
 """The change of an audience in which everybody left and as many others entered."""
+
+LEVELS = ("revenue_total", "pages_per_session")
+"""Features of which users have twice as much where their events count twice, and a hundred times where units change."""
 
 
 class BrakeSettings(Settings):
@@ -24,6 +28,7 @@ class BrakeSettings(Settings):
     which those who enter and leave may exceed what is usual for it. Another model or rule may move no larger share,
     nor may more members be lost. An audience of fewer members than `audience_min` is judged as if it had so many,
     since a few users are a large share of it. `users_loss_max` is the largest share by which there may be fewer users.
+    No level may change by more than `audience_change_max` either.
     """
 
     audience_change_max: float = Field(default=0.5, ge=0)
@@ -37,7 +42,8 @@ class Step:
 
     `audiences` has a row for each destination and segment: destination, segment_id, segment_name, members_before,
     entered, left; and `made`, how many of those another model or rule moved. Removals that must not wait (consent,
-    erased, holdout) are not in it, and erased users not in `users_before`. Times are in UTC.
+    erased, holdout) are not in it, and erased users not in `users_before`. `levels` are medians of features, before and
+    now, over the users who have any; none is 0. Times are in UTC.
     """
 
     since: datetime
@@ -45,6 +51,7 @@ class Step:
     users_before: int
     users: int
     audiences: pd.DataFrame
+    levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def days(self) -> float:
@@ -67,6 +74,7 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
         if loss > settings.users_loss_max:
             shares = _compare(loss, settings.users_loss_max, "fewer")
             findings.append(f"users: {step.users_before:,} before, {step.users:,} now ({shares})")
+    findings += _judge_levels(step.levels, settings)
     audiences = step.audiences[step.audiences["members_before"] > 0]
     changed = _shares(audiences, settings).assign(**_usual(audiences, earlier, staying_days, step.days, settings))
     for row in changed.sort_values("change", ascending=False, kind="stable").to_dict("records"):
@@ -76,6 +84,15 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
             moves = f"{left} would leave and {entered} enter{_in_days(step.days)}"
             findings.append(f"{row['destination']}: {audience}: {before} members, {moves} ({why})")
     return findings
+
+
+def _judge_levels(levels: Mapping[str, tuple[float, float]], settings: BrakeSettings) -> Iterator[str]:
+    for name, (before, now) in levels.items():
+        change = abs(now - before) / before
+        if change > settings.audience_change_max:
+            values = f"{format_value(name, before)} before, {format_value(name, now)} now"
+            shares = _compare(change, settings.audience_change_max, "more" if now > before else "less")
+            yield f"{title(name)}, the median of users with any: {values} ({shares})"
 
 
 def _shares(moved: pd.DataFrame, settings: BrakeSettings) -> pd.DataFrame:

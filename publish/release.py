@@ -36,8 +36,8 @@ class Candidate:
 
     `content` is a hash of them. The manifest has `source` (the configuration's name), `labels`, `models` (the version
     of each, by kind), `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones), `rules` (by
-    name: title, condition and needs), `rules_off` (those whose features there are not) and `definitions` (what features
-    depend on beside events). Versions of before may lack the last two.
+    name: title, condition and needs), `rules_off` (those whose features there are not), `definitions` (what features
+    depend on beside events) and `levels` (medians of features). Versions of before may lack the last three.
     """
 
     assignments: ir.Table
@@ -208,8 +208,14 @@ def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str
     turnover = count_turnover(versions.read_changes_after(lake, recent))
     rules = plan.version.manifest["rules"].items()
     staying = {name: staying_days(parse(rule["condition"])) for name, rule in rules}
-    step = Step(before.as_of, plan.version.as_of, *users, moved)
+    step = Step(before.as_of, plan.version.as_of, *users, moved, _levels(before.manifest, plan.version.manifest))
     return judge(step, steps(turnover, members, recent), staying, policy.brake)
+
+
+def _levels(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return the levels of two versions that both have."""
+    before, now = (manifest.get("levels", {}) for manifest in (old, new))
+    return {name: (before[name], value) for name, value in now.items() if value and before.get(name)}
 
 
 def _count(changes: ir.Table) -> pd.DataFrame:
