@@ -63,8 +63,8 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
     """Say why a version is to be held, compared with the released one: a line for each reason; none for none.
 
     `earlier` are what audiences did before, as `turnover.steps` has it. `staying_days` says of segments by their
-    definition how long a user who does nothing stays at most. What had no members before, such as a new destination,
-    is not judged. A share that is exactly at its limit passes. The largest changes come first.
+    definition how long a user who does nothing stays at most. Of what had no members before, only what another rule or
+    model made is judged. A share that is exactly at its limit passes. The largest changes come first.
     """
     findings = []
     if step.as_of < step.since:
@@ -75,8 +75,8 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
             shares = _compare(loss, settings.users_loss_max, "fewer")
             findings.append(f"users: {step.users_before:,} before, {step.users:,} now ({shares})")
     findings += _judge_levels(step.levels, settings)
-    audiences = step.audiences[step.audiences["members_before"] > 0]
-    changed = _shares(audiences, settings).assign(**_usual(audiences, earlier, staying_days, step.days, settings))
+    usual = _usual(step.audiences, earlier, staying_days, step.days, settings)
+    changed = _shares(step.audiences, settings).assign(**usual)
     for row in changed.sort_values("change", ascending=False, kind="stable").to_dict("records"):
         if why := _excess(row, settings.audience_change_max):
             before, entered, left = (f"{row[name]:,.0f}" for name in ("members_before", "entered", "left"))
@@ -136,6 +136,8 @@ def _excess(row: Mapping[Hashable, Any], most: float) -> str:
     """Say by what an audience changes too much: nothing, where it does not."""
     if row["redefined"] > most:
         return f"{row['made']:,.0f} of them by another rule or model, {_compare(row['redefined'], most)}"
+    if not row["members_before"]:
+        return ""
     if row["change"] > row["usual_change"] + most:
         return _compare(row["change"], row["usual_change"] + most, usual=row["usual_change"])
     if row["loss"] > row["usual_loss"] + most:

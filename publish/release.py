@@ -200,9 +200,12 @@ def _rows(table: ir.Table) -> int:
 def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str]:
     """Ask the brake."""
     members = count_members(lake.read(AUDIENCES))
-    moved = count_turnover(plan.changes).merge(members.rename(columns={"members": "members_before"}), on=AUDIENCE)
     names = {**_names(before.manifest), **_names(plan.version.manifest)}
+    moved = count_turnover(plan.changes).merge(members.rename(columns={"members": "members_before"}), "left", AUDIENCE)
+    moved = moved.fillna({"members_before": 0})
     moved["segment_name"] = [names.get(segment_id, segment_id) for segment_id in moved["segment_id"]]
+    known = {*before.manifest["segments"], *_conditions(before.manifest)}
+    moved = moved[moved["segment_id"].isin(known) & moved["destination"].isin(before.manifest["destinations"])]
     users = (_rows(versions.read_released(lake, before)), _rows(plan.assignments))
     recent = last_steps(versions.read_instants(lake))
     turnover = count_turnover(versions.read_changes_after(lake, recent))

@@ -85,8 +85,11 @@ def test_a_small_audience_that_becomes_that_of_everybody_is_held() -> None:
     assert len(judged(audience(12, 4000, 12))) == 1
 
 
-def test_an_audience_that_had_nobody_never_brakes() -> None:
+def test_an_audience_that_had_nobody_brakes_only_for_another_rule_or_model() -> None:
     assert judged(audience(0, 5000, 0), audience_min=0) == []
+    assert judged(audience(0, 5000, 0, made=50)) == []
+    [said] = judged(audience(0, 5000, 0, made=5000))
+    assert said.endswith("(5,000 of them by another rule or model, 5000 %; at most 50 %)")
 
 
 def test_no_audiences_never_brake() -> None:

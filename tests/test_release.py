@@ -321,6 +321,16 @@ def test_members_who_are_not_new_any_more_do_not_brake(shop: Shop) -> None:
     assert shop.publish(7, *MANY, *later).held is None
 
 
+def test_a_rule_that_nobody_met_and_all_meet_when_it_is_turned_round_is_held_and_a_new_one_is_not(begin: Begin) -> None:
+    shop = begin(*MANY)
+    shop.brake = BrakeSettings()
+    all_of_them = [{"user_id": user, "rule_segments": ["later", "new"]} for user in MANY]
+    shop.rules = {"new": "tenure_days > 7", "later": "tenure_days >= 0"}
+    held = shop.publish(1, *all_of_them).held
+    assert held is not None
+    assert [finding.partition(":")[2][:5] for finding in held.findings] == [" new "]
+
+
 def test_levels_are_compared_with_those_of_the_released_version(begin: Begin) -> None:
     shop = begin("ada")
     shop.brake = BrakeSettings()
