@@ -28,7 +28,7 @@ from models import segments
 from models.rules import Rule, RulesSettings, match, prepare
 from models.segments import SegmentModel
 from publish.assignments import ASSIGNMENTS
-from publish.brake import BrakeSettings
+from publish.brake import LEVELS, BrakeSettings
 from publish.changes import Otherwise
 from publish.destination import DestinationSettings
 from publish.release import Candidate, Policy, publish
@@ -86,6 +86,11 @@ class World:
         return {as_of: one for frame in frames for as_of, one in frame.groupby("as_of", sort=True)}
 
 
+def levels_of(snapshot: pd.DataFrame) -> dict[str, float]:
+    """Return the levels that the brake looks at."""
+    return {name: float(snapshot.loc[snapshot[name] > 0, name].median()) for name in LEVELS}
+
+
 def find_segments(snapshot: pd.DataFrame) -> SegmentModel:
     """Find the segments that serve all the time."""
     fitted = segments.fit(snapshot, 3, SEGMENTS_MAX, seed=0)
@@ -116,7 +121,7 @@ class Shop:
         )
         manifest: dict[str, Any] = {
             **{"source": "stationary", "labels": ["churn", "conversion"], "configuration": "", "withheld": {}},
-            **{"rules_off": [], "definitions": []},
+            **{"rules_off": [], "definitions": [], "levels": levels_of(snapshot)},
             "models": {"segments": 1 if self.model else None, "churn": None, "conversion": None},
             "segments": {one.segment_id: one.name for one in self.model.segments} if self.model else {},
             "rules": {rule.name: {"title": rule.title, "condition": rule.condition} for rule in rules},

@@ -34,6 +34,7 @@ from models.names import marks
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
+from publish.brake import LEVELS
 from publish.consents import consents, unanswered
 from publish.destination import Delivery
 from publish.destinations import drop_unconfigured
@@ -211,9 +212,26 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
         "rules_off": [
             rule.name for rule in configuration.rules.rules if {*rule.features} - {*table_of(configuration).schema}
         ],
+        "levels": _levels(lake, configuration, as_of),
         "definitions": [definitions["gap"].total_seconds(), definitions["time_zone"], definitions["day_level"]],
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
+
+
+def _levels(lake: Lake, configuration: Configuration, as_of: datetime) -> dict[str, float]:
+    """Return medians of features at an instant, over the users who have any; none where these are few."""
+    table = table_of(configuration)
+    if as_of not in lake.partitions(table):
+        return {}
+    try:
+        snapshot = lake.read(table, only=[as_of])
+    except ContractError:  # of other windows than the configuration's: there is no comparing
+        return {}
+    medians = {name: snapshot[name].quantile(0.5, where=snapshot[name] > 0) for name in LEVELS}
+    counts = {f"{name}_users": (snapshot[name] > 0).sum() for name in LEVELS}
+    [found] = snapshot.agg(**medians, **counts).to_pyarrow().to_pylist()
+    least = max(configuration.publish.brake.audience_min, 1)
+    return {name: found[name] for name in LEVELS if (found[f"{name}_users"] or 0) >= least}
 
 
 def _hash(configuration: Configuration) -> str:

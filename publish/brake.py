@@ -1,13 +1,14 @@
 """The brake: a version that changes audiences or users more than is usual is held until a person releases it."""
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
 from pydantic import Field
 
+from features.snapshots import format_value, title
 from features.sources import Settings
 
 EXCHANGE_DAYS = 14
@@ -15,6 +16,9 @@ EXCHANGE_DAYS = 14
 EARLIER_MIN = 3
 WHOLE = 2.0
 """The change of an audience in which everybody left and as many others entered."""
+
+LEVELS = ("revenue_total", "pages_per_session")
+"""Features of which users have twice as much where their events count twice, and a hundred times where units change."""
 
 
 class BrakeSettings(Settings):
@@ -24,6 +28,7 @@ class BrakeSettings(Settings):
     which those who enter and leave may exceed what is usual for it. Another model or rule may move no larger share,
     nor may more members be lost. An audience of fewer members than `audience_min` is judged as if it had so many,
     since a few users are a large share of it. `users_loss_max` is the largest share by which there may be fewer users.
+    No level may change by more than `audience_change_max` either.
     """
 
     audience_change_max: float = Field(default=0.5, ge=0)
@@ -37,7 +42,8 @@ class Step:
 
     `audiences` has a row for each destination and segment: destination, segment_id, segment_name, members_before,
     entered, left; and `made`, how many of those another model or rule moved. Removals that must not wait (consent,
-    erased, holdout) are not in it, and erased users not in `users_before`. Times are in UTC.
+    erased, holdout) are not in it, and erased users not in `users_before`. `levels` are medians of features, before and
+    now, over the users who have any; none is 0. Times are in UTC.
     """
 
     since: datetime
@@ -45,6 +51,7 @@ class Step:
     users_before: int
     users: int
     audiences: pd.DataFrame
+    levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def days(self) -> float:
@@ -56,8 +63,8 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
     """Say why a version is to be held, compared with the released one: a line for each reason; none for none.
 
     `earlier` are what audiences did before, as `turnover.steps` has it. `staying_days` says of segments by their
-    definition how long a user who does nothing stays at most. What had no members before, such as a new destination,
-    is not judged. A share that is exactly at its limit passes. The largest changes come first.
+    definition how long a user who does nothing stays at most. Of what had no members before, only what another rule or
+    model made is judged. A share that is exactly at its limit passes. The largest changes come first.
     """
     findings = []
     if step.as_of < step.since:
@@ -67,8 +74,9 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
         if loss > settings.users_loss_max:
             shares = _compare(loss, settings.users_loss_max, "fewer")
             findings.append(f"users: {step.users_before:,} before, {step.users:,} now ({shares})")
-    audiences = step.audiences[step.audiences["members_before"] > 0]
-    changed = _shares(audiences, settings).assign(**_usual(audiences, earlier, staying_days, step.days, settings))
+    findings += _judge_levels(step.levels, settings)
+    usual = _usual(step.audiences, earlier, staying_days, step.days, settings)
+    changed = _shares(step.audiences, settings).assign(**usual)
     for row in changed.sort_values("change", ascending=False, kind="stable").to_dict("records"):
         if why := _excess(row, settings.audience_change_max):
             before, entered, left = (f"{row[name]:,.0f}" for name in ("members_before", "entered", "left"))
@@ -76,6 +84,15 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
             moves = f"{left} would leave and {entered} enter{_in_days(step.days)}"
             findings.append(f"{row['destination']}: {audience}: {before} members, {moves} ({why})")
     return findings
+
+
+def _judge_levels(levels: Mapping[str, tuple[float, float]], settings: BrakeSettings) -> Iterator[str]:
+    for name, (before, now) in levels.items():
+        change = abs(now - before) / before
+        if change > settings.audience_change_max:
+            values = f"{format_value(name, before)} before, {format_value(name, now)} now"
+            shares = _compare(change, settings.audience_change_max, "more" if now > before else "less")
+            yield f"{title(name)}, the median of users with any: {values} ({shares})"
 
 
 def _shares(moved: pd.DataFrame, settings: BrakeSettings) -> pd.DataFrame:
@@ -119,6 +136,8 @@ def _excess(row: Mapping[Hashable, Any], most: float) -> str:
     """Say by what an audience changes too much: nothing, where it does not."""
     if row["redefined"] > most:
         return f"{row['made']:,.0f} of them by another rule or model, {_compare(row['redefined'], most)}"
+    if not row["members_before"]:
+        return ""
     if row["change"] > row["usual_change"] + most:
         return _compare(row["change"], row["usual_change"] + most, usual=row["usual_change"])
     if row["loss"] > row["usual_loss"] + most:

@@ -37,8 +37,8 @@ class Candidate:
 
     `content` is a hash of them. The manifest has `source` (the configuration's name), `labels`, `models` (the version
     of each, by kind), `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones), `rules` (by
-    name: title, condition and needs), `rules_off` (those whose features there are not) and `definitions` (what features
-    depend on beside events). Versions of before may lack the last two.
+    name: title, condition and needs), `rules_off` (those whose features there are not), `definitions` (what features
+    depend on beside events) and `levels` (medians of features). Versions of before may lack the last three.
     """
 
     assignments: ir.Table
@@ -214,16 +214,25 @@ def _rows(table: ir.Table) -> int:
 def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str]:
     """Ask the brake."""
     members = count_members(lake.read(AUDIENCES))
-    moved = count_turnover(plan.changes).merge(members.rename(columns={"members": "members_before"}), on=AUDIENCE)
     names = {**_names(before.manifest), **_names(plan.version.manifest)}
+    moved = count_turnover(plan.changes).merge(members.rename(columns={"members": "members_before"}), "left", AUDIENCE)
+    moved = moved.fillna({"members_before": 0})
     moved["segment_name"] = [names.get(segment_id, segment_id) for segment_id in moved["segment_id"]]
+    known = {*before.manifest["segments"], *_conditions(before.manifest)}
+    moved = moved[moved["segment_id"].isin(known) & moved["destination"].isin(before.manifest["destinations"])]
     users = (_rows(versions.read_released(lake, before)), _rows(plan.assignments))
     recent = last_steps(versions.read_instants(lake))
     turnover = count_turnover(versions.read_changes_after(lake, recent))
     rules = plan.version.manifest["rules"].items()
     staying = {name: staying_days(parse(rule["condition"])) for name, rule in rules}
-    step = Step(before.as_of, plan.version.as_of, *users, moved)
+    step = Step(before.as_of, plan.version.as_of, *users, moved, _levels(before.manifest, plan.version.manifest))
     return judge(step, steps(turnover, members, recent), staying, policy.brake)
+
+
+def _levels(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return the levels of two versions that both have."""
+    before, now = (manifest.get("levels", {}) for manifest in (old, new))
+    return {name: (before[name], value) for name, value in now.items() if value and before.get(name)}
 
 
 def _count(changes: ir.Table) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -36,10 +36,11 @@ def judged(
     steps: Sequence[tuple[Any, ...]] = (*earlier((0, 0)), *earlier((0, 0)), *earlier((0, 0))),
     users: tuple[int, int] = (1000, 1000),
     staying: float = float("inf"),
+    levels: Mapping[str, tuple[float, float]] | None = None,
     **settings: Any,
 ) -> list[str]:
     """Judge audiences; without `steps`, of ones that have never changed."""
-    step = Step(AS_OF - days * DAY, AS_OF, *users, pd.DataFrame(list(audiences), columns=COLUMNS))
+    step = Step(AS_OF - days * DAY, AS_OF, *users, pd.DataFrame(list(audiences), columns=COLUMNS), levels or {})
     known = pd.DataFrame(list(steps), columns=STEPS)
     return judge(step, known, {"s1": staying}, BrakeSettings(**settings))
 
@@ -84,8 +85,11 @@ def test_a_small_audience_that_becomes_that_of_everybody_is_held() -> None:
     assert len(judged(audience(12, 4000, 12))) == 1
 
 
-def test_an_audience_that_had_nobody_never_brakes() -> None:
+def test_an_audience_that_had_nobody_brakes_only_for_another_rule_or_model() -> None:
     assert judged(audience(0, 5000, 0), audience_min=0) == []
+    assert judged(audience(0, 5000, 0, made=50)) == []
+    [said] = judged(audience(0, 5000, 0, made=5000))
+    assert said.endswith("(5,000 of them by another rule or model, 5000 %; at most 50 %)")
 
 
 def test_no_audiences_never_brake() -> None:
@@ -195,6 +199,23 @@ def test_the_first_users_never_brake() -> None:
     assert judged(users=(0, 0)) == []
 
 
+# --- levels ---
+
+
+def test_twice_the_revenue_or_a_hundredth_of_it_is_said_with_its_numbers() -> None:
+    assert judged(levels={"revenue_total": (43.2, 86.4)}) == [
+        "revenue, the median of users with any: 43 before, 86 now (100 % more; at most 50 %)"
+    ]
+    assert judged(levels={"pages_per_session": (4.2, 0.042)}) == [
+        "pages per session, the median of users with any: 4.2 before, 0.0 now (99 % less; at most 50 %)"
+    ]
+
+
+def test_a_level_that_changes_by_exactly_the_limit_is_released() -> None:
+    assert judged(levels={"revenue_total": (40, 60)}) == judged(levels={"revenue_total": (40, 20)}) == []
+    assert len(judged(levels={"revenue_total": (40, 60.1)})) == 1
+
+
 # --- instants ---
 
 
@@ -264,9 +285,10 @@ class Audiences:
         assert self.since is not None
         step = self._step(as_of, snapshot, rules)
         staying = {rule.name: staying_days(parse(rule.condition)) for rule in rules}
-        return judge(
-            Step(self.since, as_of, len(self.snapshot), len(snapshot), step), self.steps, staying, BrakeSettings()
-        )
+        before, now = stationary.levels_of(self.snapshot), stationary.levels_of(snapshot)
+        levels = {name: (before[name], now[name]) for name in now}
+        moved = Step(self.since, as_of, len(self.snapshot), len(snapshot), step, levels)
+        return judge(moved, self.steps, staying, BrakeSettings())
 
     def release(self, as_of: datetime, snapshot: pd.DataFrame) -> None:
         if self.since is not None:

@@ -51,6 +51,7 @@ class Shop:
     rules: dict[str, str] = field(default_factory=lambda: {"new": "tenure_days <= 7"})
     rules_off: list[str] = field(default_factory=list)
     gap_s: int = 1800
+    levels: dict[str, float] = field(default_factory=dict)
     model: int = 1
 
     def publish(
@@ -79,6 +80,7 @@ class Shop:
             "rules": {name: {"title": name.title(), "condition": text} for name, text in self.rules.items()},
             "rules_off": self.rules_off,
             "definitions": [self.gap_s],
+            "levels": self.levels,
         }
         content = str(hash(str(sorted(map(str, rows))))).zfill(20)
         candidate = Candidate(assignments, as_of, content, manifest)
@@ -318,6 +320,27 @@ def test_members_who_are_not_new_any_more_do_not_brake(shop: Shop) -> None:
     shop.publish(0, *new)
     later = [{"user_id": f"later-{number}", "rule_segments": ["new"]} for number in range(180)]
     assert shop.publish(7, *MANY, *later).held is None
+
+
+def test_a_rule_that_nobody_met_and_all_meet_when_it_is_turned_round_is_held_and_a_new_one_is_not(begin: Begin) -> None:
+    shop = begin(*MANY)
+    shop.brake = BrakeSettings()
+    all_of_them = [{"user_id": user, "rule_segments": ["later", "new"]} for user in MANY]
+    shop.rules = {"new": "tenure_days > 7", "later": "tenure_days >= 0"}
+    held = shop.publish(1, *all_of_them).held
+    assert held is not None
+    assert [finding.partition(":")[2][:5] for finding in held.findings] == [" new "]
+
+
+def test_levels_are_compared_with_those_of_the_released_version(begin: Begin) -> None:
+    shop = begin("ada")
+    shop.brake = BrakeSettings()
+    shop.levels = {"revenue_total": 40.0}
+    assert shop.publish(1, "ada").held is None  # the version before says nothing of it
+    shop.levels = {"revenue_total": 80.0}
+    held = shop.publish(2, "ada").held
+    assert held is not None
+    assert held.findings == ["revenue, the median of users with any: 40 before, 80 now (100 % more; at most 50 %)"]
 
 
 def test_an_audience_that_falls_below_members_min_is_no_reason_to_hold(shop: Shop) -> None:
