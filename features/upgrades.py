@@ -18,7 +18,7 @@ from features.events import EVENTS
 from features.files import FILES, fingerprint
 from features.lake import Lake
 from features.sources import Source
-from features.table import ContractError, Table, stack
+from features.table import Table, stack
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def find_upgrades(lake: Lake) -> list[Upgrade]:
     for table, _ in STEPS:
         contract = lake.contract(table) or table.contract
         if contract > table.contract:
-            raise ContractError(
-                f"{table.name}: is of contract {contract}, this release works with {table.contract}: upgrade Habitus"
-            )
+            raise table.refuse(contract)
         if contract < table.contract:
             found.append(Upgrade(table.name, contract, table.contract, lake.row_count(lake.stored(table))))
     return found
