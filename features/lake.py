@@ -392,12 +392,8 @@ class Lake:
     def _open(self, table: Table, version: int | None = None) -> DeltaTable:
         """Open a table. Raises ContractError where it is under another contract than this program's."""
         found = DeltaTable(str(self.folder / table.name), version=version)
-        number = _contract_of(found)
-        if number != table.contract:
-            what_to_do = "run `habitus upgrade CONFIG`" if number < table.contract else "upgrade Habitus"
-            raise ContractError(
-                f"{table.name}: is of contract {number}, this release works with {table.contract}: {what_to_do}"
-            )
+        if _contract_of(found) != table.contract:
+            raise table.refuse(_contract_of(found))
         return found
 
     @contextlib.contextmanager

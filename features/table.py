@@ -48,6 +48,13 @@ class Table:
             raise ContractError(f"{self.name}: {'; '.join(wrong)}")
         return expr.select(*self.schema.names)
 
+    def refuse(self, contract: int) -> ContractError:
+        """Return what to say of a stored table that is under another contract: which of the two is to be upgraded."""
+        what_to_do = "run `habitus upgrade CONFIG`" if contract < self.contract else "upgrade Habitus"
+        return ContractError(
+            f"{self.name}: is of contract {contract}, this release works with {self.contract}: {what_to_do}"
+        )
+
     @property
     def required(self) -> tuple[str, ...]:
         """List the columns that are never null."""

@@ -18,10 +18,20 @@ from features.events import EVENTS
 from features.files import FILES, fingerprint
 from features.lake import Lake
 from features.sources import Source
-from features.table import ContractError, Table
+from features.table import Table, stack
 
-Step = Callable[[ir.Table, Source, str], ir.Table]
-"""Makes rows of the next contract, from rows, and from the source and the time zone of the present configuration."""
+
+@dataclass(frozen=True)
+class Beside:
+    """Hold what a step may know beside its rows: the present configuration's, and EVENTS, which are upgraded first."""
+
+    source: Source
+    time_zone: str
+    events: ir.Table
+
+
+Step = Callable[[ir.Table, Beside], ir.Table]
+"""Makes rows of the next contract."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +50,7 @@ def find_upgrades(lake: Lake) -> list[Upgrade]:
     for table, _ in STEPS:
         contract = lake.contract(table) or table.contract
         if contract > table.contract:
-            raise ContractError(
-                f"{table.name}: is of contract {contract}, this release works with {table.contract}: upgrade Habitus"
-            )
+            raise table.refuse(contract)
         if contract < table.contract:
             found.append(Upgrade(table.name, contract, table.contract, lake.row_count(lake.stored(table))))
     return found
@@ -52,21 +60,39 @@ def upgrade(lake: Lake, wanted: Upgrade, source: Source, time_zone: str) -> None
     """Do an upgrade, in one commit. Have the lake alone."""
     [(table, steps)] = [(table, steps) for table, steps in STEPS if table.name == wanted.table]
     missing = steps[wanted.before - 1 :]
-    lake.upgrade(table, lambda rows: reduce(lambda before, step: step(before, source, time_zone), missing, rows))
+    events = lake.read(lake.stored(EVENTS) if lake.has(EVENTS) else EVENTS)
+    beside = Beside(source, time_zone, events)
+    lake.upgrade(table, lambda rows: reduce(lambda before, step: step(before, beside), missing, rows))
 
 
-def _add_order_id(events: ir.Table, source: Source, time_zone: str) -> ir.Table:
+def _add_order_id(events: ir.Table, beside: Beside) -> ir.Table:
     """Say nothing of orders, and of a file only what is known: the very first events did not name theirs."""
     if "source_file" not in events.columns:
         events = events.mutate(source_file=ibis.literal(UNKNOWN_FILE))
     return events.mutate(order_id=ibis.null("string"))
 
 
-def _say_rule_of_ids(files: ir.Table, source: Source, time_zone: str) -> ir.Table:
-    """Ids were made by the first rule; what was read as it would be now is known by the new fingerprint."""
-    before, now = _first_fingerprints(source, time_zone)
+def _say_rule_of_ids(files: ir.Table, beside: Beside) -> ir.Table:
+    """Say that ids were made by the first rule; what was read as it would be now is known by the new fingerprint.
+
+    An ingest that broke off left events of files that are not there: of them only that rule is known. Where there are
+    no files at all, it was a rebuild, which begins anew.
+    """
+    before, now = _first_fingerprints(beside.source, beside.time_zone)
+    rule = ibis.literal(1, "int64")
     same = files.fingerprint == before
-    return files.mutate(id_rule=ibis.literal(1, "int64"), fingerprint=ibis.ifelse(same, now, files.fingerprint))
+    known = files.mutate(id_rule=rule, fingerprint=ibis.ifelse(same, now, files.fingerprint))
+    mapping = known.fingerprint.max().to_pyarrow().as_py()
+    if mapping is None:
+        return known
+    texts = {"content": "", "fingerprint": mapping, "columns": "{}"}
+    broken_off = beside.events.select(path="source_file").distinct().anti_join(files, "path")
+    broken_off = broken_off.mutate(
+        id_rule=rule,
+        **{name: ibis.literal(text) for name, text in texts.items()},
+        **{name: ibis.literal(0, "int64") for name in ("read", "accepted", "rejected", "known")},
+    )
+    return stack(known, broken_off)
 
 
 def _first_fingerprints(source: Source, time_zone: str) -> tuple[str, str]:

@@ -37,6 +37,7 @@ from features.upgrades import STEPS, Upgrade
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.forget import begin, finish
 from flows.ingest import Ingested, accept_files
+from flows.snapshot import store_snapshots
 from flows.upgrade import Upgraded, upgrade_lake
 from publish.changes import CHANGES
 
@@ -309,6 +310,45 @@ def test_users_can_be_erased_after_it_and_leave_no_file_of_before(unpacked: Path
     with shop.configuration.open_lake() as lake:
         files = {path.name for path in (lake.folder / "events").glob("*/*.parquet")}
         assert files == {Path(file).name for file in lake.files(EVENTS)}
+
+
+FIRST_FILES = replace(
+    FILES,
+    schema=ibis.schema({name: kind for name, kind in FILES.schema.items() if name != "id_rule"}),
+    contract=1,
+)
+
+
+def test_events_of_an_ingest_that_broke_off_are_known_when_their_file_comes_again(old: Shop) -> None:
+    late = f"march-2.{old.suffix}"
+    with Lake(old.folder / "lake") as lake:
+        lake.write(FIRST_FILES, lake.read(FIRST_FILES).filter(lambda files: files.path != late))
+    old.upgrade()
+    assert {row["path"]: (row["content"], row["id_rule"]) for row in old.rows(FILES)}[late] == ("", 1)
+    rows = old.rows(EVENTS)
+
+    assert (old.ingest().batch.files, old.rows(EVENTS)) == (1, rows)
+    assert [row["path"] for row in old.rows(FILES)] == [f"march-{number}.{old.suffix}" for number in (1, 2, 3)]
+
+
+def test_a_rebuild_that_broke_off_begins_anew(old: Shop) -> None:
+    with Lake(old.folder / "lake") as lake:
+        lake.write(FIRST_FILES, lake.read(FIRST_FILES).limit(0))
+    old.upgrade()
+    assert old.rows(FILES) == []
+    assert old.ingest().batch.files == 3
+
+
+@pytest.mark.slow
+def test_snapshots_are_those_of_before(unpacked: Path, tmp_path: Path) -> None:
+    shop = Shop(unpacked / "csv", "csv").copy(tmp_path)
+    rows = shop.rows(SNAPSHOTS)
+    shop.upgrade()
+    with shop.configuration.open_lake() as lake:
+        update_sessions(lake, shop.configuration.sessions.gap)
+    store_snapshots.fn(str(shop.config), rows[0]["as_of"], False)
+    assert shop.rows(SNAPSHOTS) == rows
+    assert len(rows) == 5
 
 
 # A mapping that was changed since the files were read.
