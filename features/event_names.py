@@ -52,9 +52,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """The standard names, and how other tools call the same; upper and lower case, blanks and signs do not matter."""
 STANDARD = tuple(ALIASES)
-ALIKE = {
-    re.sub("[^a-z0-9]", "", alias.lower()): name for name, aliases in ALIASES.items() for alias in (name, *aliases)
-}
+SIGNS = re.compile(r"[\W_]")
+ALIKE = {SIGNS.sub("", alias.lower()): name for name, given in ALIASES.items() for alias in (name, *given)}
 NAMES_KEPT = 100
 NAMES_SHOWN = 20
 LONGEST, SHOWN = 200, 60
@@ -63,7 +62,7 @@ LONGEST, SHOWN = 200, 60
 
 @dataclass(frozen=True)
 class EventName:
-    """Count the events of a name. `mapped`: [events.names] gives it; `likely`: the standard name that it may mean."""
+    """Count the events of a name. `mapped`: [events.names] gives it; `likely`: the name of ours that it may mean."""
 
     name: str
     events: int
@@ -74,7 +73,7 @@ class EventName:
 
 @dataclass(frozen=True)
 class EventNames:
-    """Hold the most frequent names, those that are like a standard one among them, and how many more there are."""
+    """Hold the most frequent names, those that are like one of ours among them, and how many more there are."""
 
     names: list[EventName] = field(default_factory=list)
     more: int = 0
@@ -82,12 +81,14 @@ class EventNames:
 
 def count_names(events: ir.Table, mapping: Mapping[str, str]) -> EventNames:
     """Count EVENTS by name. `mapping` holds the source's names and ours: a name that maps to itself is meant so."""
+    mapped = {_plain(source): ours for source, ours in mapping.items() if source != ours}
     counts = events.group_by("event_name").agg(events=events.count())
     key = counts.event_name.lower().re_replace(r"[^\p{L}\p{N}]", "")
-    known = counts.mutate(key=key, name=counts.event_name.left(LONGEST + 1), alike=key.isin(list(ALIKE)))
+    known = counts.mutate(key=key, name=counts.event_name.left(LONGEST + 1), alike=key.isin([*ALIKE, *mapped]))
     kept = known.order_by(known.alike.desc(), known.events.desc(), known.event_name).limit(NAMES_KEPT)
     rows = kept.select("name", "events", "key").to_pyarrow().to_pylist()
-    names = [_judge(row["name"], row["events"], row["key"], mapping) for row in rows]
+    alike = {row["key"]: [mapped.get(row["key"]), ALIKE.get(row["key"])] for row in rows}
+    names = [_judge(row["name"], row["events"], alike[row["key"]], mapping) for row in rows]
     more = int(counts.count().to_pyarrow().as_py()) - len(names)
     return EventNames(sorted(names, key=lambda one: (-one.events, one.name)), more)
 
@@ -95,7 +96,7 @@ def count_names(events: ir.Table, mapping: Mapping[str, str]) -> EventNames:
 def list_names(found: EventNames) -> list[str]:
     """Say in up to two lines how many events have which name: those that are standard or mapped, and all others.
 
-    Names that are like a standard one are not among these: `hints` says them.
+    Names that are like one of ours are not among these: `hints` says them.
     """
     meant = [one for one in found.names if one.standard or one.mapped]
     others = [one for one in found.names if not (one.standard or one.mapped or one.likely)]
@@ -104,18 +105,19 @@ def list_names(found: EventNames) -> list[str]:
 
 
 def hints(found: EventNames, mapping: Mapping[str, str]) -> list[str]:
-    """Say of each name that is like a standard one what to write, so that its events count."""
-    alike = [one for one in found.names if one.likely and len(one.name) <= SHOWN]
+    """Say of each name that is like one of ours what to write, so that its events count."""
+    alike = [one for one in found.names if one.likely]
     lines = []
     for one in alike[:NAMES_SHOWN]:
         sources = [source for source, ours in mapping.items() if ours == one.name] or [one.name]
-        entries = ", ".join(f'{_toml(source)} = "{one.likely}"' for source in sources)
+        entries = ", ".join(f"{_toml(source)} = {_toml(str(one.likely))}" for source in sources)
         count = f"{one.events:,} event{' is' if one.events == 1 else 's are'}"
         lines.append(
             f"{count} named {one.name!r}, which counts as no {one.likely}; if it is one, write {entries} under "
             "[events.names]"
         )
-    return lines
+    left = len(alike) - len(lines)
+    return [*lines, f"{left:,} more names are like these"] if left else lines
 
 
 def check_names(key: str, names: Iterable[str], mapping: Mapping[str, str]) -> None:
@@ -125,11 +127,16 @@ def check_names(key: str, names: Iterable[str], mapping: Mapping[str, str]) -> N
             raise ValueError(f"{key}: [events.names] makes {mapping[name]!r} of {name!r}; write {mapping[name]!r}")
 
 
-def _judge(name: str, events: int, key: str, mapping: Mapping[str, str]) -> EventName:
+def _judge(name: str, events: int, alike: list[str | None], mapping: Mapping[str, str]) -> EventName:
+    """Say what a name is. `alike` are names of ours that it is like but for case, blanks, signs and wording."""
     standard, mapped = name in STANDARD, name in mapping.values()
-    is_meant = standard or mapping.get(name) == name
-    cut = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
-    return EventName(cut, events, standard, mapped, None if is_meant else ALIKE.get(key))
+    is_meant = standard or mapping.get(name) == name or len(name) > SHOWN  # longer ones nobody would write down
+    likely = None if is_meant else next((ours for ours in alike if ours and ours != name), None)
+    return EventName(name if len(name) <= LONGEST else f"{name[:LONGEST]}...", events, standard, mapped, likely)
+
+
+def _plain(text: str) -> str:
+    return SIGNS.sub("", text.lower())
 
 
 def _enumerate(names: list[EventName], more: int) -> str:

@@ -102,6 +102,17 @@ def test_a_name_that_is_mapped_to_itself_is_meant_so(engine: DuckDB) -> None:
     assert (found.mapped, found.likely) == (True, None)
 
 
+def test_a_name_may_be_like_one_that_is_mapped(engine: DuckDB) -> None:
+    mapping = {"Kauf_Getätigt": "purchase", "forumng": "forum", "order completed": "Order Completed"}
+    found = counted(engine, "KAUF GETÄTIGT ", "forum-ng", "Order Completed", mapping=mapping)
+
+    assert {one.name: one.likely for one in found.names} == {
+        "KAUF GETÄTIGT ": "purchase",
+        "forum-ng": "forum",
+        "Order Completed": "purchase",  # what the mapping gives is no standard name
+    }
+
+
 # --- hints ---
 
 
@@ -130,8 +141,18 @@ def test_the_line_to_write_is_toml_and_harmless_whatever_the_name(engine: DuckDB
     assert hint.isprintable()
 
 
-def test_a_name_too_long_to_write_gives_no_hint(engine: DuckDB) -> None:
-    assert hints(counted(engine, "purchase" + " " * 1_000_000), {}) == []
+def test_a_name_too_long_to_write_gives_no_hint_and_is_listed(engine: DuckDB) -> None:
+    found = counted(engine, "purchase" + " " * 1000)
+
+    assert hints(found, {}) == []
+    assert list_names(found) == [f"without a standard name: 'purchase{' ' * 52}...' 1"]
+
+
+def test_of_many_alike_names_twenty_have_a_hint_and_the_others_are_counted(engine: DuckDB) -> None:
+    found = counted(engine, *("purchase" + "!" * number for number in range(1, NAMES_SHOWN + 6)))
+
+    assert len(hints(found, {})) == NAMES_SHOWN + 1
+    assert hints(found, {})[-1] == "5 more names are like these"
 
 
 # --- lists ---

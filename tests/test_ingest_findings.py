@@ -1,8 +1,13 @@
 """What an ingest says of what it read: too many unusable rows, users that are none, names of events, users' files."""
 
+import gzip
+import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.event_names import EventName
@@ -64,6 +69,47 @@ def test_more_unusable_rows_than_a_fifth_stop_an_ingest_before_anything_is_store
     with Lake(tmp_path / "lake") as lake:
         assert not lake.has(EVENTS)
     assert ingest(tmp_path, "rejected_max = 0.28").accepted == 8
+
+
+ROWS = [
+    {"user": "ada", "at": "2024-03-01", "event": "home", "amount": 1.5},
+    {"user": None, "at": "2024-03-01", "event": "home", "amount": 20.0},
+]
+
+
+def write_csv_gz(folder: Path) -> None:
+    lines = ["user;at;event;amount", *(";".join(str(value or "") for value in row.values()) for row in ROWS)]
+    (folder / "a.csv.gz").write_bytes(gzip.compress("\r\n".join(lines).encode()))
+
+
+def write_jsonl(folder: Path) -> None:
+    (folder / "a.jsonl").write_text("\n\n".join(json.dumps(row) for row in ROWS))
+
+
+def write_parquet(folder: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "a.parquet")
+
+
+def write_broken_csv(folder: Path) -> None:
+    put(folder, "a.csv", GOOD[0], "ada,2024-03-01,home,1,2")
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [
+        (write_csv_gz, "a.csv.gz, line 3: no user"),
+        (write_jsonl, "a.jsonl, line 3: no user"),
+        (write_parquet, "a.parquet, row 2: no user"),
+        (write_broken_csv, "a.csv, line 3: the line could not be read as a row"),
+    ],
+)
+def test_an_unusable_row_is_found_in_every_format(tmp_path: Path, write: Callable[[Path], None], place: str) -> None:
+    write(tmp_path)
+    [file] = tmp_path.iterdir()
+    (tmp_path / "habitus.toml").write_text(CONFIG.replace("SETTINGS", "").replace("*.csv", file.name))
+
+    with pytest.raises(SourceError, match=f"such as {place}; mend"):
+        accept_files.fn(str(tmp_path / "habitus.toml"), NOW, False)
 
 
 def test_a_fifth_passes_and_each_ingest_is_judged_by_its_own_files(tmp_path: Path) -> None:
