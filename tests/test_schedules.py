@@ -36,7 +36,8 @@ def run_each_way(folder: Path) -> dict[str, Any]:
     config = small_shop(folder / "shop", EVENTS_END)
     config.write_text(config.read_text().replace('time_zone = "UTC"', 'time_zone = "Europe/Berlin"', 1))
     [daily, weekly] = shipped()
-    alone = daily | {"name": "alone", "entrypoint": "flows.snapshot.snapshot"}
+    given = daily["parameters"] | {"as_of": EARLIER}  # a date of YAML, not a text
+    alone = daily | {"name": "alone", "entrypoint": "flows.snapshot.snapshot", "parameters": given}
     with schedule(folder, [daily, weekly, alone]) as prefect:
         with working_lock(folder / "shop" / "lake", 0):
             scheduled = prefect.start("refresh/daily-score")
@@ -156,7 +157,8 @@ def test_ten_runs_in_a_row_complete_while_files_arrive(tmp_path: Path) -> None:
 def test_two_runs_at_once_take_turns(tmp_path: Path) -> None:
     small_shop(tmp_path / "shop", EVENTS_END)
     with schedule(tmp_path, shipped()) as prefect:
-        ids = [prefect.start("refresh/daily-score"), prefect.start("run/weekly-train")]
+        now = datetime.now(UTC)
+        ids = [prefect.start(deployment, now) for deployment in ("refresh/daily-score", "run/weekly-train")]
         runs = [prefect.await_end(run) for run in ids]
 
     assert [run["state_name"] for run in runs] == ["Completed"] * 2, [run["state"] for run in runs]
