@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,7 +72,7 @@ def test_more_unusable_rows_than_a_fifth_stop_an_ingest_before_anything_is_store
     assert ingest(tmp_path, "rejected_max = 0.28").accepted == 8
 
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"user": "ada", "at": "2024-03-01", "event": "home", "amount": 1.5},
     {"user": None, "at": "2024-03-01", "event": "home", "amount": 20.0},
 ]
