@@ -11,7 +11,15 @@ from features.placeholders import in_words
 from features.places import find_lines
 from features.sources import SourceError, row_text
 
-UNUSABLE = ("malformed_row", "no_user", "no_time", "unparseable_time", "no_event_name", "unparseable_number")
+UNUSABLE = (
+    "malformed_row",
+    "no_user",
+    "inexact_id",
+    "no_time",
+    "unparseable_time",
+    "no_event_name",
+    "unparseable_number",
+)
 """The reasons that files or their mapping are to blame for; a row that is rejected for another was read well."""
 EXAMPLES = 3
 CANDIDATES = 1000
