@@ -317,10 +317,12 @@ def _due(lake: Lake, names: list[str], now: datetime) -> ir.Table | None:
 
 def _replace(lake: Lake, configuration: Configuration, judged: _Judged, known: list[File]) -> tuple[Batch, bool]:
     """Make the tables what the files hold."""
-    events = materialize(judged.events)
-    repeated = find_repeated(events)
-    events = materialize(events.anti_join(repeated, "event_id"))
-    rejected = materialize(stack(judged.rejected, reject_events(repeated, DUPLICATE_LINE)))
+    events, rejected = judged.events, judged.rejected
+    if configuration.events.columns.order_id is not None:
+        events = materialize(events)
+        repeated = find_repeated(events)
+        events = events.anti_join(repeated, "event_id")
+        rejected = materialize(stack(rejected, reject_events(repeated, DUPLICATE_LINE)))
     none = events.filter(ibis.literal(False))
     batch, files = _sum_up(configuration, judged, events, rejected, none, [], None)
     if known and sorted(known, key=_key) != files:
@@ -335,12 +337,16 @@ def _add(lake: Lake, configuration: Configuration, judged: _Judged, known: list[
     """Add to the tables what is new.
 
     Each step may be repeated: if this breaks off anywhere, EVENTS and REJECTED are the same after another run. So
-    REJECTED hold what the last reading of a file rejected, and its events that gave way to those of other files since.
+    REJECTED hold what the last reading of a file rejected, and its events that gave way to those of other files since;
+    and what they no longer hold leaves them only when EVENTS have it.
     """
     names = [name_of(path, configuration.folder) for path in judged.files.values()]
     before = lake.read(REJECTED)
     others = before.filter(before.source_file.notin(names))
-    repeated = materialize(events_in(others.filter(others.reason == DUPLICATE_LINE)))
+    waiting = materialize(events_in(others.filter(others.reason == DUPLICATE_LINE)))
+    repeated = waiting
+    if _count(waiting):  # a run that broke off may have left some that are events again, or still
+        repeated = materialize(waiting.anti_join(lake.read(EVENTS).select("event_id"), "event_id"))
     events = materialize(judged.events)
     twins = stack(_twins(lake, configuration, events), repeated.semi_join(events, "event_id").drop("rejected_id"))
     found = reconcile(events, materialize(twins))
@@ -356,16 +362,21 @@ def _add(lake: Lake, configuration: Configuration, judged: _Judged, known: list[
     theirs = found.displaced.filter(found.displaced.source_file.notin(names))
     gave_way = stack(reject_events(theirs, DUPLICATE_ID), reject_events(lines.repeated, DUPLICATE_LINE))
     fresh = materialize(stack(rejected, gave_way).distinct())
-    taken_up = repeated.semi_join(stack(lines.entering, found.displaced), "event_id").select("rejected_id")
-    if judged.due is not None:
-        taken_up = taken_up.union(judged.due.select("rejected_id"))
-    kept = others.anti_join(materialize(taken_up), "rejected_id").anti_join(fresh, "rejected_id")
+    kept = materialize(others.anti_join(fresh, "rejected_id"))
     changed = lake.write(REJECTED, stack(fresh, kept))
 
     days = _days(stack(lines.entering, lines.leaving))
     if days:
         stored = lake.read(EVENTS, only=days).anti_join(lines.leaving, "event_id")
         changed |= lake.write(EVENTS, stack(lines.entering, stored.anti_join(lines.entering, "event_id")), only=days)
+    gone = stack(lines.entering, found.displaced)
+    taken_up = waiting.filter(waiting.event_id.notin(repeated.event_id) | waiting.event_id.isin(gone.event_id))
+    taken_up = taken_up.select("rejected_id")
+    if judged.due is not None:
+        taken_up = taken_up.union(judged.due.select("rejected_id"))
+    taken_up = materialize(taken_up)
+    if _count(taken_up):
+        changed |= lake.write(REJECTED, stack(fresh, kept.anti_join(taken_up, "rejected_id")))
     kept_files = [file for file in known if file["path"] not in superseded]
     changed |= _write_files(lake, [*kept_files, *files])
     return replace(batch, merged=_count_merged(lake, fresh)), changed
