@@ -78,7 +78,7 @@ def _say_rule_of_ids(files: ir.Table, beside: Beside) -> ir.Table:
     An ingest that broke off left events of files that are not there: of them only that rule is known. Where there are
     no files at all, it was a rebuild, which begins anew.
     """
-    before, now = _first_fingerprints(beside.source, beside.time_zone)
+    before, now = first_fingerprints(beside.source, beside.time_zone)
     rule = ibis.literal(1, "int64")
     same = files.fingerprint == before
     known = files.mutate(id_rule=rule, fingerprint=ibis.ifelse(same, now, files.fingerprint))
@@ -95,10 +95,14 @@ def _say_rule_of_ids(files: ir.Table, beside: Beside) -> ir.Table:
     return stack(known, broken_off)
 
 
-def _first_fingerprints(source: Source, time_zone: str) -> tuple[str, str]:
+def first_fingerprints(source: Source, time_zone: str) -> tuple[str, str]:
     """Return the fingerprint of a mapping by the formula of then and of now, as far as there were such keys then."""
     known: Any = dict.fromkeys(FIRST_KEYS, True) | {"columns": FIRST_COLUMNS}
     settings: dict[str, Any] = source.model_dump(mode="json", include=known)
+    settings["columns"] = {
+        name: {key: given[key] for key in ("sql", "value")} if isinstance(given, dict) else given
+        for name, given in settings["columns"].items()
+    }
     now = fingerprint(Source.model_validate({**settings, "files": source.files}), time_zone)
     settings |= {"time_zone": source.time_zone or time_zone, "events": FIRST_EVENTS}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(), now

@@ -774,6 +774,29 @@ def test_a_repeated_line_counts_where_the_one_it_repeats_turns_out_to_be_another
     assert (orders.rows(EVENTS), orders.rows(REJECTED)) == as_at_once(orders, NOW)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("table", [REJECTED, EVENTS, FILES])
+def test_what_was_held_back_or_repeated_is_not_lost_where_a_run_breaks_off(orders: Shop, table: Table) -> None:
+    orders.put(
+        "c.csv",
+        "c,ada,2024-03-01 10:00:09,purchase,o1,lamp,1,20",
+        "d,ada,2024-03-02 10:00:00,purchase,o2,lamp,1,20",
+        header=ORDER_HEADER,
+    )
+    orders.ingest(now=datetime(2024, 3, 2, tzinfo=UTC))
+    orders.put("e.csv", "b,ada,2024-03-01 10:00:01,purchase,o1,lamp,1,25", header=ORDER_HEADER)
+    version = DeltaTable(str(orders.folder / "lake" / table.name)).version()
+    in_the_way = orders.folder / "lake" / table.name / "_delta_log" / f"{version + 1:020}.json"
+    in_the_way.mkdir()
+    with pytest.raises(Exception, match="commit|Commit"):
+        orders.ingest()
+    in_the_way.rmdir()
+    orders.ingest()
+
+    assert orders.ids() == ["b", "c", "d"]
+    assert (orders.rows(EVENTS), orders.rows(REJECTED)) == as_at_once(orders, NOW)
+
+
 # --- as a command ---
 
 

@@ -26,14 +26,14 @@ from features.aliases import ALIASES
 from features.attributes import ATTRIBUTES
 from features.erasures import ERASURES
 from features.events import EVENTS, REJECTED
-from features.files import FILES, ID_RULE
+from features.files import FILES, ID_RULE, fingerprint
 from features.increments import update_sessions
 from features.lake import Lake, LakeInUseError
 from features.sessions import SESSIONS
 from features.snapshots import SNAPSHOTS
-from features.sources import SourceError
+from features.sources import Source, SourceError
 from features.table import Table
-from features.upgrades import STEPS, Upgrade
+from features.upgrades import STEPS, Upgrade, first_fingerprints
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.forget import begin, finish
 from flows.ingest import Ingested, accept_files
@@ -213,6 +213,14 @@ def test_days_are_upgraded_some_at_a_time(old: Shop, upgraded: Shop, monkeypatch
     assert len(seen) > 5
     assert max(seen) < 30
     assert old.rows(EVENTS) == upgraded.rows(EVENTS)
+
+
+def test_the_first_fingerprint_of_a_mapping_is_as_0_1_0_made_it() -> None:
+    columns = {"user_id": "u", "occurred_at": {"sql": "x+1"}, "event_name": {"value": "v"}, "event_id": ["a", "b"]}
+    given = {"files": "a.csv", "time_unit": "s", "names": {"a": "b"}, "columns": columns}
+    source = Source.model_validate(given)
+    made_by_0_1_0 = "4cd22117e5117dfdcfd19da8863e0a8c1645a4ee1a7f6bd7f622c4d463b6cec0"
+    assert first_fingerprints(source, "Europe/Berlin") == (made_by_0_1_0, fingerprint(source, "Europe/Berlin"))
 
 
 # What goes on after it.
