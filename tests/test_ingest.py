@@ -788,7 +788,7 @@ def test_what_was_held_back_or_repeated_is_not_lost_where_a_run_breaks_off(order
     version = DeltaTable(str(orders.folder / "lake" / table.name)).version()
     in_the_way = orders.folder / "lake" / table.name / "_delta_log" / f"{version + 1:020}.json"
     in_the_way.mkdir()
-    with pytest.raises(Exception, match="commit|Commit"):
+    with pytest.raises(Exception, match=r"[Cc]ommit"):
         orders.ingest()
     in_the_way.rmdir()
     orders.ingest()
