@@ -33,6 +33,7 @@ LABELS = ("test_labels", "test_laws")
 CONDITIONS = ("test_conditions", "test_rules")
 CHANGES = ("test_changes", "test_release")
 BRAKE = ("test_brake", "test_turnover")
+DISCRETION = ("test_discretion",)
 MUTANTS = {
     # The five of sessionization.
     "what may go on at the border of a chunk is over": Mutant(
@@ -262,6 +263,30 @@ MUTANTS = {
         'kind == "macro" and name not in within',
         "False",
         ("test_expressions",),
+    ),
+    # What may be said, and to whom.
+    "an engine's value is repeated": Mutant(
+        "features/discretion.py",
+        "return NUMBER.sub(HIDDEN, hidden",
+        "return (lambda _, words: words)(HIDDEN, hidden",
+        DISCRETION,
+    ),
+    "an error keeps what it came from": Mutant("flows/world.py", "raise error from None", "raise error", DISCRETION),
+    "an error that nobody foresaw is let through": Mutant(
+        "flows/world.py",
+        "raise unexpected(where(error)).with_traceback(error.__traceback__) from None",
+        "raise",
+        DISCRETION,
+    ),
+    "segments are described by what is personal": Mutant(
+        "models/segments.py", 'users.drop(columns=[*personal], errors="ignore")', "users", ("test_segments",)
+    ),
+    "names of before stay": Mutant(
+        "models/segments.py", "if naming.needs(one, personal)]", "if False]", ("test_segments",)
+    ),
+    "a reason says what is personal": Mutant("models/reasons.py", " | is_personal] = 0", "] = 0", ("test_reasons",)),
+    "a condition on what is personal is told": Mutant(
+        "models/rules.py", 'condition="")', "condition=rule.condition)", ("test_rules",)
     ),
 }
 
