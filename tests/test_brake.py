@@ -151,8 +151,9 @@ def test_in_fewer_days_as_much_is_usual_as_members_may_come_and_go_at_once() -> 
 
 
 def test_what_another_rule_or_model_moved_before_is_not_usual() -> None:
-    redefined = earlier((0, 900), (0, 900), (0, 900), made=900)
-    assert len(judged(audience(1000, 0, 600), steps=redefined)) == 1
+    narrower, wider = (earlier(moved, moved, moved, made=900) for moved in ((0, 900), (900, 0)))
+    assert len(judged(audience(1000, 0, 600), steps=narrower)) == 1
+    assert len(judged(audience(1000, 600, 0), steps=wider)) == 1
 
 
 def test_what_another_rule_or_model_moves_is_never_usual() -> None:
