@@ -17,6 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect_server import await_server
 from rich.console import Console
@@ -206,7 +207,7 @@ def served(walked: Walked) -> Iterator[dict[str, TestClient]]:
     keys.close()
 
 
-def answers_to(client: TestClient, users: list[str]) -> Iterator[tuple[str, bytes]]:
+def answers_to(client: TestClient, users: list[str]) -> Iterator[tuple[str, httpx.Response]]:
     """Ask every route, for every segment and some users, and what has a form for that; yield what is answered."""
     now = client.get("/segments").json()
     segments = [one["segment_id"] for one in now["segments"]]
@@ -214,14 +215,14 @@ def answers_to(client: TestClient, users: list[str]) -> Iterator[tuple[str, byte
         for method in operations:
             if method == "post":
                 given: dict[str, Any] = {"json" if path.endswith("lookup") else "data": {"user_id": users[0]}}
-                yield path, client.request(method, path, **given).content
+                yield path, client.request(method, path, **given)
                 continue
             for segment in segments if "{segment_id}" in path else [""]:
                 for user in users if "{user_id" in path else [""]:
                     filled = path.replace("{segment_id}", segment).replace("{version}", str(now["version"]))
                     filled = filled.replace("{user_id}", user).replace("{user_id:anything}", user)
                     asked = {"limit": 1000} if path.endswith(("/users", "/changes")) else {}
-                    yield filled, client.get(filled, params=asked).content
+                    yield filled, client.get(filled, params=asked)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -231,7 +232,11 @@ def test_the_api_tells_it_to_keys_that_may_see_it(walked: Walked, served: dict[s
 
     answers = [*answers_to(served[scope], users)]
 
-    telling = {path for path, content in answers if PLANTED.encode() in b"\n".join([content, *unpacked(content)])}
+    told = {path: b"\n".join([answer.content, *unpacked(answer.content)]) for path, answer in answers}
+    telling = {path for path, content in told.items() if PLANTED.encode() in content}
+    refused = {path for path, answer in answers if answer.status_code == 403}
+    assert {answer.status_code for _, answer in answers} <= {200, 403}
+    assert bool(refused) == (scope == "aggregate")
     assert len(answers) > 20
     if scope == "personal":
         assert {"/", "/segments/S01", "/segments/islanders", f"/users/{users[0]}"} <= telling
