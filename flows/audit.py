@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import ibis.expr.types as ir
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from features.attributes import ATTRIBUTES
+from features.discretion import HIDDEN
 from features.events import EVENTS
 from features.increments import is_current
 from features.labels import labels_table
@@ -132,6 +133,7 @@ def _find(
     logger.debug("audit: looking at each feature alone")
     measured = leaks.measure_alone(frame, labels)
     too_good, naming = leaks.too_good(measured), leaks.find_naming(frame, labels)
+    naming = [replace(one, value=HIDDEN) if one.feature in configuration.personal else one for one in naming]
     changed = [change for journey in journeys for change in journey.changed]
     best = {alone.label: alone for alone in reversed(measured)}
     return Audited(

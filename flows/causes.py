@@ -51,4 +51,6 @@ def _discover(
     previous = read_previous(lake, configuration, as_of).to_pandas().set_index("user_id")[scoring.PREVIOUS]
     stayed = snapshot["user_id"].map(previous)
     margin = configuration.segments.dwell_margin
-    return segments.assign(named(registry, name, version), snapshot, stayed, margin)["segment_id"]
+    return segments.assign(named(registry, name, version, configuration.personal), snapshot, stayed, margin)[
+        "segment_id"
+    ]

@@ -229,6 +229,11 @@ class Configuration(Settings):
         return self.users.attributes if self.users else []
 
     @property
+    def personal(self) -> list[str]:
+        """List the attributes of users that not everybody may see."""
+        return sorted(set(self.report.personal) - {USER_ID})
+
+    @property
     def consent_columns(self) -> dict[str, str]:
         """Return the columns of the users' file that purposes name, with the key that does."""
         named = {f"purposes.{name}.attribute": purpose.attribute for name, purpose in self.purposes.items()}

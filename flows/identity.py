@@ -1,6 +1,6 @@
 """Who a segment is: its id and its name through the trainings of a model, and how firmly users stay in it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from features.lake import Lake
-from features.table import Table
 from flows.configuration import Configuration
 from flows.snapshot import table_of
+from models import names as naming
 from models import segments
 from models.dwell import flap_rate
 from models.lineage import Lineage
@@ -30,15 +30,15 @@ def align(
     snapshot: pd.DataFrame,
     as_of: datetime,
     lake: Lake,
-    table: Table,
+    configuration: Configuration,
 ) -> tuple[SegmentModel, Lineage]:
     """Give a model of a snapshot the ids of those segments that serve, and the names that people gave to them.
 
-    They are compared in the snapshot that the serving version was trained on, too, where the lake's `table` holds it.
+    They are compared in the snapshot that the serving version was trained on, too, where the lake holds it.
     """
-    old, before = None, None
+    old, before, table = None, None, table_of(configuration)
     if serving is not None:
-        old = named(registry, name, serving)
+        old = named(registry, name, serving, configuration.personal)
         trained_at = registry.trained_at(name, serving.number)
         if trained_at in lake.partitions(table):
             before = lake.read(table, only=[trained_at]).to_pandas()
@@ -48,9 +48,17 @@ def align(
     return aligned, aligned.lineage
 
 
-def named(registry: Registry, name: str, version: Version) -> SegmentModel:
-    """Return the segments of a version with the names that people gave to them."""
-    return segments.renamed(SegmentModel.from_dict(version.model, version.metadata), given_names(registry, name))
+def named(registry: Registry, name: str, version: Version, personal: Collection[str]) -> SegmentModel:
+    """Return the segments of a version with the names that people gave to them; other words need nothing personal."""
+    model = SegmentModel.from_dict(version.model, version.metadata)
+    return segments.renamed(segments.without(model, personal), given_names(registry, name))
+
+
+def tells_personal(configuration: Configuration, name: str, names: Collection[str]) -> bool:
+    """Tell whether a name of a segment needs what is personal, as one of before that was personal; a given one may."""
+    marks = naming.marks(configuration.personal)
+    found = {one for one in names if any(mark in one for mark in marks)}
+    return bool(found) and not found <= set(given_names(Registry(configuration.mlruns), name).values())
 
 
 def given_names(registry: Registry, name: str) -> dict[str, str]:

@@ -21,10 +21,12 @@ from flows.causes import would_be
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_all
 from flows.forget import finish_all
+from flows.identity import tells_personal
 from flows.instant import name_run, resolve_as_of
 from flows.report import tell, write_report
 from flows.train import model_name
 from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
+from models.names import marks
 from models.registry import Registry
 from publish import versions
 from publish.assignments import assignments_table
@@ -113,6 +115,7 @@ def publish_version(config: str, as_of: datetime | None, label: str | None) -> P
             as_of = _instant_of(lake, label)
         as_of = resolve_as_of(as_of, configuration, lake)
         candidate = _candidate(lake, configuration, as_of)
+        versions.hide_names(lake, marks(configuration.personal))
         if label is not None and versions.label_of(as_of, candidate.content) != label:
             raise ConfigurationError(f"{label}: users were scored again since: run `habitus publish` first")
         outcome = release(
@@ -153,15 +156,20 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
     models = {kind: row[f"{kind}_version"] for kind in kinds}
     withheld = [kind for kind in kinds[1:] if row[f"{kind}_ranked"] and not row[f"{kind}_known"]]
     discovered = assignments.filter(assignments.segment_id.notnull()).select("segment_id", "segment_name").distinct()
+    names = {
+        one["segment_id"]: one["segment_name"] for one in discovered.order_by("segment_id").to_pyarrow().to_pylist()
+    }
+    if tells_personal(configuration, model_name(configuration, "segments"), names.values()):
+        raise ConfigurationError(
+            f"segments at {asked} are named by what is personal: run `habitus score {configuration.file}` first"
+        )
     manifest = {
         "source": configuration.name,
         "labels": list(configuration.labels.named),
         "models": models,
         "configuration": _hash(configuration),
         "withheld": {label: _why_withheld(configuration, label, models[label]) for label in withheld},
-        "segments": {
-            one["segment_id"]: one["segment_name"] for one in discovered.order_by("segment_id").to_pyarrow().to_pylist()
-        },
+        "segments": names,
         "rules": {
             rule.name: {"title": rule.title, "sentence": rule.sentence, "condition": rule.condition}
             for rule in configuration.rules.rules
@@ -198,7 +206,8 @@ def _policy(lake: Lake, configuration: Configuration) -> Policy:
     def consents_of(users: ir.Table) -> ir.Table:
         return consents(events, attributes, configuration.purposes, users)
 
-    return Policy(configuration.all_destinations, consents_of, configuration.publish.brake, configuration.name)
+    brake, personal = configuration.publish.brake, configuration.personal
+    return Policy(configuration.all_destinations, consents_of, brake, configuration.name, personal)
 
 
 def _sum_up(configuration: Configuration, outcome: Outcome, deliveries: list[Delivery]) -> Published:

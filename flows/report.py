@@ -23,7 +23,7 @@ from features.sessions import SESSIONS, sessions_at
 from features.table import ContractError, materialize
 from flows.configuration import LOCAL, Configuration, ConfigurationError, load
 from flows.credentials import connect_reports
-from flows.identity import named
+from flows.identity import named, tells_personal
 from flows.instant import name_run
 from flows.snapshot import table_of
 from flows.train import model_name
@@ -156,6 +156,11 @@ def _collect(lake: Lake, configuration: Configuration, version: Version) -> Sour
         ) from error
     changes = versions.read_changes(lake, version.version)
     rejected = lake.read(REJECTED).reason.value_counts(name="rows").order_by("reason").to_pyarrow().to_pylist()
+    if tells_personal(configuration, model_name(configuration, "segments"), version.manifest["segments"].values()):
+        raise ConfigurationError(
+            f"version {version.version} names segments by what is personal: "
+            f"run `habitus score {configuration.file}` and `habitus publish {configuration.file}` first"
+        )
     registry = Registry(configuration.mlruns) if (configuration.mlruns / "mlflow.db").is_file() else None
     labels = {name: label for name, label in configuration.labels.named.items() if name in version.manifest["labels"]}
     return Source(
@@ -183,7 +188,7 @@ def _find_segments(registry: Registry | None, configuration: Configuration, vers
         return None
     name = model_name(configuration, "segments")
     found = registry.load(name, number)
-    return None if found is None else named(registry, name, found)
+    return None if found is None else named(registry, name, found, configuration.personal)
 
 
 def _find_trained(

@@ -24,7 +24,7 @@ from flows.world import TOUCHES_THE_WORLD, discreet
 from models import lifecycle, rules, segments
 from models.lifecycle import STAGES
 from models.registry import Registry
-from models.rules import ReadyRule, RulesSettings
+from models.rules import ReadyRule
 from models.segment_rules import SegmentRule
 from publish import scoring
 from publish.assignments import assignments_table, labels_in
@@ -54,7 +54,8 @@ class SegmentNow:
 class RuleNow:
     """Describe a named segment with how many users are in it now, and which share of all.
 
-    `flag` says why it is of no use, None if it may be; `thresholds` what its percentiles are.
+    `flag` says why it is of no use, None if it may be; `thresholds` what its percentiles are. A condition on what is
+    personal is empty.
     """
 
     name: str
@@ -164,7 +165,11 @@ def _find_all_serving(
     }
     discovered = found.pop("segments")
     serving = scoring.Serving(
-        segments=named(registry, model_name(configuration, "segments"), discovered) if discovered else None,
+        segments=(
+            named(registry, model_name(configuration, "segments"), discovered, configuration.personal)
+            if discovered
+            else None
+        ),
         segments_version=discovered.number if discovered else None,
         dwell_margin=configuration.segments.dwell_margin,
         propensities={
@@ -178,6 +183,7 @@ def _find_all_serving(
         salt=configuration.name,
         labels=tuple(labels),
         destinations=configuration.all_destinations,
+        personal=configuration.personal,
     )
     return serving, off | dict.fromkeys(configuration.rules.switched_off, "switched off")
 
@@ -200,26 +206,27 @@ def _sum_up(
         users,
         scored,
         _segments(serving.segments, assigned, users),
-        _rules(serving.rules, assigned, users, configuration.rules),
+        _rules(serving.rules, assigned, users, configuration),
         off,
         _lifecycle(lake, table, as_of),
         withheld,
     )
 
 
-def _rules(ready: Sequence[ReadyRule], assigned: ir.Table, everyone: int, settings: RulesSettings) -> list[RuleNow]:
+def _rules(
+    ready: Sequence[ReadyRule], assigned: ir.Table, everyone: int, configuration: Configuration
+) -> list[RuleNow]:
     if not ready:
         return []
     counts = {one.rule.name: assigned.rule_segments.contains(one.rule.name).cast("int64").sum() for one in ready}
     [sizes] = assigned.agg(**counts).to_pyarrow().to_pylist()
     now = []
     for one in ready:
-        rule, users = one.rule, sizes[one.rule.name] or 0
-        flag = settings.flag(users, everyone)
+        rule, users = rules.without(one.rule, configuration.personal), sizes[one.rule.name] or 0
+        flag = configuration.rules.flag(users, everyone)
         share = users / everyone if everyone else 0
-        now.append(
-            RuleNow(rule.name, rule.title, rule.sentence, rule.condition, users, share, flag, dict(one.thresholds))
-        )
+        known = dict(one.thresholds) if rule.condition else {}
+        now.append(RuleNow(rule.name, rule.title, rule.sentence, rule.condition, users, share, flag, known))
     return sorted(now, key=lambda one: (-one.users, one.name))
 
 

@@ -48,7 +48,7 @@ def find_segments(configuration: Configuration) -> Serving:
     version = None if number is None else registry.load(name, number)
     if version is None:
         raise ConfigurationError(_NONE.format(configuration.file))
-    model = named(registry, name, version)
+    model = named(registry, name, version, configuration.personal)
     lineage = model.lineage or Lineage((), (), {})
     events = {event.segment_id: str(event) for event in lineage.events}
     since = {segment_id: datetime.fromisoformat(instant) for segment_id, instant in lineage.since.items()}

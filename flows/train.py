@@ -90,17 +90,19 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
         snapshot = read_snapshots(lake, configuration, [as_of])
         content = lake.content(table_of(configuration), [as_of])
     params = {**configuration.segments.model_dump(exclude={"dwell_margin"}), "seed": configuration.training.seed}
-    fingerprint = _fingerprint(content, params)
+    # What is personal changes what is said of segments: then they are recorded anew.
+    personal = {"personal": configuration.personal} if configuration.personal else {}
+    fingerprint = _fingerprint(content, params | personal)
     number = registry.find(name, fingerprint)
     if number is None:
         serving = find_serving(registry, name, as_of, snapshot)
         champion = segments.SegmentModel.from_dict(serving.model, serving.metadata) if serving else None
         try:
-            model = segments.fit(snapshot, **params, champion=champion)
+            model = segments.fit(snapshot, **params, champion=champion, personal=configuration.personal)
         except segments.NotEnoughUsers as error:
             return _conclude(registry, name, "segments", None, as_of, snapshot, f"Not trained: {error}.")
         with configuration.open_lake() as lake:
-            model, known = align(model, serving, registry, name, snapshot, as_of, lake, table_of(configuration))
+            model, known = align(model, serving, registry, name, snapshot, as_of, lake, configuration)
             flapping = measure_flapping(model, configuration, lake, as_of, snapshot["user_id"])
         metadata = model.to_dict() | {"flapping": flapping}
         with registry.run(f"{configuration.name}/segments", _run_name("segments", as_of)) as run:

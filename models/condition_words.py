@@ -1,7 +1,18 @@
 """A condition on features in words, for those who do not read the language."""
 
 from features.snapshots import format_value, title
-from models.conditions import And, Comparison, Condition, Feature, Not, Or, Percentile, Value
+from models.conditions import (
+    And,
+    Comparison,
+    Condition,
+    ConditionError,
+    Feature,
+    Not,
+    Or,
+    Percentile,
+    Value,
+    parse,
+)
 
 SAID = {
     "=": "is {}",
@@ -34,6 +45,14 @@ device: one of 'iOS', 'iPad')"
             return ", and ".join(f"({say(one)})" if isinstance(one, Or) else say(one) for one in parts)
         case Or(parts):
             return ", or ".join(f"({say(one)})" if isinstance(one, And) else say(one) for one in parts)
+
+
+def in_words(text: str) -> str:
+    """Say the text of a condition in words; as it is where it is of another version of the language."""
+    try:
+        return say(parse(text))
+    except ConditionError:
+        return text
 
 
 def _compared(feature: str, operator: str, values: tuple[Value, ...]) -> str:

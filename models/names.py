@@ -1,6 +1,6 @@
 """What to call a segment: a few fixed templates filled with what is typical of it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, count
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.snapshots import quantity
+from features.snapshots import quantity, title
 from models.descriptions import DIFFERENCE_MEDIUM, PLACES, Trait, place
 
 KEPT_MIN = 0.5
@@ -216,6 +216,20 @@ def names(
             named[int(i)] = next(one for one in _proposals(typical[i]) if one.name.casefold() not in used)
             used.add(named[int(i)].name.casefold())
     return [named[i] for i in range(len(typical))]
+
+
+def marks(attributes: Iterable[str]) -> list[str]:
+    """Return what names have in them that need one of some attributes of users.
+
+    >>> marks(["age_band"])
+    ['(age band ']
+    """
+    return [f"({title(name)} " for name in sorted(attributes)]
+
+
+def needs(named: Named, attributes: Collection[str]) -> bool:
+    """Tell whether a name needs one of some attributes: by its traits, and of a name without them by marks."""
+    return any(trait.feature in attributes for trait in named.by) or any(one in named.name for one in marks(attributes))
 
 
 def _is_true(earlier: Named, traits: Sequence[Trait]) -> bool:

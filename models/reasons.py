@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -51,13 +51,16 @@ def contributions(model: Pipeline | Blend, frame: pd.DataFrame) -> tuple[Matrix,
     return found, base
 
 
-def reasons(model: Pipeline | Blend, frame: pd.DataFrame, top: int = 3) -> list[list[str]]:
+def reasons(
+    model: Pipeline | Blend, frame: pd.DataFrame, top: int = 3, personal: Collection[str] = ()
+) -> list[list[str]]:
     """Return what raises each row's score most, the strongest first and at most `top`, in sentences with its values.
 
     Features of one topic are one reason, as strong as the sum of their contributions; the one that adds most speaks.
     What raises the odds by less than 1 % is none. That no session was in a window is said by recency_days.
     A null speaks where it means that the user never did something. Where it means that a value is not known, it
-    does not count; nor does a category that is new to the trees, nor an infinite value. Equal strings are shared.
+    does not count; nor does a category that is new to the trees, an infinite value, nor any `personal` feature, since
+    reasons go wherever scores go. Equal strings are shared.
 
     `model` and errors are as in `contributions`.
     """
@@ -68,13 +71,14 @@ def reasons(model: Pipeline | Blend, frame: pd.DataFrame, top: int = 3) -> list[
     recency = names.index("recency_days") if "recency_days" in names else None
     sessions = [i for i, name in enumerate(names) if quantity(name) == "session_count" and recency is not None]
     mute_if_null = np.array([[not sentence(name, None)] for name in names])
+    is_personal = np.array([[name in personal] for name in names])
     say = cache(sentence)
 
     def of_rows(first: int) -> list[list[str]]:
         rows = frame.iloc[first : first + ROWS_AT_ONCE]
         matrix = columns.transform(rows)
         added = explain(matrix)
-        added[np.isinf(matrix.T) | (np.isnan(matrix.T) & mute_if_null)] = 0
+        added[np.isinf(matrix.T) | (np.isnan(matrix.T) & mute_if_null) | is_personal] = 0
         for i in sessions:
             away = (matrix[:, i] == 0) & np.isfinite(matrix[:, recency])
             added[recency, away] += added[i, away]

@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ibis.expr.types as ir
@@ -227,6 +227,25 @@ def _changed(rule: Rule, section: RuleSettings) -> Rule:
     if section.condition is None:
         return Rule(rule.name, title, section.sentence or rule.sentence, rule.condition, rule.needs)
     return Rule(rule.name, title, section.sentence or section.condition, section.condition)
+
+
+PERSONAL = "meet a condition on what is personal"
+"""Stands for the sentence of a rule that has none but its condition, which not everybody may see."""
+
+
+def needs(condition: str, features: Collection[str]) -> bool:
+    """Tell whether a condition is on one of some features; of one in another language, whether it names one."""
+    try:
+        return not set(features).isdisjoint(features_of(parse(condition)))
+    except ConditionError:
+        return any(name in condition for name in features)
+
+
+def without(rule: Rule, personal: Collection[str]) -> Rule:
+    """Return a rule as those may know it who may not see some attributes: its condition is empty where it needs one."""
+    if not needs(rule.condition, personal):
+        return rule
+    return replace(rule, sentence=PERSONAL if rule.sentence == rule.condition else rule.sentence, condition="")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A *cluster* is a fit's arbitrary index, a *segment* what it is called in public:
 `SegmentModel.segments` is cluster i of the pipeline.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "keep_names",
     "profiles",
     "renamed",
+    "without",
 ]
 
 TRAITS_SHOWN = 6
@@ -122,6 +123,7 @@ def fit(
     share_min: float = clusters.SHARE_MIN,
     stability_min: float = clusters.STABILITY_MIN,
     champion: "SegmentModel | None" = None,
+    personal: Collection[str] = (),
 ) -> SegmentModel:
     """Find the segments of one snapshot, by k-means or a mixture of normal distributions, on the float64 features.
 
@@ -139,6 +141,8 @@ def fit(
     5 % of the best are chosen; but those of the `champion`, if it is within 15 %. If none is eligible, the model has a
     `doubt`.
 
+    What is said of segments needs none of the `personal` attributes, since names and summaries go everywhere.
+
     The result depends neither on the order of the rows nor on the number of cores. Ids are new, S01 being the largest
     segment; `lineage.align` brings back those that are known.
 
@@ -155,7 +159,7 @@ def fit(
         incumbent=None if champion is None else _incumbent(champion, users),
     )
     k = found.chosen.k
-    typical = descriptions.traits(users, found.of_users, k)
+    typical = descriptions.traits(users.drop(columns=[*personal], errors="ignore"), found.of_users, k)
     rules = segment_rules.find(users[clusters.columns_of(found.pipeline)], found.of_users, k)
     sizes = np.bincount(found.of_users, minlength=k)
     numbers = numbered(sizes, first=1)
@@ -257,6 +261,45 @@ def renamed(model: SegmentModel, given: Mapping[str, str]) -> SegmentModel:
         return name if is_free else f"{name} ({segment.segment_id})"
 
     return replace(model, segments=tuple(replace(segment, name=name_of(segment)) for segment in model.segments))
+
+
+def without(model: SegmentModel, personal: Collection[str]) -> SegmentModel:
+    """Return a model, which may be of before some attributes were personal, with words that need none of these.
+
+    Names, summaries and flags that need one are made again of the other traits; in the lineage, an id stands for the
+    name of a segment that is gone.
+    """
+    typical = [tuple(one for one in segment.typical if one.feature not in personal) for segment in model.segments]
+    named = [Named(segment.name, segment.named_by) for segment in model.segments]
+    wrong = [i for i, one in enumerate(named) if naming.needs(one, personal)]
+    taken = [one.name for i, one in enumerate(named) if i not in wrong]
+    sizes = [model.segments[i].size for i in wrong]
+    for i, name in zip(wrong, naming.names([typical[i] for i in wrong], sizes, taken=taken), strict=True):
+        named[i] = name
+    segments = tuple(
+        segment
+        if i not in wrong and told == segment.typical
+        else replace(
+            segment,
+            name=name.name,
+            named_by=name.by,
+            typical=told,
+            summary=descriptions.summarise(told, name.by),
+            flags=descriptions.flags(segment.size, segment.share, told),
+        )
+        for i, (segment, told, name) in enumerate(zip(model.segments, typical, named, strict=True))
+    )
+    names = {segment.segment_id: segment.name for segment in segments}
+
+    def name_of(one: lineage.Event | lineage.SizeChange) -> str:
+        return names.get(one.segment_id, one.segment_id) if naming.needs(Named(one.name, ()), personal) else one.name
+
+    told_lineage = model.lineage and replace(
+        model.lineage,
+        events=tuple(replace(one, name=name_of(one)) for one in model.lineage.events),
+        size_changes=tuple(replace(one, name=name_of(one)) for one in model.lineage.size_changes),
+    )
+    return replace(model, segments=segments, lineage=told_lineage)
 
 
 def assign(

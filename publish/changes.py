@@ -1,6 +1,6 @@
 """CHANGES: who entered and who left which audience, at which version, and why. Replayed, they give the present one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -159,6 +159,16 @@ def _discovered(segments: ir.ArrayColumn, causes: Causes) -> ir.StringColumn:
 
 def _isin(segment_id: ir.StringValue, ids: Collection[str]) -> ir.BooleanValue:
     return segment_id.isin(sorted(ids)) if ids else ibis.literal(False)
+
+
+def has_mark(changes: ir.Table, marks: Sequence[str]) -> ir.BooleanValue:
+    """Return whether the name of a segment has one of some marks, which are those of what is personal."""
+    return ibis.or_(ibis.literal(False), *(changes.segment_name.contains(mark) for mark in marks))
+
+
+def without_names(changes: ir.Table, marks: Sequence[str]) -> ir.Table:
+    """Return CHANGES with a segment's id in the place of a name that has one of some marks."""
+    return changes.mutate(segment_name=has_mark(changes, marks).ifelse(changes.segment_id, changes.segment_name))
 
 
 def replay(changes: ir.Table) -> ir.Table:

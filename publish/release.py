@@ -4,7 +4,7 @@ All that a destination gets is made of the lake's state by `release_for`. So wha
 by the next publish, and a destination that was away gets the present version when it is back.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,10 +15,11 @@ import pandas as pd
 
 from features.lake import Lake
 from features.table import materialize, stack
+from models import names as naming
 from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
 from publish.brake import BrakeSettings, judge
-from publish.changes import DECIDED, ENTERED, Causes, compare
+from publish.changes import DECIDED, ENTERED, Causes, compare, without_names
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
 from publish.manifest import describe
 from publish.versions import Held, Version
@@ -44,12 +45,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Policy:
-    """Hold what may leave: destinations, the consents of some users as `consents.consents` has them, brake and salt."""
+    """Hold what may leave: destinations, the consents of some users as `consents.consents` has them, brake and salt.
+
+    No name of a segment does that needs one of the `personal` attributes.
+    """
 
     destinations: Settings
     consents_of: Callable[[ir.Table], ir.Table]
     brake: BrakeSettings
     salt: str
+    personal: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,8 @@ def _plan(
     }
     version = Version(before.version + 1 if before else 1, candidate.as_of, candidate.content, manifest)
     causes = _causes(before, version, otherwise)
-    changes = materialize(compare(known, audiences, causes, version.version, version.as_of))
+    changes = compare(known, audiences, causes, version.version, version.as_of)
+    changes = materialize(without_names(changes, naming.marks(policy.personal)))  # those of before, of what is gone
     return _Plan(version, candidate.assignments, audiences, changes)
 
 

@@ -41,7 +41,8 @@ class Serving:
     """Hold what serves at an instant, rules made ready for all users, the labels that have columns, who is held out.
 
     With `dwell_margin`, users stay in the segment that the snapshot's column PREVIOUS says unless another is nearer by
-    that share. `destinations` say which share of a segment's users is held out of them.
+    that share. `destinations` say which share of a segment's users is held out of them. No reason says a `personal`
+    attribute.
     """
 
     segments: SegmentModel | None = None
@@ -54,6 +55,7 @@ class Serving:
     salt: str = ""
     labels: Sequence[str] = PROPENSITIES
     destinations: Mapping[str, DestinationSettings] = field(default_factory=dict)
+    personal: Sequence[str] = ()
 
 
 def score(snapshot: pd.DataFrame, serving: Serving) -> pa.Table:
@@ -84,7 +86,7 @@ def _assign(snapshot: pd.DataFrame, serving: Serving, in_part: bool) -> pa.Table
         serving.segments_version,
         named,
         lifecycle.assign(snapshot, serving.lifecycle),
-        {name: _score(snapshot, propensity, in_part) for name, propensity in serving.propensities.items()},
+        {name: _score(snapshot, one, in_part, serving.personal) for name, one in serving.propensities.items()},
         serving.holdout_share,
         serving.salt,
         serving.labels,
@@ -113,7 +115,7 @@ def _percentile(parts: ir.Table, name: str) -> ir.FloatingColumn:
     return percentile
 
 
-def _score(snapshot: pd.DataFrame, propensity: Propensity, in_part: bool) -> Scores:
+def _score(snapshot: pd.DataFrame, propensity: Propensity, in_part: bool, personal: Sequence[str]) -> Scores:
     """Score the users whom the label applies to."""
     eligible = snapshot[propensity.label.is_eligible(snapshot)].reset_index(drop=True)
     if eligible.empty:
@@ -124,17 +126,17 @@ def _score(snapshot: pd.DataFrame, propensity: Propensity, in_part: bool) -> Sco
         {
             "probability": probability,
             "percentile": probability if in_part else propensities.percentiles(probability),
-            "reasons": _reasons(propensity.model, eligible),
+            "reasons": _reasons(propensity.model, eligible, personal),
         },
         index=pd.Index(eligible["user_id"], name="user_id"),
     )
     return Scores(by_user, propensity.version, propensity.withheld)
 
 
-def _reasons(model: CalibratedClassifierCV, users: pd.DataFrame) -> list[list[str]]:
+def _reasons(model: CalibratedClassifierCV, users: pd.DataFrame, personal: Sequence[str]) -> list[list[str]]:
     """Return the reasons for users' scores; none of a model that is not of trees."""
     fitted = model.estimator.estimator  # what was calibrated, frozen
     try:
-        return reasons(fitted, users)
+        return reasons(fitted, users, personal=personal)
     except NoTreesError:
         return [[] for _ in range(len(users))]

@@ -18,7 +18,7 @@ from features.lake import Lake
 from features.table import TIME, Table, stack
 from publish.assignments import assignments_table
 from publish.audiences import AUDIENCES
-from publish.changes import CHANGES
+from publish.changes import CHANGES, has_mark, without_names
 
 VERSIONS = Table(
     name="versions",
@@ -114,6 +114,14 @@ def commit(lake: Lake, version: Version, assignments: ir.Table, audiences: ir.Ta
     committed = present(lake)
     assert committed is not None
     return committed
+
+
+def hide_names(lake: Lake, marks: Sequence[str]) -> None:
+    """Put ids in the place of names in CHANGES that have one of some marks: of before these told what is personal."""
+    changes = lake.read(CHANGES)
+    instants = changes.filter(has_mark(changes, marks)).as_of.to_pyarrow().unique().to_pylist() if marks else []
+    if instants:
+        lake.write(CHANGES, without_names(lake.read(CHANGES, only=instants), marks), only=instants)
 
 
 @dataclass(frozen=True)

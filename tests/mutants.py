@@ -32,6 +32,7 @@ SNAPSHOTS = ("test_snapshots", "test_laws")
 LABELS = ("test_labels", "test_laws")
 CONDITIONS = ("test_conditions", "test_rules")
 CHANGES = ("test_changes", "test_release")
+DISCRETION = ("test_discretion",)
 MUTANTS = {
     # The five of sessionization.
     "what may go on at the border of a chunk is over": Mutant(
@@ -165,6 +166,30 @@ MUTANTS = {
         "while _hide_more(counts, users, hidden, k) or _hide_more(counts.T, users.T, hidden.T, k):",
         "while False:",
         ("test_suppression",),
+    ),
+    # What may be said, and to whom.
+    "an engine's value is repeated": Mutant(
+        "features/discretion.py",
+        "return NUMBER.sub(HIDDEN, hidden",
+        "return (lambda _, words: words)(HIDDEN, hidden",
+        DISCRETION,
+    ),
+    "an error keeps what it came from": Mutant("flows/world.py", "raise error from None", "raise error", DISCRETION),
+    "an error that nobody foresaw is let through": Mutant(
+        "flows/world.py",
+        "raise UnexpectedError(where(error)).with_traceback(error.__traceback__) from None",
+        "raise",
+        DISCRETION,
+    ),
+    "segments are described by what is personal": Mutant(
+        "models/segments.py", 'users.drop(columns=[*personal], errors="ignore")', "users", ("test_segments",)
+    ),
+    "names of before stay": Mutant(
+        "models/segments.py", "if naming.needs(one, personal)]", "if False]", ("test_segments",)
+    ),
+    "a reason says what is personal": Mutant("models/reasons.py", " | is_personal] = 0", "] = 0", ("test_reasons",)),
+    "a condition on what is personal is told": Mutant(
+        "models/rules.py", 'condition="")', "condition=rule.condition)", ("test_rules",)
     ),
 }
 

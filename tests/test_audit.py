@@ -25,6 +25,7 @@ from flows.audit import Audited, audit, find_leaks, show
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import resolve_as_of
 from flows.snapshot import store_snapshots
+from publish.report.settings import ReportSettings
 
 pytestmark = pytest.mark.ci
 
@@ -129,6 +130,13 @@ def test_a_category_that_encodes_the_label_is_found(found: Audited) -> None:
     [finding] = [finding for finding in found.findings if finding.startswith("status = left")]
     assert finding.startswith("status = left names churned: 100.0 % of the rows of its 3")
     assert finding.endswith(" % of the others. Leave status out if it is written after the fact.")
+
+
+def test_a_personal_value_that_encodes_the_label_is_not_told(club: Path) -> None:
+    settings = {"report": ReportSettings(personal=["status"])}
+    found = quick(load(club).model_copy(update=settings))
+    assert [(one.feature, one.value) for one in found.naming] == [("status", "…")] * 2
+    assert [finding.partition(" names ")[0] for finding in found.findings if " names " in finding] == ["status = …"] * 2
 
 
 def test_what_was_looked_at_is_said(found: Audited) -> None:

@@ -11,7 +11,7 @@ from ibis.backends.duckdb import Backend as DuckDB
 from laws import law
 
 from publish.audiences import AUDIENCES
-from publish.changes import CHANGES, REASONS, Causes, compare, replay
+from publish.changes import CHANGES, REASONS, Causes, compare, replay, without_names
 
 AS_OF = instant("2024-06-30T05:00:00")
 NAMES = {"S01": "Loyal", "S02": "Lapsing", "buyers": "Buyers", "new": "New visitors"}
@@ -178,3 +178,15 @@ def test_replaying_the_feed_gives_the_present_audiences(engine: DuckDB, states: 
     expected = {(where, user, segment) for (where, user), row in states[-1].items() for segment in row["segments"]}
     replayed = replay(engine.create_table(ibis.util.gen_name("feed"), feed, temp=True)).to_pyarrow().to_pylist()
     assert {(row["destination"], row["user_id"], row["segment_id"]) for row in replayed} == expected
+
+
+def test_the_id_stands_for_a_name_that_tells_what_is_personal(engine: DuckDB) -> None:
+    names = NAMES | {"S01": "Loyal visitors (region islands)", "S02": "Visitors from the region"}
+    causes = Causes(names, discovered=["S01", "S02"])
+    changes = compare(audiences(engine), audiences(engine, *ada("S01"), *ada("S02", user_id="ben")), causes, 2, AS_OF)
+
+    def told_by(marks: list[str]) -> set[str]:
+        return set(without_names(changes, marks).segment_name.to_pyarrow().to_pylist())
+
+    assert told_by(["(plan ", "(region "]) == {"S01", "Visitors from the region"}
+    assert told_by([]) == {names["S01"], names["S02"]}

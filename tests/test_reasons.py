@@ -322,6 +322,16 @@ def test_an_attribute_of_users_is_said_by_its_name() -> None:
     assert said_of(fit(FRAME, FRAME["plan"] == "paid"), plan="paid") == ["plan: paid"]
 
 
+def test_a_personal_attribute_is_no_reason_and_the_next_one_is_told() -> None:
+    frame = FRAME.assign(plan=np.where(FRAME["recency_days"] > 40, "paid", FRAME["plan"]))
+    pipeline = fit(frame, frame["plan"] == "paid")
+    [told] = reasons(pipeline, frame.head(1).assign(plan="paid"), top=9)
+    [public] = reasons(pipeline, frame.head(1).assign(plan="paid"), top=9, personal=["plan"])
+
+    assert told[0] == "plan: paid"
+    assert public == told[1:]
+
+
 def test_users_with_the_same_reason_share_its_words() -> None:
     [[one], [other]] = reasons(MODEL, pd.DataFrame([QUIET, QUIET | {"recency_days": 80.3}]), top=1)
 

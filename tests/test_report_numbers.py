@@ -20,6 +20,7 @@ from laws import law
 from features.labels import LabelSettings
 from features.sessions import SESSIONS
 from features.snapshots import FEATURES, snapshots_table
+from models.rules import PERSONAL
 from publish.assignments import ASSIGNMENTS
 from publish.changes import CHANGES
 from publish.report.content import SUPPRESSED, Estimate, Report, Segment
@@ -241,6 +242,23 @@ def test_personal_attributes_and_ids_can_be_left_out(engine: DuckDB) -> None:
     public = report.without_personal().model_dump_json()
     assert "North" in report.model_dump_json()
     assert not any(text in public for text in ("North", "u0001", '"region"'))
+
+
+def test_a_rule_on_what_is_personal_is_left_out_and_its_sentence_stays_where_it_was_written(engine: DuckDB) -> None:
+    condition = "region = 'North'"
+    users = [user(i, rules=["buyers"] if i < 30 else [], region="North" if i < 30 else "South") for i in range(60)]
+    settings = ReportSettings(k=3, personal=["region"])
+    told, public = [], []
+    for sentence in (condition, "", "live up there"):
+        made = version(2, users)
+        rules = {"buyers": {"title": "Buyers", "condition": condition, "sentence": sentence}}
+        made = replace(made, manifest=made.manifest | {"rules": rules})
+        report = report_of(engine, users, settings=settings, version=made)
+        told.append(segment(report, "buyers").description)
+        public.append(segment(report.without_personal(), "buyers"))
+    assert told == [condition, "region: is 'North'", "live up there"]
+    assert [one.rule for one in public] == [None] * 3
+    assert [one.description for one in public] == [PERSONAL, PERSONAL, "live up there"]
 
 
 def test_a_small_segment_is_not_described_and_the_next_one_neither(engine: DuckDB) -> None:

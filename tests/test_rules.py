@@ -16,7 +16,7 @@ from shops import Ran
 from features.snapshots import FEATURES, snapshots_table
 from flows.snapshot import table_of
 from models.conditions import Kind, check, holds, parse
-from models.rules import LACKING, SHIPPED, ReadyRule, Rule, RulesSettings, match, prepare
+from models.rules import LACKING, PERSONAL, SHIPPED, ReadyRule, Rule, RulesSettings, match, needs, prepare, without
 
 MET = [
     ("new_visitors", {"tenure_days": 7}),
@@ -322,3 +322,31 @@ def test_a_rule_can_be_switched_off() -> None:
 def test_a_section_that_is_wrong_is_refused(section: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         RulesSettings.model_validate(section)
+
+
+# --- what is personal ---
+
+
+@pytest.mark.parametrize(
+    ("condition", "is_so"),
+    [
+        ("region = 'islands'", True),
+        ("session_count >= 3 and not (region is null)", True),
+        ("device in ('region', 'plan')", False),
+        ("pages_per_session > 3", False),
+        ("in other words: region", True),
+        ("in other words", False),
+    ],
+)
+def test_a_condition_needs_the_features_that_it_is_on(condition: str, is_so: bool) -> None:
+    assert needs(condition, ["region", "age"]) == is_so
+
+
+def test_a_rule_on_what_is_personal_is_told_without_its_condition() -> None:
+    condition = "region = 'islands'"
+    assert without(Rule("islanders", "Islanders", condition, condition), ["region"]) == Rule(
+        "islanders", "Islanders", PERSONAL, ""
+    )
+    written = Rule("islanders", "Islanders", "live on islands", condition)
+    assert without(written, ["region"]) == Rule("islanders", "Islanders", "live on islands", "")
+    assert without(written, ["plan"]) is written

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,7 @@ from shops import Ran
 from simulated import refits
 
 from flows.snapshot import table_of
-from models.segments import SegmentModel, align, assign, describe, fit, keep_names, profiles, renamed
+from models.segments import SegmentModel, align, assign, describe, fit, keep_names, profiles, renamed, without
 
 FEATURES = ("session_count", "purchase_count", "recency_days", "night_session_share", "support_visit_count")
 BUYER = dict(zip(FEATURES, (40.0, 20.0, 2.0, 0.1, 0.0), strict=True))
@@ -215,6 +216,55 @@ def test_segments_that_were_stored_with_less_still_load(three: SegmentModel) -> 
     [first, *_] = SegmentModel.from_dict(three.pipeline, told).segments
     assert (first.summary, first.rule, first.flags, first.named_by) == ("", None, (), ())
     assert first.typical == three.segments[0].typical
+
+
+# --- what is personal ---
+
+
+def on_islands() -> pd.DataFrame:
+    """Return the shop, whose buyers live on islands, and whose others do not."""
+    return shop().assign(region=["islands"] * 20 + ["inland"] * 42)
+
+
+@pytest.fixture(scope="module")
+def telling() -> SegmentModel:
+    """Return segments of before the region was personal, with a lineage, and one that is gone."""
+    model = fit(on_islands(), 3, 3, seed=1)
+    aligned = align(model, model, None, on_islands(), 4, "2024-03-01T00:00:00+00:00", {})
+    assert aligned.lineage is not None
+    gone = replace(aligned.lineage.events[0], segment_id="S09", name="Lapsed visitors (region islands)", kind="retired")
+    return replace(aligned, lineage=replace(aligned.lineage, events=(*aligned.lineage.events, gone)))
+
+
+def test_nothing_that_is_said_of_segments_needs_what_is_personal(telling: SegmentModel) -> None:
+    assert "islands" in str(telling.to_dict())
+
+    model = fit(on_islands(), 3, 3, seed=1, personal=["region", "plan"])
+
+    assert not {"region", "islands", "inland"} & set(str(model.to_dict()).replace("'", " ").split())
+    assert "islands" not in str(model.to_dict())
+    assert model.to_dict() == fit(shop(), 3, 3, seed=1).to_dict()
+
+
+def test_words_of_before_that_need_what_is_personal_are_made_again(telling: SegmentModel) -> None:
+    model = without(telling, ["region"])
+
+    assert "island" not in str(model.to_dict())
+    assert names_of(model) == names_of(fit(shop(), 3, 3, seed=1))
+    assert [one.summary for one in model.segments] == [one.summary for one in fit(shop(), 3, 3, seed=1).segments]
+    assert model.lineage is not None
+    names = {one.segment_id: one.name for one in model.lineage.events}
+    assert names == names_of(model) | {"S09": "S09"}
+
+
+def test_words_that_need_nothing_personal_stay(telling: SegmentModel) -> None:
+    assert without(telling, ["plan"]) == telling
+    assert without(telling, []) == telling
+
+
+def test_a_name_that_does_not_say_what_it_was_made_of_is_known_by_its_form(telling: SegmentModel) -> None:
+    unknown = replace(telling, segments=tuple(replace(one, named_by=()) for one in telling.segments))
+    assert "islands" not in str(without(unknown, ["region"]).to_dict())
 
 
 # --- keep_names ---

@@ -29,6 +29,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models import rules
+from models.condition_words import in_words
+
 REPORT_VERSION = "1.0"
 """Of report.json. An added key raises the second number, anything else the first."""
 SUPPRESSED: Literal["suppressed"] = "suppressed"
@@ -402,7 +405,8 @@ class Report(Content):
     def without_personal(self) -> "Report":
         """Return the report for those who may not see what is personal: without it, and users are numbers.
 
-        Left out are breakdowns, differences and drivers of personal attributes, and rules that name one.
+        Left out are breakdowns, differences and drivers of personal attributes, and rules that need one. The sentence
+        of such a rule stays where a person wrote it.
         """
         personal = {one.name for one in self.attributes if one.personal}
         segments = [_without_personal(one, personal, self.user_ids_personal) for one in self.segments]
@@ -418,13 +422,18 @@ class Report(Content):
 
 
 def _without_personal(segment: Segment, personal: set[str], ids: bool) -> Segment:
-    named = segment.rule is not None and any(name in segment.rule.text for name in personal)
+    rule, description = segment.rule, segment.description
+    if rule is not None and rules.needs(rule.text, personal):
+        if segment.kind == "named" and description in (rule.text, in_words(rule.text)):
+            description = rules.PERSONAL
+        rule = None
     users = [one.model_copy(update={"user_id": None}) if ids else one for one in segment.top_users]
     return segment.model_copy(
         update={
             "breakdowns": [one for one in segment.breakdowns if not one.personal],
             "typical": [one for one in segment.typical if not one.personal],
-            "rule": None if named else segment.rule,
+            "rule": rule,
+            "description": description,
             "top_users": users,
         }
     )

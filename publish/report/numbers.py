@@ -16,8 +16,7 @@ from features.labels import Label
 from features.snapshots import FAVOURITES, title
 from models import descriptions, rules
 from models.comparison import OTHERS, VALUES_MAX
-from models.condition_words import say
-from models.conditions import ConditionError, parse
+from models.condition_words import in_words
 from models.descriptions import cut
 from models.lifecycle import STAGES
 from models.segments import Segment as KnownSegment
@@ -345,7 +344,7 @@ class _Maker:
             stability=rounded(known.stability) if known else None,
             lineage=self._lineage(name),
             flags=list(known.flags) if known and is_shown else [],
-            suggestions=suggest(name, told),
+            suggestions=suggest(name, [one for one in told if not one.personal]),
             withheld=None if is_shown else self._why_withheld(size),
         )
 
@@ -371,7 +370,7 @@ class _Maker:
     def _rule(self, name: str, known: KnownSegment | None) -> Rule | None:
         if name in self.groups.named:
             rule = self.source.version.manifest["rules"][name]
-            words = rule.get("sentence") or _in_words(rule["condition"])
+            words = rule.get("sentence") or in_words(rule["condition"])
             nothing = {"precision": None, "recall": None, "coverage": None, "sample_size": None}
             return Rule(text=rule["condition"], words=words, thresholds=self._thresholds.get(name, {}), **nothing)
         if known is None or known.rule is None:
@@ -379,7 +378,7 @@ class _Maker:
         rule = known.rule
         return Rule(
             text=rule.text,
-            words=_in_words(rule.text),
+            words=in_words(rule.text),
             precision=round(rule.precision, PERCENT),
             recall=round(rule.recall, PERCENT),
             coverage=round(rule.coverage, PERCENT),
@@ -471,10 +470,3 @@ class _Maker:
         if listed < self.groups.user_count:
             notes.append("Lists have only users who consented and are not held out; counts are of all users.")
         return notes
-
-
-def _in_words(condition: str) -> str:
-    try:
-        return say(parse(condition))
-    except ConditionError:  # of a version of Habitus with another language
-        return condition
