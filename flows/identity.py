@@ -54,11 +54,19 @@ def named(registry: Registry, name: str, version: Version, personal: Collection[
     return segments.renamed(segments.without(model, personal), given_names(registry, name))
 
 
-def tells_personal(configuration: Configuration, name: str, names: Collection[str]) -> bool:
-    """Tell whether a name of a segment needs what is personal, as one of before that was personal; a given one may."""
+def tells_personal(configuration: Configuration, name: str, number: int | None, names: Collection[str]) -> bool:
+    """Tell whether names are of before something was personal: made of it, and by nobody's hand.
+
+    `number` is the version whose segments have them.
+    """
     marks = naming.marks(configuration.personal)
     found = {one for one in names if any(mark in one for mark in marks)}
-    return bool(found) and not found <= set(given_names(Registry(configuration.mlruns), name).values())
+    if not found:
+        return False
+    registry = Registry(configuration.mlruns)
+    version = None if number is None else registry.load(name, number)
+    model = version and named(registry, name, version, configuration.personal)
+    return not found <= {one.name for one in (model.segments if model else ())}
 
 
 def given_names(registry: Registry, name: str) -> dict[str, str]:

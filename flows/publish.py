@@ -159,7 +159,7 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
     names = {
         one["segment_id"]: one["segment_name"] for one in discovered.order_by("segment_id").to_pyarrow().to_pylist()
     }
-    if tells_personal(configuration, model_name(configuration, "segments"), names.values()):
+    if tells_personal(configuration, model_name(configuration, "segments"), models["segments"], names.values()):
         raise ConfigurationError(
             f"segments at {asked} are named by what is personal: run `habitus score {configuration.file}` first"
         )

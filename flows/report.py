@@ -156,7 +156,8 @@ def _collect(lake: Lake, configuration: Configuration, version: Version) -> Sour
         ) from error
     changes = versions.read_changes(lake, version.version)
     rejected = lake.read(REJECTED).reason.value_counts(name="rows").order_by("reason").to_pyarrow().to_pylist()
-    if tells_personal(configuration, model_name(configuration, "segments"), version.manifest["segments"].values()):
+    names, number = version.manifest["segments"].values(), version.manifest["models"].get("segments")
+    if tells_personal(configuration, model_name(configuration, "segments"), number, names):
         raise ConfigurationError(
             f"version {version.version} names segments by what is personal: "
             f"run `habitus score {configuration.file}` and `habitus publish {configuration.file}` first"

@@ -229,7 +229,9 @@ def marks(attributes: Iterable[str]) -> list[str]:
 
 def needs(named: Named, attributes: Collection[str]) -> bool:
     """Tell whether a name needs one of some attributes: by its traits, and of a name without them by marks."""
-    return any(trait.feature in attributes for trait in named.by) or any(one in named.name for one in marks(attributes))
+    if named.by:
+        return any(trait.feature in attributes for trait in named.by)
+    return any(mark in named.name for mark in marks(attributes))
 
 
 def _is_true(earlier: Named, traits: Sequence[Trait]) -> bool:

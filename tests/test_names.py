@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from laws import law
 
 from models.descriptions import Trait
-from models.names import FORMS, Named, names
+from models.names import FORMS, Named, names, needs
 
 
 def trait(feature: str, difference: float, value: float = 5.0, statistic: str = "median") -> Trait:
@@ -202,3 +202,16 @@ def test_typical_visitors_stay_so_while_nothing_sets_them_apart() -> None:
 
     assert names([[trait("search_count", 0.4)]], [10], {0: typical}) == [typical]
     assert names([[trait("search_count", 0.6)]], [10], {0: typical})[0].name == "Visitors who search a lot"
+
+
+def test_a_name_needs_the_attributes_that_it_was_made_of() -> None:
+    [named] = names([[category("age_band", "35-55"), trait("session_count", 0.8)]], [100])
+    assert "(age band 35-55)" in named.name
+    assert needs(named, ["region", "age_band"])
+    assert not needs(named, ["age", "plan"])
+    assert not needs(named, [])
+
+
+def test_what_an_older_name_needs_is_known_by_its_form() -> None:
+    assert needs(Named("Past buyers (region South)", ()), ["region"])
+    assert not needs(Named("Past buyers of the region", ()), ["region"])
