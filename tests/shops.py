@@ -48,7 +48,7 @@ def small_shop(folder: Path, last_day: date = LAST_DAY) -> Path:
     (folder / "events.csv.gz").write_bytes(gzip.compress("\n".join([lines[0], *kept, *broken]).encode(), mtime=0))
     text = (ECOM / "habitus.toml").read_text()
     text = (
-        text.replace('"../../mlruns"', '"mlruns"') + "\n[training]\nsnapshots = 4\ntrials = 2\n[segments]\nk_max = 4\n"
+        text.replace('"../../mlruns"', '"mlruns"') + "\n[training]\nsnapshots = 5\ntrials = 2\n[segments]\nk_max = 4\n"
     )
     (folder / "habitus.toml").write_text(text)
     return folder / "habitus.toml"

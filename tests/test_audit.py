@@ -212,5 +212,5 @@ def test_twelve_users_and_a_week_are_audited_as_far_as_can_be(tmp_path: Path) ->
     assert done.exit_code == 0, done.stderr
     assert "Nothing found." in done.stdout
     words = " ".join(done.stdout.split())
-    assert "1 snapshot (2024-01-07) of all 12 users" in words
+    assert "1 snapshot (2024-01-08) of all 12 users" in words
     assert "No labels were looked at: the history is too short" in words
