@@ -147,7 +147,7 @@ def test_a_training_says_how_many_users_flap(retrained: Configuration) -> None:
     assert found is not None
     flapping = found.metadata["flapping"]
 
-    assert len(flapping["snapshots"]) == 4
+    assert len(flapping["snapshots"]) == 5
     assert 0 <= flapping["flap_rate"] < flapping["flap_rate_without_dwell"] < 0.2
     assert explain(found.metadata)[-1].endswith(f"{flapping['flap_rate_without_dwell']:.1%} would".replace("%", " %"))
 

@@ -87,7 +87,7 @@ def test_each_label_has_a_card_of_what_is_stored(shop: Configuration, ran: Ran, 
     card = described(shop, ran, name)
 
     assert card.broken is None
-    assert [one.part for one in card.snapshots] == ["train"] * 4 + ["validation", "test"]
+    assert [one.part for one in card.snapshots] == ["train"] * 5 + ["validation", "test"]
     with Lake(shop.lake) as lake:
         labels = lake.read(labels_table(shop.labels.named)).to_pandas().dropna(subset=card.label.column)
     assert (card.row_count, card.user_count) == (len(labels), labels["user_id"].nunique())
@@ -118,7 +118,10 @@ def test_ranks_and_reasons_are_published_where_probabilities_are_withheld(shop: 
 
     ranked = published[published["churn_7d_percentile"].notna()]
     assert published["churn_7d_probability"].isna().all()
-    assert ranked["churn_7d_percentile"].agg(["min", "max"]).tolist() == [0, pytest.approx(100, abs=5)]
+    assert ranked["churn_7d_percentile"].agg(["min", "max"]).tolist() == [
+        0,
+        pytest.approx(100, abs=15),
+    ]  # the highest score is shared
     assert ranked["churn_7d_reasons"].map(len).max() > 0
     assert set(published["churn_7d_version"]) == {1}
     assert manifest["withheld"] == {"churn_7d": REASON}
