@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.status import Status
 
 from features.lake import LakeInUseError
+from features.zones import write_instant
 from flows.configuration import ConfigurationError, load, parse_as_of
 from flows.one_off import ONE_OFF_SETTINGS
 
@@ -360,9 +361,11 @@ def rollback(
 def _decide(config: Path, name: str, reason: str, decide: Callable[[Any, Path], Any]) -> None:
     _quieten()
     with _complaining(config):
-        promotion = decide(importlib.import_module("flows.serving"), load(config).mlruns)
+        configuration = load(config)
+        promotion = decide(importlib.import_module("flows.serving"), configuration.mlruns)
     instead = f" instead of version {promotion.undone}" if promotion.undone else ""
-    print(f"{name} version {promotion.number} serves{instead}, from {promotion.as_of:%Y-%m-%d %H:%M} UTC on: {reason}")
+    since = write_instant(promotion.as_of, configuration.time_zone)
+    print(f"{name} version {promotion.number} serves{instead}, from {since} on: {reason}")
 
 
 def main() -> None:

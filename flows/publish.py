@@ -263,7 +263,9 @@ def _policy(lake: Lake, configuration: Configuration) -> Policy:
         return consents(events, attributes, configuration.purposes, users)
 
     brake, personal = configuration.publish.brake, configuration.personal
-    return Policy(configuration.all_destinations, consents_of, brake, configuration.name, personal)
+    return Policy(
+        configuration.all_destinations, consents_of, brake, configuration.name, personal, configuration.time_zone
+    )
 
 
 def _sum_up(configuration: Configuration, outcome: Outcome, deliveries: list[Delivery]) -> Published:

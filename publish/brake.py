@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from features.snapshots import format_value, title
 from features.sources import Settings
+from features.zones import write_instant
 
 EXCHANGE_DAYS = 14
 """In so many days any audience is taken to exchange its members, until `EARLIER_MIN` changes tell how it does."""
@@ -59,7 +60,13 @@ class Step:
         return max((self.as_of - self.since) / timedelta(days=1), 0.0)
 
 
-def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], settings: BrakeSettings) -> list[str]:
+def judge(
+    step: Step,
+    earlier: pd.DataFrame,
+    staying_days: Mapping[str, float],
+    settings: BrakeSettings,
+    time_zone: str = "UTC",
+) -> list[str]:
     """Say why a version is to be held, compared with the released one: a line for each reason; none for none.
 
     `earlier` are what audiences did before, as `turnover.steps` has it. `staying_days` says of segments by their
@@ -68,7 +75,8 @@ def judge(step: Step, earlier: pd.DataFrame, staying_days: Mapping[str, float], 
     """
     findings = []
     if step.as_of < step.since:
-        findings.append(f"as of {_instant(step.as_of)}, which is before {_instant(step.since)}, the released one")
+        now, since = (write_instant(instant, time_zone) for instant in (step.as_of, step.since))
+        findings.append(f"as of {now}, which is before {since}, the released one")
     if step.users_before:
         loss = (step.users_before - step.users) / step.users_before
         if loss > settings.users_loss_max:
@@ -173,7 +181,3 @@ def _in_days(days: float) -> str:
     if not days:
         return ""
     return f" in {days:.3g} day" + ("" if f"{days:.3g}" == "1" else "s")
-
-
-def _instant(instant: datetime) -> str:
-    return f"{instant.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -51,7 +51,7 @@ class Candidate:
 class Policy:
     """Hold what may leave: destinations, the consents of some users as `consents.consents` has them, brake and salt.
 
-    No name of a segment does that needs one of the `personal` attributes.
+    No name of a segment does that needs one of the `personal` attributes. Findings say instants in a zone.
     """
 
     destinations: Settings
@@ -59,6 +59,7 @@ class Policy:
     brake: BrakeSettings
     salt: str
     personal: Sequence[str] = ()
+    time_zone: str = "UTC"
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str
     rules = plan.version.manifest["rules"].items()
     staying = {name: staying_days(parse(rule["condition"])) for name, rule in rules}
     step = Step(before.as_of, plan.version.as_of, *users, moved, _levels(before.manifest, plan.version.manifest))
-    return judge(step, steps(turnover, members, recent), staying, policy.brake)
+    return judge(step, steps(turnover, members, recent), staying, policy.brake, policy.time_zone)
 
 
 def _levels(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
