@@ -88,7 +88,7 @@ def test_who_has_come_for_long_but_stays_away_is_not_loyal() -> None:
     assert "oyal" not in name(*often, trait("recency_days", 0.6, 20))
 
 
-COMPARING = {"more", "less", "high", "low", "big", "small"}
+COMPARING = {"few", "many", "more", "less", "high", "low", "big", "small"}
 WORDS = st.sampled_from(sorted([*FORMS, "session_count_28d", "purchase_count_90d", "own_score"]))
 
 

@@ -335,7 +335,8 @@ def test_events_of_an_ingest_that_broke_off_are_known_when_their_file_comes_agai
     assert {row["path"]: (row["content"], row["id_rule"]) for row in old.rows(FILES)}[late] == ("", 1)
     rows = old.rows(EVENTS)
 
-    assert (old.ingest().batch.files, old.rows(EVENTS)) == (1, rows)
+    assert old.ingest().batch.files == 1
+    assert without(old.rows(EVENTS), "properties") == without(rows, "properties")  # which are canonical JSON now
     assert [row["path"] for row in old.rows(FILES)] == [f"march-{number}.{old.suffix}" for number in (1, 2, 3)]
 
 
