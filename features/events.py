@@ -134,7 +134,7 @@ def accept(
     ingested_at = occurred_at.
     `erased_among` gives user_id and erased_at of those of some users who were erased: what they did before is rejected.
     `due` are EVENTS that were held back as in the future when they were read, and are no longer. `stored_among` gives
-    event_id of those of some ids that a lake holds: a row with an id by rule 1 that it holds keeps that.
+    event_id and properties of those of some ids that a lake holds: a row with an id by rule 1 that it holds keeps both.
     A rejected row is text as the source has it; of a duplicate, and of what is held back, the event that it would have
     been, as JSON; of a user who was erased, null.
     Raises SourceError where the time's type needs a unit.
@@ -221,15 +221,17 @@ def _judge(
 
 
 def _keep_first_ids(rows: ir.Table, stored_among: Callable[[ir.Table], ir.Table]) -> ir.Table:
-    """Give rows without an id the one by rule 1 that the lake holds, where it does."""
+    """Give rows without an id the one by rule 1 that the lake holds, where it does, with its text of properties."""
     rows = materialize(rows)
     for first in [name for name in rows.columns if name.startswith(FIRST_ID)]:
         stored = stored_among(rows.filter(rows.is_made).select(event_id=first).distinct())
-        both = rows.left_join(stored.select(stored_id="event_id"), rows[first] == stored.event_id)
+        stored = stored.select(stored_id="event_id", stored_properties="properties")
+        both = rows.left_join(stored, rows[first] == stored.stored_id)
         has_first = both.is_made & both.stored_id.notnull()
-        rows = materialize(
-            both.mutate(event_id=ibis.ifelse(has_first, both.stored_id, both.event_id)).drop("stored_id")
-        )
+        kept = {"event_id": ibis.ifelse(has_first, both.stored_id, both.event_id)}
+        if "properties" in rows.columns:
+            kept["properties"] = ibis.ifelse(has_first, both.stored_properties, both.properties)
+        rows = materialize(both.mutate(**kept).drop("stored_id", "stored_properties"))
     return rows
 
 

@@ -303,8 +303,8 @@ def _columns_of(files: list[File], rule: int | None = None) -> list[dict[str, st
 
 
 def _stored_among(lake: Lake, ids: ir.Table) -> ir.Table:
-    """Return event_id of those of some ids that EVENTS have."""
-    return materialize(lake.read(EVENTS).select("event_id").semi_join(ids, "event_id"))
+    """Return event_id and properties of those of some ids that EVENTS have."""
+    return materialize(lake.read(EVENTS).select("event_id", "properties").semi_join(ids, "event_id"))
 
 
 def _due(lake: Lake, names: list[str], now: datetime) -> ir.Table | None:
