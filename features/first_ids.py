@@ -62,7 +62,7 @@ def add_first_ids(
 def _as_of_then(columns: Mapping[str, str], kinds: Mapping[str, str], is_json: bool) -> str:
     """Return a struct of the columns that files had then, of the types of then."""
     if is_json:
-        structure = {name: _structure(duckdb.sqltype(kind)) for name, kind in kinds.items()}
+        structure = {name: structure_of(duckdb.sqltype(kind)) for name, kind in kinds.items()}
         text = json.dumps(structure).replace("'", "''")
         return f"from_json(CASE WHEN NOT habitus_malformed THEN habitus_line END, '{text}')"
     fields = (
@@ -72,11 +72,12 @@ def _as_of_then(columns: Mapping[str, str], kinds: Mapping[str, str], is_json: b
     return f"{{{', '.join(fields)}}}"
 
 
-def _structure(kind: Any) -> Any:
+def structure_of(kind: Any) -> Any:
+    """Return a type of the engine as the structure of JSON that is read as it."""
     if kind.id == "struct":
-        return {name: _structure(child) for name, child in kind.children}
+        return {name: structure_of(child) for name, child in kind.children}
     if kind.id == "list":
-        return [_structure(kind.children[0][1])]
+        return [structure_of(kind.children[0][1])]
     return str(kind)
 
 

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from features.discretion import hide_values
 from features.expressions import why_not_of_one_row
-from features.first_ids import FIRST_ID, add_first_ids
+from features.first_ids import FIRST_ID, add_first_ids, structure_of
 from features.placeholders import NO_USER
 from features.places import DELIMITERS
 from features.values import PART
@@ -263,10 +263,9 @@ def read_files(
 
     For each of the columns `first`, rows have an id of their content by rule 1 beside, as `first_ids` makes it.
     """
-    parts = _read(engine.con, files, source.format, known)
-    _refuse_nothing(parts)
     mapped = source.columns.mapped()
-    _refuse_no_header(parts, mapped.values())
+    parts = _with_names(_read(engine.con, files, source.format, known), mapped.values())
+    _refuse_nothing(parts)
     tables = []
     for part in parts:
         selected = {
@@ -307,6 +306,26 @@ def find_unreadable(source: Source, files: list[Path]) -> dict[Path, str]:
     return found
 
 
+def find_failing(engine: DuckDB, source: Source, files: list[Path], known: Sequence[Mapping[str, str]]) -> str | None:
+    """Compute each expression of a mapping alone, and say of the first that fails which it is, and why."""
+    for part in _read(engine.con, files, source.format, known):
+        for name, given in source.columns.mapped().items():
+            if isinstance(given, Computed) and given.sql and part.columns:
+                try:
+                    engine.con.execute(f"SELECT max(hash({given.sql}\n)) FROM ({part.sql})").fetchall()
+                except duckdb.BinderException:
+                    continue  # of a column that this part lacks
+                except duckdb.Error as error:
+                    why = type(error).__name__ if _says_values(error) else first_line(error)
+                    return f"events.columns.{name}: {given.sql!r} fails on a row of {part.files}: {why}"
+    return None
+
+
+def _says_values(error: duckdb.Error) -> bool:
+    """Tell an error whose text an expression may have made, as one with error() does: nothing tells values apart."""
+    return isinstance(error, duckdb.InvalidInputException) and "Could not parse string" not in str(error)
+
+
 def forget_files(engine: DuckDB) -> None:
     """Drop what reading text files stored with an engine; what was made of it by then stays."""
     for name in engine.list_tables(like=f"^{STORED}"):
@@ -331,8 +350,8 @@ def row_text(rows: ir.Table) -> ir.StringValue:
 def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str, str]) -> list[ir.Table]:
     """Read the attributes of users: user_id and those of `Users.columns`, and otherwise as `read_events` does."""
     parts = _read(engine.con, find_files(users.files, folder), users.format)
+    parts = _with_names(parts, [users.user_id, *(column for _, column in users.columns(consents).values())])
     _refuse_nothing(parts)
-    _refuse_no_header(parts, [users.user_id, *(column for _, column in users.columns(consents).values())])
     tables = []
     for part in parts:
         selected = {"user_id": _column(engine.con, part, parts, (), "users.user_id", users.user_id)}
@@ -349,7 +368,8 @@ class _Part:
     """Hold a query for the rows of files that have the same columns, and the types of these.
 
     Beside the source's columns, the query gives habitus_path, habitus_line (of JSON lines, and of what is malformed)
-    and habitus_malformed. Of JSON lines `structures` says by file what its fields are.
+    and habitus_malformed. Of JSON lines `structures` says by file what its fields are. Where it is not `is_named`, the
+    columns may be what a row holds, and are nothing for errors.
     """
 
     sql: str
@@ -357,6 +377,7 @@ class _Part:
     paths: list[Path]
     format: Format
     structures: dict[Path, Structure] = field(default_factory=dict)
+    is_named: bool = True
 
     @property
     def files(self) -> str:
@@ -402,8 +423,11 @@ def _refuse_nothing(parts: list[_Part]) -> None:
         raise SourceError(f"{_some([path for part in parts for path in part.paths])}: {NOTHING[parts[0].format]}")
 
 
-def _refuse_no_header(parts: list[_Part], mapped: Iterable[str | Computed | list[str]]) -> None:
-    """Raise SourceError for text whose first line has no column that is mapped: it may be an event, not for errors."""
+def _with_names(parts: list[_Part], mapped: Iterable[str | Computed | list[str]]) -> list[_Part]:
+    """Tell parts whose columns are names, as half of those that are mapped are among them.
+
+    Raises SourceError for text whose first line has none of them: it may be an event, which is not for errors.
+    """
     names: set[str] = set()
     for one in mapped:
         columns = [one.column] if isinstance(one, Computed) else [one] if isinstance(one, str) else one
@@ -412,6 +436,8 @@ def _refuse_no_header(parts: list[_Part], mapped: Iterable[str | Computed | list
         if part.format == "csv" and names and part.columns and names.isdisjoint(part.columns):
             some = ", ".join(sorted(names))
             raise SourceError(f"{part.paths[0].name}: its first line must name the columns; it has none of {some}")
+    roots = {name if any(name in part.columns for part in parts) else name.split(".")[0] for name in names}
+    return [replace(part, is_named=2 * len(roots.intersection(part.columns)) >= len(roots)) for part in parts]
 
 
 def _describe(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
@@ -548,7 +574,8 @@ def _read_json_lines(con: duckdb.DuckDBPyConnection, paths: list[Path], known: I
 def _plain_types(structure: Structure) -> Structure:
     """Read a field of several types, or always null, as text."""
     if isinstance(structure, dict):
-        return {name: _plain_types(part) for name, part in structure.items() if name}
+        fields = {name: _plain_types(part) for name, part in structure.items() if name}
+        return fields or "VARCHAR"  # the engine reads no objects without fields
     if isinstance(structure, list):
         return [_plain_types(part) for part in structure]
     return "VARCHAR" if structure in ("JSON", "NULL") else structure
@@ -625,10 +652,15 @@ def _column(
         who = f"{others[0]} has" if others else "earlier files had"
         raise SourceError(
             f"{lacks}, which {who}: mend it, or write {{ column = {json.dumps(name)}, optional = true }} if files may "
-            f"lack it; it has {_list(part.columns)}"
+            f"lack it; {_told(part)}"
         )
     near = difflib.get_close_matches(name, part.columns, n=1, cutoff=0.5)
-    raise SourceError(f"{lacks}; {f'did you mean {near[0]!r}?' if near else f'it has {_list(part.columns)}'}")
+    raise SourceError(f"{lacks}; {f'did you mean {near[0]!r}?' if near else _told(part)}")
+
+
+def _told(part: _Part) -> str:
+    """Say which columns there are, if these are names."""
+    return f"it has {_list(part.columns)}" if part.is_named else "its columns are not named as they are mapped"
 
 
 def _list(names: Iterable[str]) -> str:
@@ -684,18 +716,19 @@ def _plain(given: str | Computed | list[str]) -> str | None:
 
 
 def _refuse_renamed(part: _Part, known: Iterable[Mapping[str, str]], key: str, name: str) -> None:
-    """Stop where a file of JSON lines has a new field in the place of a mapped one.
+    """Stop where a file of JSON lines has a new field in the place of a mapped one, in the same object.
 
     That a file has no such field says nothing by itself, as null fields are often left out.
     """
     fields = [name] if name in part.columns else name.split(".")
     having = {path for path, structure in part.structures.items() if _leaf(structure, fields) is not None}
-    familiar = {column for columns in known for column in columns}
-    familiar |= {column for path in having for column in _fields(part.structures[path])}
-    if not having and fields[0] not in familiar:
+    before = [{column: structure_of(duckdb.sqltype(kind)) for column, kind in columns.items()} for columns in known]
+    those = [*before, *(part.structures[path] for path in having)]
+    if not any(_leaf(structure, fields) is not None for structure in those):
         return
+    familiar = {field for structure in those for field in _fields_in(structure, fields[:-1])}
     for path, structure in sorted(part.structures.items()):
-        fresh = [column for column in _fields(structure) if column not in familiar]
+        fresh = [field for field in _fields_in(structure, fields[:-1]) if field not in familiar]
         if path not in having and fresh:
             raise SourceError(
                 f"{key}: {path.name} has no field {name!r}, which other files have, but {_list(fresh[:3])}, which they "
@@ -703,8 +736,11 @@ def _refuse_renamed(part: _Part, known: Iterable[Mapping[str, str]], key: str, n
             )
 
 
-def _fields(structure: Structure) -> Iterable[str]:
-    return structure if isinstance(structure, dict) else ()
+def _fields_in(structure: Structure, fields: Sequence[str]) -> list[str]:
+    """List the fields of an object within others."""
+    for one in fields:
+        structure = structure.get(one) if isinstance(structure, dict) else None
+    return list(structure) if isinstance(structure, dict) else []
 
 
 def _expression(
@@ -719,6 +755,10 @@ def _expression(
     """Return an expression in brackets, having checked that it is one, and works."""
     if why := why_not_of_one_row(con, sql, part.columns):
         raise SourceError(f"{key}: {sql!r} {why}; write an expression over the columns of one row")
+    if part.format == "jsonl" and not is_optional:
+        for name in part.columns:
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql):
+                _refuse_renamed(part, known, key, name)
     lacking: list[str] = []
     while True:
         rows = f"(SELECT *{''.join(f', NULL AS {_identifier(name)}' for name in lacking)} FROM ({part.sql}))"

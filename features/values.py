@@ -165,7 +165,7 @@ def is_inexact(value: ir.Value) -> ir.BooleanValue:
 def as_number(value: ir.Value) -> ir.FloatingValue:
     """Return a column as a number, and null where it is blank or no sensible number; a boolean is 1 or 0."""
     number = _as_double(value)
-    return ibis.ifelse(number.abs() <= MAXIMUM_NUMBER, number, None)
+    return ibis.cases((number == 0, 0.0), (number.abs() <= MAXIMUM_NUMBER, number))  # 0 has no sign
 
 
 def is_bad_number(value: ir.Value) -> ir.BooleanValue:

@@ -37,6 +37,7 @@ from features.events import (
 from features.files import FILES, ID_RULE, content_of, count_rows, fingerprint
 from features.lake import Lake
 from features.lines import contest, find_repeated
+from features.odd_times import hints as time_hints
 from features.placeholders import count_placeholders, without_placeholders
 from features.placeholders import in_words as placeholders_in_words
 from features.places import place_of
@@ -44,6 +45,7 @@ from features.sources import (
     Raw,
     SourceError,
     UnreadableError,
+    find_failing,
     find_files,
     find_unreadable,
     first_line,
@@ -207,7 +209,11 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         rejected = _count_by_reason(lake.read(REJECTED))
         accepted = lake.row_count(EVENTS)
         total = accepted + sum(rejected.values())
-        hints = [*name_hints(batch.names, configuration.events.names), *(user_hints(users) if users else ())]
+        hints = [
+            *(time_hints(judged.events, now) if judged else ()),
+            *name_hints(batch.names, configuration.events.names),
+            *(user_hints(users) if users else ()),
+        ]
         known_files, watermark = len(contents) - len(new), _watermark(lake)
         return Ingested(known_files, total, accepted, rejected, watermark, batch, users, hints, changed)
 
@@ -266,14 +272,12 @@ def _judge(
         among = None if erased is None else erased.among
         stored = partial(_stored_among, lake) if first else None
         events, rejected = accept(raw.parts, source, configuration.time_zone, now, among, due, stored)
-    except duckdb.ConversionException as error:
-        raise SourceError(f"events.columns: {first_line(error)}") from error
     except (UnreadableError, duckdb.Error) as error:
         unreadable = find_unreadable(source, paths)
         if not unreadable:
-            # An expression may say a value itself, as one with error() does, and then nothing tells it apart.
-            is_free = isinstance(error, duckdb.InvalidInputException) and "Could not parse string" not in str(error)
-            why = type(error).__name__ if is_free else first_line(error)
+            if failing := find_failing(lake.engine, source, paths, columns):
+                raise SourceError(f"{failing}; a function that begins with try_ gives null instead") from error
+            why = first_line(error)
             raise SourceError(f"events.files: {source.files} cannot be read: {why}") from error
         if not source.skip_unreadable:
             why = min(unreadable.values())
@@ -514,7 +518,13 @@ def _describe_users(lake: Lake, configuration: Configuration) -> _Described | No
     users = [part.mutate(user_id=without_placeholders(as_text(part.user_id), no_user)) for part in users]
     attributes = describe_users(users, list(configuration.users.columns(consents)), partial(_places_of, configuration))
     known = ids.select(user_id=without_placeholders(ids.user_id, no_user))
-    return _Described(attributes, known.filter(known.user_id.notnull()).distinct(), placeholders)
+    named = materialize(known.filter(known.user_id.notnull()).distinct())
+    if not _count(named):
+        raise SourceError(
+            f"users.files: {configuration.users.files} has no row with a user, so nothing would be known of anybody: "
+            "mend it, or remove [users]"
+        )
+    return _Described(attributes, named, placeholders)
 
 
 def _places_of(configuration: Configuration, rows: ir.Table) -> str:

@@ -1,5 +1,6 @@
 """How tasks that touch the world are retried, and what their errors may say."""
 
+import errno
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -38,6 +39,7 @@ MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
 ELSEWHERE = (DeliveryError, LockedError, LakeInUseError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
+FULL = "No space left on device"
 PACKAGES = ("features", "models", "publish", "flows")
 LASTING = (*MISTAKES, *ELSEWHERE, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
 PASSING = (OSError, duckdb.IOException, CommitFailedError, OperationalError, PassingError)
@@ -77,6 +79,8 @@ def discreet(function: Callable[Given, Found]) -> Callable[Given, Found]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
+            if FULL in str(error):
+                raise OSError(errno.ENOSPC, f"{FULL}: free some space, and run the same command again") from None
             if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in PACKAGES:
                 raise error from None
             unexpected = PassingError if may_pass(error) else UnexpectedError

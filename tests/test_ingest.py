@@ -578,7 +578,7 @@ def test_an_optional_column_that_a_new_file_lacks_is_null_in_it(shop: Shop) -> N
 def test_fields_that_new_json_lines_lack_are_null_in_them(shop: Shop) -> None:
     mapping = CONFIG.replace('"user"', '"who.id"') + 'revenue = { sql = "price * 2" }\n'
     shop.configure(mapping, files="*.jsonl")
-    line = {"id": "1", "who": {"id": "ada"}, "at": "2024-03-01", "event": "home"}
+    line = {"id": "1", "who": {"id": "ada", "name": "Ada"}, "at": "2024-03-01", "event": "home"}
     (shop.folder / "a.jsonl").write_text(json.dumps(line | {"price": 1.5}))
     shop.ingest()
     (shop.folder / "b.jsonl").write_text(json.dumps(line | {"id": "2"}))
@@ -653,6 +653,25 @@ def test_all_files_are_read_again_where_a_field_that_an_expression_names_has_ano
     (shop.folder / "c.jsonl").write_text(json.dumps(line | {"id": "3", "place": 2}))
     assert shop.ingest().batch.files == 1
     assert (shop.rows(EVENTS), shop.rows(REJECTED)) == as_at_once(shop, NOW)
+
+
+def test_an_expression_that_fails_on_a_row_is_named(shop: Shop) -> None:
+    shop.configure(CONFIG + "page = { sql = \"strptime(url, '%d.%m.%Y')\" }\n")
+    shop.put("a.csv", "1,ada,2024-03-01,home,31.03.2024", "2,ada,2024-03-01,home,SECRET", header=HEADER + ",url")
+    with pytest.raises(SourceError, match=r"^events\.columns\.page: .* fails on a row of a\.csv: .*try_") as caught:
+        shop.ingest()
+    assert "SECRET" not in str(caught.value)
+
+
+def test_times_that_no_business_has_are_hinted_at(shop: Shop) -> None:
+    shop.configure(CONFIG + 'ingested_at = "learned"\n')
+    odd = ["2024-03-01,home,1970-01-20", "2024-03-02,home,5138-11-16", "1970-01-20,home,1970-01-20"]
+    shop.put("a.csv", *(f"{i},ada,{rest}" for i, rest in enumerate(odd)), header=HEADER + ",learned")
+    assert shop.ingest().hints[:3] == [
+        "1 event is of before 1990; check the time_unit of events.columns.occurred_at",
+        "1 event is learned of more than a year too early; check the time_unit of events.columns.ingested_at",
+        "1 event is learned of more than a year from now on; check the time_unit of events.columns.ingested_at",
+    ]
 
 
 # --- the future ---

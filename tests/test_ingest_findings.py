@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features.attributes import ATTRIBUTES
 from features.event_names import EventName
 from features.events import EVENTS
 from features.lake import Lake
@@ -210,6 +211,19 @@ def test_a_users_file_that_matches_nobody_stops_an_ingest_before_anything_is_sto
     )
     with Lake(tmp_path / "lake") as lake:
         assert not lake.has(EVENTS)
+
+
+@pytest.mark.parametrize("rows", [(), (",gold", "null,gold")])
+def test_a_users_file_without_a_user_stops_an_ingest_and_what_was_known_stays(
+    tmp_path: Path, rows: tuple[str, ...]
+) -> None:
+    put(tmp_path, "a.csv", *GOOD)
+    put(tmp_path, "people.txt", "ada,pro", header="id,plan")
+    ingest(tmp_path, more=USERS)
+    put(tmp_path, "people.txt", *rows, header="id,plan")
+    assert complaint(tmp_path, more=USERS).startswith("users.files: people.txt has no row with a user")
+    with Lake(tmp_path / "lake") as lake:
+        assert lake.row_count(ATTRIBUTES) == 1
 
 
 def test_users_who_have_no_events_for_how_their_ids_are_written_are_a_hint(tmp_path: Path) -> None:

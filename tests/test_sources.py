@@ -682,7 +682,8 @@ def test_fields_of_json_lines_that_only_other_files_had_are_null(engine: DuckDB,
 
 def test_fields_of_a_field_that_only_other_files_had_are_null(engine: DuckDB, tmp_path: Path) -> None:
     line = '{"user":"ada","time":"1","name":"view","url":7,"place":{"land":"GB"}}'
-    row = read_beside(engine, tmp_path, "e.jsonl", line, BEFORE)
+    known = BEFORE | {"place": "STRUCT(city VARCHAR, land VARCHAR)"}
+    row = read_beside(engine, tmp_path, "e.jsonl", line, known)
     assert (row["page"], row["category"]) == ("7", None)
 
 
@@ -700,6 +701,51 @@ def test_a_field_with_a_new_one_in_its_place_in_one_of_several_files_is_an_error
         SourceError, match=r"^events\.columns\.user_id: b\.jsonl has no field 'user', which .* but uid, "
     ):
         read(engine, tmp_path, files)
+
+
+def test_a_nested_field_with_a_new_one_in_its_place_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        f"{name}.jsonl": f'{{"user":"ada","time":"1","name":"view","place":{{"{field}":"x"}}}}'
+        for name, field in (("a", "city"), ("b", "town"))
+    }
+    with pytest.raises(SourceError, match=r"page: b\.jsonl has no field 'place\.city', which other .* but town, "):
+        read(engine, tmp_path, files, {"page": "place.city"})
+    line = '{"user":"ada","time":"1","name":"view","url":"/","place":{"town":"x"}}'
+    with pytest.raises(SourceError, match=r"category: e\.jsonl has no field 'place\.city', which other .* but town, "):
+        read_beside(engine, tmp_path, "e.jsonl", line, BEFORE)
+
+
+def test_a_field_of_an_expression_with_a_new_one_in_its_place_is_an_error(engine: DuckDB, tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        "a.jsonl": LINE.replace("}", ',"url":"/"}'),
+        "b.jsonl": LINE.replace("}", ',"uri":"/"}'),
+    }
+    with pytest.raises(SourceError, match=r"page: b\.jsonl has no field 'url', which other files have, but uri, "):
+        read(engine, tmp_path, files, {"page": {"sql": "lower(url)"}})
+
+
+def test_a_new_field_in_another_object_takes_no_place(engine: DuckDB, tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        "a.jsonl": LINE.replace("}", ',"url":"/","props":{"k":1}}'),
+        "b.jsonl": LINE.replace("}", ',"props":{"m":1}}'),
+    }
+    assert [row["page"] for row in read(engine, tmp_path, files, {"page": "url"})] == ["/", None]
+
+
+def test_an_object_whose_only_field_has_no_name_spoils_nothing(engine: DuckDB, tmp_path: Path) -> None:
+    text = LINE + LINE.replace("ada", "ben").replace("}", ',"other":{"":1}}')
+    assert users_of(read(engine, tmp_path, {"e.jsonl": text})) == ["ada", "ben"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("e.csv", "ann@secret.example,2024-03-31,name\n"), ("e.jsonl", '{"ann@secret.example":{"time":1},"name":"x"}\n')],
+)
+def test_columns_that_may_be_what_a_row_holds_are_not_told(
+    engine: DuckDB, tmp_path: Path, name: str, content: str
+) -> None:
+    with pytest.raises(SourceError, match=r"has no column .*; its columns are not named as they are mapped$"):
+        read(engine, tmp_path, {name: content})
 
 
 def test_a_column_that_earlier_files_had_is_missed(engine: DuckDB, tmp_path: Path) -> None:
