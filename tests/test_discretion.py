@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -144,6 +145,12 @@ FAILING = {
         "",
     ),
 }
+
+
+def test_a_full_disk_is_said_in_one_line_whoever_found_it() -> None:
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: free some space") as caught:
+        failing_with(duckdb.IOException('Could not write "/lake/x": No space left on device'))()
+    assert "/lake" not in str(caught.value)
 
 
 @pytest.mark.ci
