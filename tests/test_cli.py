@@ -80,7 +80,9 @@ def test_a_file_in_which_no_row_is_accepted_says_why(tmp_path: Path) -> None:
 def test_an_expression_that_fails_on_a_row_is_refused(tmp_path: Path) -> None:
     done = attempt(tmp_path, CONFIG + 'revenue = { sql = "CAST(event AS DOUBLE)" }\n')
 
-    assert_refused(tmp_path, done, "events.columns: Conversion Error: Could not convert string … to DOUBLE")
+    assert_refused(
+        tmp_path, done, "events.columns.revenue: ", "Conversion Error: Could not convert string … to DOUBLE", "try_"
+    )
 
 
 def test_rows_of_the_users_file_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
