@@ -19,12 +19,12 @@ def hints(events: ir.Table, now: datetime) -> list[str]:
     counts = events.agg(old=is_old.sum(), early=is_early.sum(), late=is_late.sum())
     [row] = counts.to_pyarrow().to_pylist()
     told = {
-        "old": f"of before {FIRST.year}; check the time_unit of events.columns.occurred_at",
-        "early": "learned of more than a year too early; check the time_unit of events.columns.ingested_at",
-        "late": "learned of more than a year from now on; check the time_unit of events.columns.ingested_at",
+        "old": (f"before {FIRST.year}", "occurred_at"),
+        "early": ("learned of more than a year before they happened", "ingested_at"),
+        "late": ("learned of more than a year from now", "ingested_at"),
     }
-    return [f"{row[kind]:,} event{_is(row[kind])} {said}" for kind, said in told.items() if row[kind]]
-
-
-def _is(count: int) -> str:
-    return " is" if count == 1 else "s are"
+    return [
+        f"events {said}: {row[kind]:,}; check the time_unit of events.columns.{column}"
+        for kind, (said, column) in told.items()
+        if row[kind]
+    ]

@@ -316,14 +316,14 @@ def find_failing(engine: DuckDB, source: Source, files: list[Path], known: Seque
                 except duckdb.BinderException:
                     continue  # of a column that this part lacks
                 except duckdb.Error as error:
-                    why = type(error).__name__ if _says_values(error) else first_line(error)
-                    return f"events.columns.{name}: {given.sql!r} fails on a row of {part.files}: {why}"
+                    return f"events.columns.{name}: {given.sql!r} fails on a row of {part.files}: {reason_of(error)}"
     return None
 
 
-def _says_values(error: duckdb.Error) -> bool:
-    """Tell an error whose text an expression may have made, as one with error() does: nothing tells values apart."""
-    return isinstance(error, duckdb.InvalidInputException) and "Could not parse string" not in str(error)
+def reason_of(error: Exception) -> str:
+    """Return what an engine's message says without values, or its kind where an expression may have made the text."""
+    is_free = isinstance(error, duckdb.InvalidInputException) and "Could not parse string" not in str(error)
+    return type(error).__name__ if is_free else first_line(error)
 
 
 def forget_files(engine: DuckDB) -> None:
@@ -660,7 +660,7 @@ def _column(
 
 def _told(part: _Part) -> str:
     """Say which columns there are, if these are names."""
-    return f"it has {_list(part.columns)}" if part.is_named else "its columns are not named as they are mapped"
+    return f"it has {_list(part.columns)}" if part.is_named else "few of its columns are mapped: does it name them?"
 
 
 def _list(names: Iterable[str]) -> str:
@@ -720,6 +720,8 @@ def _refuse_renamed(part: _Part, known: Iterable[Mapping[str, str]], key: str, n
 
     That a file has no such field says nothing by itself, as null fields are often left out.
     """
+    if not part.structures:
+        return
     fields = [name] if name in part.columns else name.split(".")
     having = {path for path, structure in part.structures.items() if _leaf(structure, fields) is not None}
     before = [{column: structure_of(duckdb.sqltype(kind)) for column, kind in columns.items()} for columns in known]
@@ -753,8 +755,8 @@ def _expression(
     is_optional: bool,
 ) -> str:
     """Return an expression in brackets, having checked that it is one, and works."""
-    if why := why_not_of_one_row(con, sql, part.columns):
-        raise SourceError(f"{key}: {sql!r} {why}; write an expression over the columns of one row")
+    if reason := why_not_of_one_row(con, sql, part.columns):
+        raise SourceError(f"{key}: {sql!r} {reason}; write an expression over the columns of one row")
     if part.format == "jsonl" and not is_optional:
         for name in part.columns:
             if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql):

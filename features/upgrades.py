@@ -16,6 +16,7 @@ import ibis.expr.types as ir
 
 from features.events import EVENTS
 from features.files import FILES, fingerprint
+from features.first_ids import FIRST_COLUMNS
 from features.lake import Lake
 from features.sources import Source
 from features.table import Table, stack
@@ -97,7 +98,7 @@ def _say_rule_of_ids(files: ir.Table, beside: Beside) -> ir.Table:
 
 def first_fingerprints(source: Source, time_zone: str) -> tuple[str, str]:
     """Return the fingerprint of a mapping by the formula of then and of now, as far as there were such keys then."""
-    known: Any = dict.fromkeys(FIRST_KEYS, True) | {"columns": FIRST_COLUMNS}
+    known: Any = dict.fromkeys(FIRST_KEYS, True) | {"columns": {"event_id", *FIRST_COLUMNS}}
     settings: dict[str, Any] = source.model_dump(mode="json", include=known)
     settings["columns"] = {
         name: {key: given[key] for key in ("sql", "value")} if isinstance(given, dict) else given
@@ -113,11 +114,6 @@ STEPS: tuple[tuple[Table, tuple[Step, ...]], ...] = ((EVENTS, (_add_order_id,)),
 
 UNKNOWN_FILE = "unknown"
 FIRST_KEYS = ("format", "time_unit", "time_zone", "names")
-FIRST_COLUMNS = {
-    *("user_id", "occurred_at", "event_name", "event_id", "anonymous_id", "account_id", "ingested_at", "page"),
-    *("element", "item_id", "category", "quantity", "revenue", "source", "medium", "campaign", "device", "country"),
-    "properties",
-}
 FIRST_EVENTS = """\
 ibis.Schema {
   event_id      !string

@@ -48,14 +48,14 @@ from features.sources import (
     find_failing,
     find_files,
     find_unreadable,
-    first_line,
     forget_files,
     name_of,
     read_files,
     read_users,
+    reason_of,
     row_text,
 )
-from features.table import TIME, ContractError, materialize, stack
+from features.table import TIME, materialize, stack
 from features.unusable import refuse_unusable
 from features.user_match import UsersFound, match_users
 from features.user_match import hints as user_hints
@@ -241,11 +241,7 @@ def _refuse_to_lose(lake: Lake, configuration: Configuration, known: list[File],
 
 def _sources(lake: Lake) -> list[str]:
     """List the files that events came from."""
-    try:
-        events = lake.read(EVENTS)
-    except ContractError:  # events of before they said where they came from
-        return []
-    names: list[str] = events.source_file.value_counts().source_file.to_pyarrow().to_pylist()
+    names: list[str] = lake.read(EVENTS).source_file.value_counts().source_file.to_pyarrow().to_pylist()
     return names
 
 
@@ -277,13 +273,13 @@ def _judge(
         if not unreadable:
             if failing := find_failing(lake.engine, source, paths, columns):
                 raise SourceError(f"{failing}; a function that begins with try_ gives null instead") from error
-            why = first_line(error)
-            raise SourceError(f"events.files: {source.files} cannot be read: {why}") from error
+            raise SourceError(f"events.files: {source.files} cannot be read: {reason_of(error)}") from error
         if not source.skip_unreadable:
-            why = min(unreadable.values())
-            raise UnreadableError(f"{why}; mend or remove it, or set events.skip_unreadable = true") from error
-        for why in unreadable.values():
-            logger.warning("  skipped %s", why)
+            raise UnreadableError(
+                f"{min(unreadable.values())}; mend or remove it, or set events.skip_unreadable = true"
+            ) from error
+        for said in unreadable.values():
+            logger.warning("  skipped %s", said)
         readable = {content: path for content, path in files.items() if path not in unreadable}
         return _judge(lake, configuration, readable, now, known, erased)
     rejected = materialize(rejected)

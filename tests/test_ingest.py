@@ -668,9 +668,9 @@ def test_times_that_no_business_has_are_hinted_at(shop: Shop) -> None:
     odd = ["2024-03-01,home,1970-01-20", "2024-03-02,home,5138-11-16", "1970-01-20,home,1970-01-20"]
     shop.put("a.csv", *(f"{i},ada,{rest}" for i, rest in enumerate(odd)), header=HEADER + ",learned")
     assert shop.ingest().hints[:3] == [
-        "1 event is of before 1990; check the time_unit of events.columns.occurred_at",
-        "1 event is learned of more than a year too early; check the time_unit of events.columns.ingested_at",
-        "1 event is learned of more than a year from now on; check the time_unit of events.columns.ingested_at",
+        "events before 1990: 1; check the time_unit of events.columns.occurred_at",
+        "events learned of more than a year before they happened: 1; check the time_unit of events.columns.ingested_at",
+        "events learned of more than a year from now: 1; check the time_unit of events.columns.ingested_at",
     ]
 
 
