@@ -18,6 +18,7 @@ from prefect_server import serving, wait_for
 HOUSE = Path(__file__).parents[1]
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 LATEST_S = 300
+LOG_LATEST_S = 30
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,15 @@ class Schedule:
         return told
 
     def log(self, run: str) -> list[str]:
-        """Return the lines of a run's page."""
+        """Return the lines of a run's page, once the last is there: runs send them some time after their state."""
         asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
-        return [one["message"] for one in self.server.post("/logs/filter", json=asked).raise_for_status().json()]
+        until = time.monotonic() + LOG_LATEST_S
+        while True:
+            found = self.server.post("/logs/filter", json=asked).raise_for_status().json()
+            lines = [one["message"] for one in found]
+            if any(line.startswith("Finished in state") for line in lines) or time.monotonic() > until:
+                return lines
+            time.sleep(0.2)
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
         """Return the scheduled runs of a deployment that have ended, in the order of their schedule."""
