@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from features.events import PURCHASE, epoch_us
 from features.history import count_before
+from features.limits import DAYS_MAX, DAYS_MIN
 from features.sessions import us
 from features.sources import Settings
 from features.table import TIME, Table
@@ -90,9 +91,9 @@ class ChurnSettings(Settings):
     """Define churn: an eligible user has none of the events (none given: no event at all) in the horizon."""
 
     kind: Literal["churn"] = "churn"
-    delay_days: float | None = Field(default=None, ge=0)
-    horizon_days: float = Field(default=28, gt=0)
-    eligible_days: float | None = Field(default=28, gt=0)
+    delay_days: float | None = Field(default=None, ge=0, le=DAYS_MAX)
+    horizon_days: float = Field(default=28, ge=DAYS_MIN, le=DAYS_MAX)
+    eligible_days: float | None = Field(default=28, gt=0, le=DAYS_MAX)
     eligible_by: Since = "recency_days"
     events: list[str] = Field(default_factory=list)
 
@@ -101,9 +102,9 @@ class ConversionSettings(Settings):
     """Define conversion: an eligible user has one of the events in the horizon."""
 
     kind: Literal["conversion"] = "conversion"
-    delay_days: float | None = Field(default=None, ge=0)
-    horizon_days: float = Field(default=7, gt=0)
-    eligible_days: float | None = Field(default=None, gt=0)
+    delay_days: float | None = Field(default=None, ge=0, le=DAYS_MAX)
+    horizon_days: float = Field(default=7, ge=DAYS_MIN, le=DAYS_MAX)
+    eligible_days: float | None = Field(default=None, gt=0, le=DAYS_MAX)
     eligible_by: Since = "recency_days"
     events: list[str] = Field(default=[PURCHASE], min_length=1)
 
@@ -131,7 +132,7 @@ class LabelSettings(Settings):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, FurtherSettings] = Field(init=False)
 
-    delay_days: float = Field(default=0, ge=0)
+    delay_days: float = Field(default=0, ge=0, le=DAYS_MAX)
     base_rate_jump_max: float = Field(default=0.75, gt=0, le=1)
     churn: ChurnSettings = ChurnSettings()
     conversion: ConversionSettings = ConversionSettings()
@@ -194,8 +195,9 @@ def snapshot_dates(
     """
     test = as_of - reach
     validation = test - reach
-    train = tuple(validation - reach - number * every for number in reversed(range(count)))
-    return SnapshotDates(tuple(instant for instant in train if instant > first_event_at), validation, test)
+    last = validation - reach
+    reached = min(count, -((first_event_at - last) // every))
+    return SnapshotDates(tuple(last - number * every for number in reversed(range(reached))), validation, test)
 
 
 def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: LabelSettings) -> ir.Table:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 
 from features.events import PURCHASE, SUPPORT_VIEW, epoch_us, utc_to_local
 from features.history import count_before, instants_table, sessions_as_known
+from features.limits import DAYS_MAX
 from features.sessions import micros
 from features.sources import Settings
 from features.table import TIME, Table, materialize, stack
@@ -54,9 +55,9 @@ ROWS_AT_ONCE = 200_000
 class FeatureSettings(Settings):
     """Choose the windows, in days before as_of, in which sessions, support visits and purchases are counted."""
 
-    windows_days: Annotated[list[Annotated[int, Field(gt=0)]], AfterValidator(lambda days: sorted(set(days)))] = Field(
-        default=list(WINDOWS_DAYS), min_length=1
-    )
+    windows_days: Annotated[
+        list[Annotated[int, Field(gt=0, le=DAYS_MAX)]], AfterValidator(lambda days: sorted(set(days)))
+    ] = Field(default=list(WINDOWS_DAYS), min_length=1)
 
 
 # Of a user's sessions, all before as_of. Columns beside those of SESSIONS: `age_days` of the start and `end_age_days`,

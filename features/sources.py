@@ -98,9 +98,9 @@ TimeUnit = Literal["iso", "s", "ms", "us", "ns", "day"]
 
 
 class Settings(BaseModel):
-    """Refuse unknown keys and any change after loading."""
+    """Refuse unknown keys, values of another type, numbers that are none, and any change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Computed(Settings):

@@ -1,40 +1,45 @@
 """habitus.toml: the one file that says where events are, what they mean, and where segments go."""
 
+import codecs
 import difflib
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self, get_origin
+from typing import Any, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from features.event_names import check_names
-from features.labels import COLUMNS, LABEL_KIND, ChurnSettings, LabelSettings
+from features.labels import COLUMNS, LabelSettings
 from features.lake import Lake
+from features.limits import DAYS_MAX, DAYS_MIN, SECONDS_MAX, SEED_MAX
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import RESERVED, Settings, Source, TimeZone, Users
 from features.table import ContractError
 from features.upgrades import find_upgrades
+from flows.explanations import explain
 from models.clusters import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
 from models.lifecycle import LifecycleSettings
-from models.rules import RuleSettings, RulesSettings
+from models.rules import RulesSettings
 from publish.assignments import ASSIGNMENTS
 from publish.brake import BrakeSettings
 from publish.consents import Purposes, check_purposes
 from publish.destination import NAME
-from publish.destinations import KINDS, AnySettings
+from publish.destinations import AnySettings
 from publish.destinations.files import FilesSettings, Format
 from publish.destinations.folders import FolderSettings
 from publish.report.settings import USER_ID, ReportSettings
 
 SEGMENT_ID = re.compile(r"S\d{2,}")
 """Of discovered segments."""
+SIZE_MAX_BYTES = 1_000_000
 LOCAL = "published"
 """The destination that is there always: the folder of [publish]."""
 
@@ -46,11 +51,11 @@ class ConfigurationError(Exception):
 class TrainingSettings(Settings):
     """Say from how many past snapshots to learn, how far apart, with which seed, and how long to look for trees."""
 
-    snapshots: int = Field(default=12, ge=1)
-    every_days: float = Field(default=7, gt=0)
-    seed: int = 0
-    trials: int = Field(default=15, ge=1)
-    trial_seconds: float = Field(default=60, gt=0)
+    snapshots: int = Field(default=12, ge=1, le=1_000)
+    every_days: float = Field(default=7, ge=DAYS_MIN, le=DAYS_MAX)
+    seed: int = Field(default=0, ge=0, le=SEED_MAX)
+    trials: int = Field(default=15, ge=1, le=10_000)
+    trial_seconds: float = Field(default=60, gt=0, le=SECONDS_MAX)
 
 
 class SegmentSettings(Settings):
@@ -59,8 +64,8 @@ class SegmentSettings(Settings):
     `dwell_margin` says how much nearer another segment has to be before a user leaves one.
     """
 
-    k_min: int = Field(default=3, ge=2)
-    k_max: int = Field(default=8, le=50)
+    k_min: int = Field(default=3, ge=2, le=50)
+    k_max: int = Field(default=8, ge=2, le=50)
     share_min: float = Field(default=SHARE_MIN, ge=0, lt=1)
     stability_min: float = Field(default=STABILITY_MIN, ge=0, le=1)
     dwell_margin: float = Field(default=0.05, ge=0, lt=1)
@@ -75,8 +80,8 @@ class SegmentSettings(Settings):
 class StorageSettings(Settings):
     """Say where the lake and MLflow's store are, relative to the configuration."""
 
-    lake: Path = Path("lake")
-    mlruns: Path = Path("mlruns")
+    lake: Path = Field(default=Path("lake"), strict=False)
+    mlruns: Path = Field(default=Path("mlruns"), strict=False)
 
 
 class EngineSettings(Settings):
@@ -103,7 +108,7 @@ class PublishSettings(Settings):
     formats: list[Format] = Field(default=["parquet", "csv"], min_length=1)
     purposes: list[str] | None = None
     holdout_share: float = Field(default=0, ge=0, lt=1)
-    max_lag_days: float = Field(default=3, gt=0)
+    max_lag_days: float = Field(default=3, gt=0, le=DAYS_MAX)
     brake: BrakeSettings = BrakeSettings()
 
 
@@ -330,22 +335,46 @@ def load(file: Path | str) -> Configuration:
 
     Raises ConfigurationError for a file that is missing or no TOML, an unknown key, a missing or a wrong value.
     """
-    path = Path(file).resolve()
+    path = Path(os.path.realpath(file))
+    text = _read(path, str(file))
     try:
-        with path.open("rb") as opened:
-            given = tomllib.load(opened)
-    except IsADirectoryError as error:
-        raise ConfigurationError(f"{file} is a folder; name the habitus.toml in it") from error
-    except OSError as error:
-        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file}: is no TOML: {error}") from error
+        given = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise ConfigurationError(f"{file}: is no TOML: {str(error) or 'it is nested too deeply'}") from error
     try:
-        configuration = Configuration.model_validate(given)
-    except ValidationError as error:
-        raise ConfigurationError(f"{file}: {explain(error)}") from error
+        configuration = validate(given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file}: {error}") from error
     configuration._file = path
     return configuration
+
+
+def validate(given: Mapping[str, Any]) -> Configuration:
+    """Make a configuration of sections and keys. Raises ConfigurationError that names the first that is wrong."""
+    try:
+        return Configuration.model_validate(given)
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, given, Configuration)) from error
+
+
+def _read(path: Path, named: str) -> str:
+    """Read a file's text; a mark that it is UTF-8, as Windows' editors write, does not belong to it."""
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(SIZE_MAX_BYTES + 1)
+    except IsADirectoryError as error:
+        raise ConfigurationError(f"{named} is a folder; name the habitus.toml in it") from error
+    except OSError as error:
+        raise ConfigurationError(f"{named}: cannot be read: {error.strerror}") from error
+    if len(content) > SIZE_MAX_BYTES:
+        raise ConfigurationError(f"{named}: has more than {SIZE_MAX_BYTES / 1e6:g} MB, which no configuration has")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ConfigurationError(f"{named}: is UTF-16, or no text at all; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{named}: line {line} is not UTF-8; save the file as UTF-8") from error
 
 
 def parse_as_of(text: str, time_zone: str) -> datetime:
@@ -361,80 +390,3 @@ def parse_as_of(text: str, time_zone: str) -> datetime:
             f"as_of {text!r} is no instant: write 2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
         ) from error
     return instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(time_zone))
-
-
-def explain(error: ValidationError) -> str:
-    """Say what the first mistake is and what would be right."""
-    details = error.errors()
-    # An unknown key explains a missing one (it is often the same, misspelt), our own words explain most.
-    rank = {"extra_forbidden": 0, "value_error": 1}
-    first = min(details, key=lambda detail: rank.get(detail["type"], 2))
-    # Of a union pydantic reports every member; what is in the file is the key up to there.
-    location = [str(part) for part in first["loc"] if str(part).islower() and "[" not in str(part) and part != "str"]
-    section: type[BaseModel] = Configuration
-    if location[:1] == ["destinations"] and len(location) > 2:
-        section = KINDS[location.pop(2)]  # its kind, which pydantic takes for a part of the place
-    key = ".".join(location)
-    match first["type"]:
-        case "extra_forbidden":
-            return _explain_unknown(location, section)
-        case error_type if error_type == LABEL_KIND:
-            return _explain_label(location, first["input"], first["msg"])
-        case "model_type" if location[0] == "rules" and len(location) == 2:
-            return _explain_unknown(location, section)
-        case "union_tag_not_found" | "union_tag_invalid" | "model_attributes_type":
-            return _explain_kind(key, first["input"])
-        case "missing":
-            return f"{key}: is missing"
-        case "value_error":
-            return (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ")
-        case _:
-            return f"{key}: {first['input']!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _explain_kind(key: str, given: Any) -> str:
-    """Say what is wrong with the section of a destination that does not say of which kind it is."""
-    if not isinstance(given, dict):
-        return f"{key}: {given!r} is in no destination's section: write it under [destinations.NAME]"
-    kind, near = given.get("kind"), ""
-    if kind is not None:
-        matches = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.5)
-        near = f" (did you mean {matches[0]}?)" if matches else ""
-    return f"{key}.kind: {'is missing' if kind is None else f'{kind!r} is none'}{near}; there are {', '.join(KINDS)}"
-
-
-def _explain_unknown(location: list[str], section: type[BaseModel]) -> str:
-    """Say what is there instead of a key: of the configuration, or of a destination's section."""
-    known = _keys_at(Configuration, location[:-1]) if section is Configuration else _keys_at(section, location[2:-1])
-    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    right = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"{'.'.join(location)}: no such key; {right}"
-
-
-def _explain_label(location: list[str], given: Any, right: str) -> str:
-    """Say what is wrong with a section that would be a label, or with a key of [labels] that is none."""
-    key = ".".join(location)
-    if not isinstance(given, dict):
-        return _explain_unknown(location, Configuration)
-    if "kind" in given:
-        return f"{key}.kind: {given['kind']!r} is wrong: {right}"
-    near = difflib.get_close_matches(location[-1], COLUMNS, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"{key}: {meant}a label of its own needs a kind: {right}"
-
-
-def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """List the keys that a section may have."""
-    parts = iter(location)
-    for part in parts:
-        if part not in model.model_fields:  # a section whose name is free
-            return list((RuleSettings if model is RulesSettings else ChurnSettings).model_fields)
-        annotation: Any = model.model_fields[part].annotation
-        if get_origin(annotation) is dict:  # sections whose names are free
-            next(parts, None)
-        members = [annotation, *getattr(annotation, "__args__", ())]
-        models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)

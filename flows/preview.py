@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 import ibis.expr.types as ir
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from features.sessions import SESSIONS
 from features.snapshots import feature_names, format_value, take_snapshot, title
 from features.table import materialize
 from features.zones import write_instant
-from flows.configuration import Configuration, ConfigurationError, explain
+from flows.configuration import Configuration, ConfigurationError, validate
 from flows.instant import resolve_as_of
 from flows.sessions import show_progress
 
@@ -148,10 +147,7 @@ def _with(configuration: Configuration, settings: dict[str, Any]) -> Configurati
         if section not in SECTIONS or not name:
             raise ConfigurationError(f"--set {key}: only settings of {' and '.join(SECTIONS)} can be previewed")
         given[section] = {**given[section], name: value}
-    try:
-        return Configuration.model_validate(given)
-    except ValidationError as error:
-        raise ConfigurationError(explain(error)) from error
+    return validate(given)
 
 
 def _get(configuration: Configuration, key: str) -> Any:

@@ -31,8 +31,8 @@ class CalibrationSettings(Settings):
     """Say how far probabilities may be off on the test snapshot; if they are further, only ranks are published."""
 
     ece_max: float = Field(default=0.05, gt=0, le=1)
-    slope_min: float = Field(default=0.7, ge=0)
-    slope_max: float = Field(default=1.4, gt=0)
+    slope_min: float = Field(default=0.7, ge=0, le=100)
+    slope_max: float = Field(default=1.4, gt=0, le=100)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
+from features.limits import DAYS_MAX, DAYS_MIN
 from features.snapshots import RETURN_DAYS
 from features.sources import Settings
 from models.conditions import Condition, holds, parse
@@ -18,10 +19,10 @@ STAGES = ("new", "active", "cooling", "at_risk", "dormant", "returned")
 class LifecycleSettings(Settings):
     """Say in days how long a user is new, and after how long a silence cooling, at risk and dormant."""
 
-    new_days: float = Field(default=7, gt=0)
-    active_days: float = Field(default=14, gt=0)
-    cooling_days: float = Field(default=28, gt=0)
-    dormant_days: float = Field(default=90, gt=0)
+    new_days: float = Field(default=7, ge=DAYS_MIN, le=DAYS_MAX)
+    active_days: float = Field(default=14, ge=DAYS_MIN, le=DAYS_MAX)
+    cooling_days: float = Field(default=28, ge=DAYS_MIN, le=DAYS_MAX)
+    dormant_days: float = Field(default=90, ge=DAYS_MIN, le=DAYS_MAX)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, Field, model_validator
 
+from features.limits import COUNT_MAX
 from features.sources import Settings
 from models.conditions import (
     Condition,
@@ -167,7 +168,7 @@ class RulesSettings(Settings):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, RuleSettings] = Field(init=False)
 
-    users_min: int = Field(default=USERS_MIN, ge=0)
+    users_min: int = Field(default=USERS_MIN, ge=0, le=COUNT_MAX)
     share_min: float = Field(default=SHARE_MIN, ge=0, le=1)
     share_max: float = Field(default=SHARE_MAX, ge=0, le=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
+from features.limits import COUNT_MAX
 from features.snapshots import format_value, title
 from features.sources import Settings
 from features.zones import write_instant
@@ -32,8 +33,8 @@ class BrakeSettings(Settings):
     No level may change by more than `audience_change_max` either.
     """
 
-    audience_change_max: float = Field(default=0.5, ge=0)
-    audience_min: int = Field(default=100, ge=0)
+    audience_change_max: float = Field(default=0.5, ge=0, le=COUNT_MAX)
+    audience_min: int = Field(default=100, ge=0, le=COUNT_MAX)
     users_loss_max: float = Field(default=0.2, ge=0, le=1)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 import ibis.expr.types as ir
 from pydantic import Field, model_validator
 
+from features.limits import COUNT_MAX
 from features.sources import Settings
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -54,7 +55,7 @@ class DestinationSettings(Settings):
     purposes: list[str] | None = None
     segments: list[str] | None = None
     holdout_share: Share | dict[str, Share] = 0
-    members_min: int = Field(default=0, ge=0)
+    members_min: int = Field(default=0, ge=0, le=COUNT_MAX)
 
     def holdout_of(self, segment_id: str) -> float:
         """Return the share of a segment's users that this destination never gets."""

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, Field
 
 from features import engines
 from features.engines import DuckDB
+from features.limits import COUNT_MAX
 from publish.destination import Delivery, Release
 from publish.destinations.files import copy
 from publish.destinations.folders import Folder, FolderSettings, fingerprint, seal, write_manifest
@@ -94,7 +95,7 @@ class AudienceSettings(FolderSettings):
     are those of which it is not clear whether they have one.
     """
 
-    members_min: int = Field(default=MEMBERS_MIN, ge=0)
+    members_min: int = Field(default=MEMBERS_MIN, ge=0, le=COUNT_MAX)
     default_country: Annotated[str, AfterValidator(_check_country)] | None = None
 
     def _connect(self, name: str, platform: Platform, folder: Folder) -> "AdAudiences":

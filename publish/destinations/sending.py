@@ -15,6 +15,7 @@ import httpx
 import ibis.expr.types as ir
 from pydantic import Field
 
+from features.limits import SECONDS_MAX
 from publish.destination import Delivery, DestinationError, DestinationSettings, Release
 from publish.outbox import Count, Draft, Mark, Message, Outbox
 
@@ -41,9 +42,9 @@ class SendingSettings(DestinationSettings):
     `retry_after_max_s`.
     """
 
-    timeout_s: float = Field(default=30, gt=0)
-    attempts_max: int = Field(default=5, ge=1)
-    retry_after_max_s: float = Field(default=120, ge=0)
+    timeout_s: float = Field(default=30, gt=0, le=SECONDS_MAX)
+    attempts_max: int = Field(default=5, ge=1, le=1_000)
+    retry_after_max_s: float = Field(default=120, ge=0, le=SECONDS_MAX)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class WebhookSettings(SendingSettings):
     kind: Literal["webhook"]
     url: str | Credential
     secret: Credential
-    batch_size: int = Field(default=500, ge=1)
+    batch_size: int = Field(default=500, ge=1, le=100_000)
 
     def connect(
         self, name: str, credentials: Mapping[str, str], folder: Path, outbox: Outbox, world: World | None = None

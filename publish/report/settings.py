@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from features.limits import COUNT_MAX
 from features.sources import Settings
 
 USER_ID = "user_id"
@@ -14,6 +15,6 @@ class ReportSettings(Settings):
     the page has lists of users at all.
     """
 
-    k: int = Field(default=10, ge=1)
+    k: int = Field(default=10, ge=1, le=COUNT_MAX)
     personal: list[str] = Field(default_factory=list)
     user_lists: bool = True
