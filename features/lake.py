@@ -2,7 +2,8 @@
 
 Engines read and write plain Parquet, the `deltalake` library commits. A table changes by one commit, so a reader sees
 the old rows or the new, never half; a crash leaves files that no version names. Files are named by their bytes, so
-that writing the same rows again commits nothing.
+that writing the same rows again commits nothing. A lake shows its tables as they were when it was first asked for one,
+and what it writes itself.
 """
 
 import contextlib
@@ -24,12 +25,13 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable
+from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, create_table_with_add_actions
+from deltalake.transaction import AddAction
 
 from features import engines
+from features.delta import LOG, DeltaTables
 from features.engines import Engine, half_of_memory_bytes
 from features.table import TIME, ContractError, Table
 
@@ -37,7 +39,6 @@ DAY = "day"
 DAY_OF = "day of "
 INSTANT_IN_PATH = "%Y-%m-%dT%H%M%S.%fZ"
 STAGING = ".staging-"
-ORIGIN = "habitus_origin"
 CONTRACT = "habitus contract "
 """What a table's description says before the number of its contract; without, it is the first."""
 MOST_ROWS_AT_ONCE = 2_000_000
@@ -78,7 +79,11 @@ def _is_running(process: int) -> bool:
 
 
 class Lake:
-    """Hold the tables under a folder and the engine that works on them; close it, or use it in `with`."""
+    """Hold the tables under a folder and the engine that works on them; close it, or use it in `with`.
+
+    What others commit after its first question it does not see: open another for that. What it writes to a table that
+    they changed raises ConflictError, and the table stays as they left it.
+    """
 
     def __init__(
         self,
@@ -96,6 +101,7 @@ class Lake:
         """
         self.memory_limit_bytes = None if engine else memory_limit_bytes or half_of_memory_bytes()
         self.folder = folder
+        self._tables = DeltaTables(folder)
         self._is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         # On the folder itself, so that reading leaves no file. Some network disks lock no folders.
@@ -133,7 +139,8 @@ class Lake:
     ) -> Iterator[None]:
         """Have the lake alone: wait for those who have it open for at most so long; who opens it meanwhile waits.
 
-        Raises LakeInUseError where they do not close it by then. Open no second one in this process meanwhile.
+        What they did until then is seen from here on. Raises LakeInUseError where they do not close it by then. Open no
+        second one in this process meanwhile.
         """
         assert self._handle is not None
         until = clock() + wait_s
@@ -151,6 +158,7 @@ class Lake:
                 sleep(POLL_S)
             except OSError:  # a disk that locks no folders
                 break
+        self._tables.renew()
         try:
             yield
         finally:
@@ -159,11 +167,11 @@ class Lake:
 
     def tables(self) -> list[str]:
         """List the names of the tables that were ever written."""
-        return sorted(path.parent.name for path in self.folder.glob("*/_delta_log"))
+        return sorted(self._tables.versions)
 
     def stored(self, table: Table, version: int | None = None) -> Table:
         """Return a table's contract with the columns it has, be they those of another configuration or version."""
-        found = DeltaTable(str(self.folder / table.name), version=version)
+        found = self._tables.open(table.name, version)
         schema = ibis.Schema.from_pyarrow(pa.schema(found.schema().to_arrow()))
         is_by_day = _partition_column(table) == DAY
         columns = {name: dtype for name, dtype in schema.items() if not (is_by_day and name == DAY)}
@@ -173,14 +181,14 @@ class Lake:
         """Return the number of the contract that a table is under; None if it was never written."""
         if not self.has(table):
             return None
-        return _contract_of(DeltaTable(str(self.folder / table.name)))
+        return _contract_of(self._tables.open(table.name))
 
     def find_contract(self, name: str) -> Table:
         """Return what the lake itself knows of a table: its columns and its partition; its key may be all columns.
 
         Raises ContractError where its rows are in partitions by day: of which column, the lake does not know.
         """
-        partition = DeltaTable(str(self.folder / name)).metadata().partition_columns
+        partition = self._tables.open(name).metadata().partition_columns
         if DAY in partition:
             raise ContractError(f"{name}: is a table that this version of Habitus does not know; upgrade Habitus")
         table = self.stored(Table(name, ibis.schema({}), key=(), partition=next(iter(partition), None)))
@@ -189,19 +197,15 @@ class Lake:
 
     def has(self, table: Table) -> bool:
         """Tell whether a table was ever written."""
-        return DeltaTable.is_deltatable(str(self.folder / table.name))
+        return table.name in self._tables.versions
 
     def version(self, table: Table) -> int:
         """Return the number of a table's latest commit."""
-        return DeltaTable(str(self.folder / table.name)).version()
+        return self._tables.open(table.name).version()
 
     def origin(self, table: Table) -> dict[str, Any]:
         """Return what the latest commit says the rows were made of; empty if it does not say, or there is none."""
-        if not self.has(table):
-            return {}
-        [latest] = DeltaTable(str(self.folder / table.name)).history(1)
-        origin: dict[str, Any] = json.loads(latest.get(ORIGIN, "{}"))
-        return origin
+        return self._tables.origin(table.name) if self.has(table) else {}
 
     def read(self, table: Table, version: int | None = None, only: Collection[datetime] | None = None) -> ir.Table:
         """Return the rows of a table or of its partitions `only`; of its latest or an earlier version.
@@ -261,8 +265,9 @@ class Lake:
         """Replace a table's rows, or only its partitions `only`, in one commit; tell whether anything changed.
 
         `origin` says what the rows were made of, for `origin` to return. Raises ContractError where a column, type,
-        required value or key is not as the contract says, or the table is under another contract; the table then stays
-        as it was. A table whose columns have changed is replaced as a whole; its history remains.
+        required value or key is not as the contract says, or the table is under another contract, and ConflictError
+        where another process changed the table since it was read; it then stays as it was. A table whose columns have
+        changed is replaced as a whole; its history remains.
         """
         with staging_folder(self.folder) as staging:
             with self._kept(table, table.check(rows)) as kept:
@@ -297,10 +302,7 @@ class Lake:
     def note(self, table: Table, origin: Mapping[str, Any]) -> None:
         """Say what the rows of a table, which stay, were made of."""
         if origin != self.origin(table):
-            current = DeltaTable(str(self.folder / table.name))
-            current.create_write_transaction(
-                [], mode="append", schema=current.schema(), commit_properties=_properties(origin)
-            )
+            self._tables.note(table.name, origin)
 
     def remove(
         self, table: Table, values: ir.Table, column: str = "user_id", origin: Mapping[str, Any] | None = None
@@ -345,8 +347,7 @@ class Lake:
                 if scope is not None:
                     _check_scope(table, made, scope)
                 adds += made
-            origin = self.origin(table)
-            self._replace(table, adds, _properties(origin) if origin else None, staging)
+            self._create(table, adds, self.origin(table), staging)
 
     def purge(self, table: Table) -> int:
         """Delete the files that the present version does not name, so that nothing of before is left; return how many.
@@ -354,6 +355,7 @@ class Lake:
         Earlier versions can no longer be read. Have the lake alone: what others are about to commit has no name yet.
         Delta's own vacuum would do it with two commits more, and so hide the origin of the last.
         """
+        self._tables.refuse_changed(table.name)  # whose new files have no name here
         named = {self.folder / table.name / path for path in self._row_counts(table)}
         unnamed = [file for file in self._data_files(table) if file not in named]
         for file in unnamed:
@@ -362,7 +364,7 @@ class Lake:
 
     def _data_files(self, table: Table) -> list[Path]:
         folder = self.folder / table.name
-        return [file for file in folder.rglob("*.parquet") if "_delta_log" not in file.relative_to(folder).parts]
+        return [file for file in folder.rglob("*.parquet") if LOG not in file.relative_to(folder).parts]
 
     def _in_scopes(self, table: Table, instants: Iterable[datetime]) -> list[list[datetime]]:
         """Put partitions together, in order, as long as they are few rows."""
@@ -391,7 +393,7 @@ class Lake:
 
     def _open(self, table: Table, version: int | None = None) -> DeltaTable:
         """Open a table. Raises ContractError where it is under another contract than this program's."""
-        found = DeltaTable(str(self.folder / table.name), version=version)
+        found = self._tables.open(table.name, version)
         if _contract_of(found) != table.contract:
             raise table.refuse(_contract_of(found))
         return found
@@ -434,14 +436,19 @@ class Lake:
         origin: Mapping[str, Any] | None,
         staging: Path,
     ) -> bool:
-        """Swap in what differs from the current version."""
-        folder = self.folder / table.name
-        schema = _delta_schema(table)
-        column = _partition_column(table)
-        properties = _properties(origin) if origin else None
-        current = self._open(table) if self.has(table) else None
-        if current is None or current.schema() != schema:
-            self._replace(table, adds, properties, staging)
+        """Swap in what differs from the version that was read."""
+        self._tables.refuse_changed(table.name)  # before files are moved that nothing will name
+        if not self.has(table):
+            self._create(table, adds, origin, staging)
+            return True
+        schema, column = _delta_schema(table), _partition_column(table)
+        current = self._open(table)
+        if current.metadata().partition_columns != ([column] if column else []):
+            self._create(table, adds, origin, staging)
+            return True
+        if current.schema() != schema:
+            _move(adds, staging, self.folder / table.name)
+            self._tables.overwrite(table.name, schema, column, adds, origin, None)
             return True
         before = _paths_by_partition([*self._row_counts(table)])
         after = _paths_by_partition([add.path for add in adds])
@@ -452,33 +459,17 @@ class Lake:
                 self.note(table, origin)
             return False
         fresh = [add for add in adds if Path(add.path).parent.name in changed]
-        _move(fresh, staging, folder)
-        filters = [(column, "in", [_value_of(table, part) for part in sorted(changed)])] if column else None
-        current.create_write_transaction(
-            list(fresh),
-            mode="overwrite",
-            schema=schema,
-            partition_by=[column] if column else [],
-            partition_filters=filters,
-            commit_properties=properties,
-        )
+        values = [_value_of(table, part) for part in sorted(changed)] if column else None
+        _move(fresh, staging, self.folder / table.name)
+        self._tables.overwrite(table.name, schema, column, fresh, origin, values)
         return True
 
-    def _replace(self, table: Table, adds: list[AddAction], properties: CommitProperties | None, staging: Path) -> None:
-        """Make a table anew, under its contract."""
-        folder = self.folder / table.name
-        column = _partition_column(table)
-        _move(adds, staging, folder)
-        create_table_with_add_actions(
-            str(folder),
-            _delta_schema(table),
-            adds,
-            mode="overwrite",
-            partition_by=[column] if column else [],
-            # Of properties, a commit that makes a table takes only those that Delta knows.
-            description=f"{CONTRACT}{table.contract}",
-            commit_properties=properties,
-        )
+    def _create(self, table: Table, adds: list[AddAction], origin: Mapping[str, Any] | None, staging: Path) -> None:
+        """Make a table, or make it anew, under its contract."""
+        self._tables.refuse_changed(table.name)
+        _move(adds, staging, self.folder / table.name)
+        description = f"{CONTRACT}{table.contract}"
+        self._tables.create(table.name, _delta_schema(table), _partition_column(table), adds, origin, description)
 
 
 # A partition's folder is "day=2024-01-31" or "as_of=2024-01-31T063000.000000Z": what DuckDB and file systems take as
@@ -488,10 +479,6 @@ class Lake:
 def _contract_of(found: DeltaTable) -> int:
     text = found.metadata().description or ""
     return int(text.removeprefix(CONTRACT)) if text.startswith(CONTRACT) else 1
-
-
-def _properties(origin: Mapping[str, Any]) -> CommitProperties:
-    return CommitProperties(custom_metadata={ORIGIN: json.dumps(origin, sort_keys=True)})
 
 
 def _count_by_partition(table: Table, rows: ir.Table) -> dict[datetime, int]:

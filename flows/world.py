@@ -12,6 +12,7 @@ from prefect.tasks import Task
 from sqlalchemy.exc import OperationalError
 
 from features.attributes import DuplicateUserError
+from features.delta import ConflictError
 from features.discretion import where
 from features.lake import LakeInUseError
 from features.sources import SourceError
@@ -37,13 +38,17 @@ class PassingError(UnexpectedError):
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
-ELSEWHERE = (DeliveryError, LockedError, LakeInUseError)
+ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, ConflictError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
 FULL = "No space left on device"
 PACKAGES = ("features", "models", "publish", "flows")
-LASTING = (*MISTAKES, *ELSEWHERE, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
-PASSING = (OSError, duckdb.IOException, CommitFailedError, OperationalError, PassingError)
+PASSING = (OSError, duckdb.IOException, CommitFailedError, ConflictError, OperationalError, PassingError)
 """Of files, networks, another's commit to a table, and MLflow's store that another has locked."""
+LASTING = (
+    *MISTAKES,
+    *(kind for kind in ELSEWHERE if kind not in PASSING),
+    *(PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError),
+)
 
 
 def may_pass(error: BaseException | None) -> bool:

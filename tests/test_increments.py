@@ -220,7 +220,8 @@ def test_all_are_made_anew_where_the_events_of_then_are_gone(days: Lake) -> None
     days.write(EVENTS, days.read(EVENTS).filter(lambda events: events.event_id != "third"))
     then.unlink()
     (days.folder / "sessions").rename(days.folder / "sessions of now")
-    assert update_sessions(days, GAP).rebuilt
+    with Lake(days.folder) as opened:
+        assert update_sessions(opened, GAP).rebuilt
 
 
 def test_a_crash_between_the_aliases_and_the_sessions_is_mended_by_running_again(days: Lake) -> None:
@@ -234,10 +235,11 @@ def test_a_crash_between_the_aliases_and_the_sessions_is_mended_by_running_again
     expected = rows_of(days.read(SESSIONS), *SESSIONS.schema.names)
     for commit in set(log.iterdir()) - before:  # what a crash before this commit leaves
         commit.unlink()
-    assert ("05 12:50", "05 12:50") in spans(days)
-    update_sessions(days, GAP)
-    assert rows_of(days.read(SESSIONS), *SESSIONS.schema.names) == expected
-    assert rows_of(days.read(ALIASES), "alias_id", "session_id") == aliases
+    with Lake(days.folder) as opened:
+        assert ("05 12:50", "05 12:50") in spans(opened)
+        update_sessions(opened, GAP)
+        assert rows_of(opened.read(SESSIONS), *SESSIONS.schema.names) == expected
+        assert rows_of(opened.read(ALIASES), "alias_id", "session_id") == aliases
 
 
 @pytest.mark.parametrize("most_events", [1, 7, 1000])
@@ -249,8 +251,9 @@ def test_however_time_is_cut_into_chunks_the_same_bytes_are_written(
     expected = lake.content(SESSIONS)
     (lake.folder / "sessions").rename(lake.folder / "sessions in one chunk")
     monkeypatch.setattr(features.increments, "MOST_EVENTS_IN_CHUNK", most_events)
-    update_sessions(lake, GAP)
-    assert lake.content(SESSIONS) == expected
+    with Lake(lake.folder) as opened:
+        update_sessions(opened, GAP)
+        assert opened.content(SESSIONS) == expected
 
 
 def test_a_session_goes_on_in_the_next_chunk_up_to_exactly_the_gap(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

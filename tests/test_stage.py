@@ -12,6 +12,7 @@ from shops import habitus
 from sqlalchemy.exc import OperationalError
 
 import flows.stage
+from features.delta import ConflictError
 from flows.configuration import ConfigurationError, load
 from flows.instant import scheduled_start
 from flows.run import run
@@ -89,6 +90,7 @@ def caused_by(cause: Exception) -> Exception:
         OSError(28, "No space left on device"),
         duckdb.IOException("a file changed while it was read"),
         CommitFailedError("another wrote"),
+        ConflictError("another changed the table"),
         caused_by(OperationalError("INSERT", None, sqlite3.OperationalError("database is locked"))),
     ],
 )

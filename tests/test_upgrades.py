@@ -19,6 +19,7 @@ from histories import events_of
 from shops import habitus
 
 import features
+import features.delta
 import features.lake
 import flows.upgrade
 import publish
@@ -435,7 +436,7 @@ def test_an_upgrade_that_is_killed_goes_on_with_the_table_that_it_was_at(
         create_table_with_add_actions(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(features.lake, "create_table_with_add_actions", die)
+        patched.setattr(features.delta, "create_table_with_add_actions", die)
         with pytest.raises(KeyboardInterrupt):
             old.upgrade()
     with pytest.raises(ConfigurationError, match="habitus upgrade"):
