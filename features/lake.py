@@ -30,6 +30,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from features import engines
+from features.addresses import delta_address
 from features.engines import Engine, half_of_memory_bytes
 from features.table import TIME, ContractError, Table
 
@@ -163,7 +164,7 @@ class Lake:
 
     def stored(self, table: Table, version: int | None = None) -> Table:
         """Return a table's contract with the columns it has, be they those of another configuration or version."""
-        found = DeltaTable(str(self.folder / table.name), version=version)
+        found = DeltaTable(delta_address(self.folder / table.name), version=version)
         schema = ibis.Schema.from_pyarrow(pa.schema(found.schema().to_arrow()))
         is_by_day = _partition_column(table) == DAY
         columns = {name: dtype for name, dtype in schema.items() if not (is_by_day and name == DAY)}
@@ -173,14 +174,14 @@ class Lake:
         """Return the number of the contract that a table is under; None if it was never written."""
         if not self.has(table):
             return None
-        return _contract_of(DeltaTable(str(self.folder / table.name)))
+        return _contract_of(DeltaTable(delta_address(self.folder / table.name)))
 
     def find_contract(self, name: str) -> Table:
         """Return what the lake itself knows of a table: its columns and its partition; its key may be all columns.
 
         Raises ContractError where its rows are in partitions by day: of which column, the lake does not know.
         """
-        partition = DeltaTable(str(self.folder / name)).metadata().partition_columns
+        partition = DeltaTable(delta_address(self.folder / name)).metadata().partition_columns
         if DAY in partition:
             raise ContractError(f"{name}: is a table that this version of Habitus does not know; upgrade Habitus")
         table = self.stored(Table(name, ibis.schema({}), key=(), partition=next(iter(partition), None)))
@@ -189,17 +190,20 @@ class Lake:
 
     def has(self, table: Table) -> bool:
         """Tell whether a table was ever written."""
-        return DeltaTable.is_deltatable(str(self.folder / table.name))
+        return DeltaTable.is_deltatable(delta_address(self.folder / table.name))
 
     def version(self, table: Table) -> int:
         """Return the number of a table's latest commit."""
-        return DeltaTable(str(self.folder / table.name)).version()
+        return DeltaTable(delta_address(self.folder / table.name)).version()
 
     def origin(self, table: Table) -> dict[str, Any]:
         """Return what the latest commit says the rows were made of; empty if it does not say, or there is none."""
         if not self.has(table):
             return {}
-        [latest] = DeltaTable(str(self.folder / table.name)).history(1)
+        # Not history(), which finds nothing where a folder's name has a number sign or a question mark.
+        log = self.folder / table.name / "_delta_log" / f"{self.version(table):020}.json"
+        with log.open("rb") as actions:
+            latest = next((one["commitInfo"] for one in map(json.loads, actions) if "commitInfo" in one), {})
         origin: dict[str, Any] = json.loads(latest.get(ORIGIN, "{}"))
         return origin
 
@@ -297,7 +301,7 @@ class Lake:
     def note(self, table: Table, origin: Mapping[str, Any]) -> None:
         """Say what the rows of a table, which stay, were made of."""
         if origin != self.origin(table):
-            current = DeltaTable(str(self.folder / table.name))
+            current = DeltaTable(delta_address(self.folder / table.name))
             current.create_write_transaction(
                 [], mode="append", schema=current.schema(), commit_properties=_properties(origin)
             )
@@ -391,7 +395,7 @@ class Lake:
 
     def _open(self, table: Table, version: int | None = None) -> DeltaTable:
         """Open a table. Raises ContractError where it is under another contract than this program's."""
-        found = DeltaTable(str(self.folder / table.name), version=version)
+        found = DeltaTable(delta_address(self.folder / table.name), version=version)
         if _contract_of(found) != table.contract:
             raise table.refuse(_contract_of(found))
         return found
@@ -470,7 +474,7 @@ class Lake:
         column = _partition_column(table)
         _move(adds, staging, folder)
         create_table_with_add_actions(
-            str(folder),
+            delta_address(folder),
             _delta_schema(table),
             adds,
             mode="overwrite",
