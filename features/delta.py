@@ -15,6 +15,8 @@ from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
+from features.addresses import delta_address
+
 LOG = "_delta_log"
 ORIGIN = "habitus_origin"
 
@@ -57,8 +59,11 @@ class DeltaTables:
 
     def origin(self, name: str) -> dict[str, Any]:
         """Return what the commit of a table says that the rows were made of; empty if it does not say."""
-        [latest] = self.open(name).history(1)
-        origin: dict[str, Any] = json.loads(latest.get(ORIGIN, "{}"))
+        # Not history(), which finds nothing where a folder's name has a number sign or a question mark.
+        log = self.folder / name / LOG / f"{self.open(name).version():020}.json"
+        with log.open("rb") as actions:
+            said = next((one["commitInfo"] for one in map(json.loads, actions) if "commitInfo" in one), {})
+        origin: dict[str, Any] = json.loads(said.get(ORIGIN, "{}"))
         return origin
 
     def create(
@@ -141,7 +146,7 @@ class DeltaTables:
         return max((int(number) for number in commits if number.isdigit()), default=None)
 
     def _address(self, name: str) -> str:
-        return str(self.folder / name)
+        return delta_address(self.folder / name)
 
 
 def _properties(origin: Mapping[str, Any] | None) -> CommitProperties:

@@ -14,6 +14,7 @@ from datetime import timedelta
 import duckdb
 import ibis.expr.types as ir
 
+from features.addresses import literal
 from features.engines import DuckDB
 from features.sessions import COUNTED, OF_FIRST_EVENT, us
 from features.table import MATERIALIZED
@@ -122,7 +123,7 @@ def _make(con: duckdb.DuckDBPyConnection, files: list[str], gap_us: int) -> str:
     name = f"chains_{uuid.uuid4().hex}"
     with con.cursor() as cursor:
         cursor.execute("SET enable_progress_bar = false")
-        cursor.execute(f"CREATE OR REPLACE TEMP TABLE slots AS {SLOTS.format(gap_us=gap_us)}", [files])
+        cursor.execute(f"CREATE OR REPLACE TEMP TABLE slots AS {SLOTS.format(gap_us=gap_us)}", [[*map(literal, files)]])
         cursor.execute(f"CREATE OR REPLACE TEMP TABLE linked AS {LINKED.format(gap_us=gap_us)}")
         cursor.execute(
             f"""CREATE TABLE {name} AS

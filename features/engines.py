@@ -16,6 +16,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 from ibis.backends.duckdb import Backend
 
+from features.addresses import literal
 from features.values import add_functions
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -65,7 +66,7 @@ class DuckDB(Backend):
 
     def read_files(self, files: Sequence[str], schema: ibis.Schema) -> ir.Table:
         """Return the rows of Parquet files under a schema; a column that a file does not have is null."""
-        return self.read_parquet(files, hive_partitioning=False, union_by_name=True)
+        return self.read_parquet([*map(literal, files)], hive_partitioning=False, union_by_name=True)
 
     def keep(self, name: str, rows: ir.Table, order: Sequence[str]) -> ir.Table:
         """Run a query into a table that all connections see, in order, so that a file's rows are in one place."""

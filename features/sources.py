@@ -24,6 +24,7 @@ import ibis.expr.types as ir
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from features.addresses import literal
 from features.discretion import hide_values
 from features.expressions import why_not_of_one_row
 from features.first_ids import FIRST_ID, add_first_ids, structure_of
@@ -334,7 +335,7 @@ def forget_files(engine: DuckDB) -> None:
 
 def name_of(path: Path, folder: Path) -> str:
     """Return a file's name as `source_file` has it: its path, relative to the folder where it is within."""
-    return str(path).replace(f"{folder}/", "")
+    return str(path).removeprefix(f"{folder}/")
 
 
 def row_text(rows: ir.Table) -> ir.StringValue:
@@ -826,8 +827,8 @@ def _text(value: str) -> str:
 
 
 def _texts(paths: list[Path]) -> str:
-    """Return a list of paths for the engine, which would take a bracket or an asterisk in a name for a pattern."""
-    return "[" + ", ".join(_text(glob.escape(str(path))) for path in paths) + "]"
+    """Return a list of paths for the engine."""
+    return "[" + ", ".join(_text(literal(path)) for path in paths) + "]"
 
 
 def _identifier(name: str) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from prefect import task
 from prefect.artifacts import create_link_artifact
 
+from features.addresses import file_address
 from features.attributes import ATTRIBUTES, contacts
 from features.events import EVENTS, REJECTED
 from features.labels import Label
@@ -77,7 +78,7 @@ def link(config: str, reported: Reported) -> Reported:
     logger.info("report: version %s: %s/%s", reported.version, reported.where, PAGE)
     create_link_artifact(
         key=artifact_key(load(config), "report"),
-        link=f"{reported.where}/{PAGE}" if "://" in reported.where else Path(reported.where, PAGE).as_uri(),
+        link=f"{reported.where}/{PAGE}" if "://" in reported.where else file_address(Path(reported.where, PAGE)),
         description=f"User Segment Report of version {reported.version}, as of {as_of}",
     )
     return reported

@@ -23,6 +23,7 @@ from phonenumbers import NumberParseException, PhoneNumberFormat
 from pydantic import AfterValidator, Field
 
 from features import engines
+from features.addresses import literal
 from features.engines import DuckDB
 from features.limits import COUNT_MAX
 from publish.destination import Delivery, Release
@@ -150,7 +151,7 @@ class AdAudiences:
             contacts = keep(normalize(release.contacts, self.platform, self.default_country))
             index = keep(_index(release.members, contacts, release.source))
             file = self.folder.fetch(latest, INDEX, staging) if latest and held else None
-            before = keep(_empty() if file is None else engine.read_parquet(str(file)))
+            before = keep(_empty() if file is None else engine.read_parquet(literal(file)))
             named = dict(
                 release.members.select("segment_id", "segment_name").distinct().to_pandas().to_numpy().tolist()
             )
@@ -196,7 +197,7 @@ class AdAudiences:
         gone: set[str] = set()
         for version in self.folder.versions():
             with self.folder.staging() as staging, _engine() as engine:
-                index = engine.read_parquet(str(self.folder.fetch(version, INDEX, staging)))
+                index = engine.read_parquet(literal(self.folder.fetch(version, INDEX, staging)))
                 numbers[version] = self.folder.manifest(version)["version"]
                 users = self._hashes(version, memberships)
                 of_them = index.filter(index.user.isin(users)).to_pyarrow().to_pylist()
@@ -219,7 +220,7 @@ class AdAudiences:
             fresh = staging / "fresh"
             fresh.mkdir()
             hashes = self._hashes(version, users)
-            old = engine.read_parquet(str(self.folder.fetch(version, INDEX, staging)))
+            old = engine.read_parquet(literal(self.folder.fetch(version, INDEX, staging)))
             is_gone = old.user.isin(hashes).fill_null(False)
             pending = old.filter(old.user.isnull() | is_gone).mutate(user=ibis.null("string"))
             left = old.filter(old.user.notnull() & ~is_gone)
@@ -420,7 +421,7 @@ def _write_index(index: ir.Table, file: Path) -> int:
 def _read(engine: DuckDB, file: Path) -> ir.Table:
     """Read a file for upload; its columns are called as in the index."""
     columns = {"email": "VARCHAR", "phone": "VARCHAR"}
-    return engine.read_csv(str(file), header=True, columns=columns, auto_detect=False, delim=",", quote='"')
+    return engine.read_csv(literal(file), header=True, columns=columns, auto_detect=False, delim=",", quote='"')
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field
 
+from features.addresses import literal
 from features.table import Table, materialize
 from publish.assignments import assignments_table, labels_in, row_schema
 from publish.changes import CHANGES
@@ -210,7 +211,7 @@ def _rewrite_csv(old: Path, new: Path, users: Collection[str]) -> tuple[list[dic
         with old.open(newline="") as text:
             names = next(csv.reader(text))
         rows = engine.read_csv(
-            str(old),
+            literal(old),
             header=True,
             columns=dict.fromkeys(names, "VARCHAR"),
             auto_detect=False,
