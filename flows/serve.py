@@ -3,6 +3,7 @@
 import gc
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -10,64 +11,20 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flows.configuration import Configuration, ConfigurationError
 from flows.keys import open_keys
 from publish.api import create_app
 from publish.catalogue import Catalogue
+from publish.connections import CONNECTIONS_MAX, FILES_OF_OTHERS, Crowd, room_for
 from publish.lookups import Lookups
+from publish.repeats import FORMAT, Sparing
 from publish.report.content import Report
 from publish.report.reports import FOLDER
 from publish.report.settings import ReportSettings
 
-HEAD_MAX_BYTES = 64 * 1024 - 1
-"""Of a request's line and headers: httptools reads no longer address. What is longer is looked up by POST."""
 STOP_WITHIN_S = 10
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-
-
-class BoundedHead(HttpToolsProtocol):
-    """Refuse headers, before a body or after it, that do not end: uvicorn would keep all, from whoever sends them."""
-
-    head_bytes: int | None = 0
-    """What has arrived of a head, or between the chunks of a body; None while a body arrives."""
-
-    def on_message_begin(self) -> None:
-        """Begin to count."""
-        super().on_message_begin()
-        self.head_bytes = 0
-
-    def on_headers_complete(self) -> None:
-        """Stop counting."""
-        super().on_headers_complete()
-        self.head_bytes = None
-
-    def on_chunk_header(self) -> None:
-        """Count again: after the last chunk headers may follow."""
-        self.head_bytes = 0
-
-    def on_body(self, body: bytes) -> None:
-        """Stop counting."""
-        super().on_body(body)
-        self.head_bytes = None
-
-    def on_message_complete(self) -> None:
-        """Stop counting."""
-        super().on_message_complete()
-        self.head_bytes = None
-
-    def data_received(self, data: bytes) -> None:
-        """Read on, unless the head is still open after too many bytes."""
-        super().data_received(data)
-        if self.head_bytes is not None and not self.transport.is_closing():
-            self.head_bytes += len(data)
-            if self.head_bytes > HEAD_MAX_BYTES:
-                self.send_400_response("The headers of the request do not end.")
-
-    def send_400_response(self, msg: str) -> None:
-        """Say what to do about an id that is too long for an address."""
-        super().send_400_response(f"{msg} A head has at most 64 KiB: look a longer id up with POST /users/lookup.")
 
 
 @dataclass(frozen=True)
@@ -126,17 +83,28 @@ def serve(configuration: Configuration, listening: Listening) -> None:
     port = listening.listener.getsockname()[1]
     hosts = [f"{name}:{port}" for name in LOCAL_NAMES] + (list(LOCAL_NAMES) if port == 80 else [])
     keys = None if listening.open_local else open_keys(configuration)
-    _log_to_stderr()
+    log = _log_to_stderr()
     _announce(listening, has_keys=keys is None or any(one.revoked_at is None for one in keys.all()))
     catalogue = Catalogue(configuration.published / FOLDER)
     app = create_app(catalogue, Lookups(configuration.lake), keys, _draw, hosts)
+    crowd = Crowd(room_for(_allow_files()))
+
+    async def look_around() -> None:
+        crowd.see_out_late()
+        log.tell()
+
     settings = uvicorn.Config(
         app,
         access_log=False,  # it would hold addresses, and so ids; the application logs routes
         log_config=None,
         server_header=False,
-        http=BoundedHead,
+        loop="asyncio",
+        http=crowd.protocol,
+        ws="none",
+        backlog=crowd.connections_max,
         timeout_graceful_shutdown=STOP_WITHIN_S,
+        timeout_notify=0,  # each second
+        callback_notify=look_around,
     )
     # uvicorn stops at these, and then sends them again to whoever handled them before: nobody.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,6 +115,7 @@ def serve(configuration: Configuration, listening: Listening) -> None:
         uvicorn.Server(settings).run([listening.listener])
     finally:
         listening.listener.close()
+        log.close()
         if keys is not None:
             keys.close()
 
@@ -175,10 +144,29 @@ def _announce(listening: Listening, has_keys: bool) -> None:
     print(f"serving on {listening.address} (Ctrl-C stops)", flush=True)
 
 
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("habitus.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+def _allow_files() -> int:
+    """Raise how many files may be open as far as is needed, where that is allowed; return how many may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * CONNECTIONS_MAX + FILES_OF_OTHERS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return needed
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
+
+
+def _log_to_stderr() -> Sparing:
+    """Have a line for each request with a key, and of all else what is new."""
+    each, sparing = logging.StreamHandler(sys.stderr), Sparing(sys.stderr)
+    each.setFormatter(FORMAT)
+    handlers: dict[str, tuple[int, logging.Handler]] = {
+        "habitus.serve.requests": (logging.INFO, each),
+        "habitus.serve": (logging.INFO, sparing),
+        "uvicorn.error": (logging.WARNING, sparing),
+        "asyncio": (logging.WARNING, sparing),
+    }
+    for name, (level, handler) in handlers.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+    return sparing

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +19,7 @@ from features.discretion import where
 from publish.keys import Key, Keys, KeysError
 
 logger = logging.getLogger("habitus.serve")
+requests = logging.getLogger("habitus.serve.requests")
 
 HEALTH = "/health"
 BODY_MAX_BYTES = 256 * 1024
@@ -91,12 +93,17 @@ class Guard:
             else:
                 scope.setdefault("state", {})["key"] = key
                 await self.app(scope, _bounded(receive), answer)
+        except ClientDisconnect:
+            logger.info("%s: the client left before the request was there", _what(scope))
+            return
         except Exception as error:
             logger.error("%s failed: %s", _what(scope), where(error))
             if not status:
                 await problem(500, "something went wrong here; the log says where")(scope, receive, answer)
-        who = key.id if key else "-"
-        logger.info("%s %s %.1f ms key %s", _what(scope), status, (self.clock() - began) * 1000, who)
+        if key is not None:
+            requests.info("%s %s %.1f ms key %s", _what(scope), status, (self.clock() - began) * 1000, key.id)
+        else:  # the same for all that are the same, so that a flood of them is one line
+            logger.info("%s %s key -", _what(scope), status)
 
     def _admit(self, path: str, given: Headers) -> tuple[Key | None, JSONResponse | None]:
         """Return whose key it is, and an answer to those who do not get further."""

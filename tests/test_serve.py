@@ -21,7 +21,8 @@ from served import HOSTILE, add_version, user, without_user
 from shops import habitus
 from test_cli import CONFIG
 
-from flows.serve import HEAD_MAX_BYTES, is_loopback
+from flows.serve import is_loopback
+from publish.connections import HEAD_MAX_BYTES
 
 USERS = [user(hostile, number) for number, hostile in enumerate(HOSTILE, start=1)]
 USERS += [user(f"user_{number:03}", number) for number in range(20, 60)]

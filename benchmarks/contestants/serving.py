@@ -22,9 +22,9 @@ import duckdb
 import uvicorn
 from fastapi import FastAPI
 
-from flows.serve import BoundedHead
 from publish.api import create_app
 from publish.catalogue import Catalogue
+from publish.connections import Crowd
 from publish.destinations.folders import LocalFolder, write_manifest
 from publish.keys import Keys
 from publish.lookups import Lookups
@@ -124,7 +124,9 @@ def _serve(kind: str, folder: Path) -> None:
         gc.collect()
         gc.freeze()  # as `habitus serve` does
         print(listener.getsockname()[1], flush=True)
-        uvicorn.Server(uvicorn.Config(app, http=BoundedHead, access_log=False, log_level="warning")).run([listener])
+        uvicorn.Server(uvicorn.Config(app, http=Crowd().protocol, access_log=False, log_level="warning")).run(
+            [listener]
+        )
 
 
 async def _ask(kind: str, folder: Path, port: int, in_flight: int, seconds: float) -> Load:
