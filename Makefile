@@ -112,12 +112,16 @@ serve: export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
 serve: export PREFECT_SERVER_ANALYTICS_ENABLED := false
 serve: export DO_NOT_TRACK := 1
 serve: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+serve: export CONFIG := $(CONFIG)
+serve: export STORE_OF_CONFIG := import os; from features.addresses import file_address, sqlite_address; \
+	from flows.configuration import load; mlruns = load(os.environ["CONFIG"]).mlruns; \
+	print(mlruns, sqlite_address(mlruns / "mlflow.db"), file_address(mlruns / "artifacts"), sep="\n")
 # Each program gets a process group of its own (set -m), so that the worker stops before the server it reports to.
 serve: setup ## a local Prefect server with the schedules, a worker, and the models of CONFIG, until Ctrl-C
 	@mkdir -p $$PREFECT_HOME; jobs=(); \
-	mlruns=$$(.venv/bin/python -c 'import sys; from flows.configuration import load; print(load(sys.argv[1]).mlruns)' \
-		'$(CONFIG)' 2> $$PREFECT_HOME/config.log) || { sed -n '$$s/^[A-Za-z.]*: //p' $$PREFECT_HOME/config.log; exit 2; }; \
-	mkdir -p "$$mlruns"; \
+	store=$$(.venv/bin/python -c "$$STORE_OF_CONFIG" 2> $$PREFECT_HOME/config.log) \
+		|| { sed -n '$$s/^[A-Za-z.]*: //p' $$PREFECT_HOME/config.log; exit 2; }; \
+	mapfile -t store <<< "$$store"; mlruns="$${store[0]}"; mkdir -p "$$mlruns"; \
 	stop() { trap '' INT TERM; trap - EXIT; exec 2>/dev/null; \
 		while (( $${#jobs[@]} )); do kill -- -$${jobs[-1]}; \
 			for _ in {1..50}; do kill -0 $${jobs[-1]} || break; sleep 0.2; done; \
@@ -127,7 +131,8 @@ serve: setup ## a local Prefect server with the schedules, a worker, and the mod
 	.venv/bin/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT) \
 		> $$PREFECT_HOME/server.log 2>&1 & jobs+=($$!); \
 	.venv/bin/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
-		--backend-store-uri "sqlite:///$$mlruns/mlflow.db" > "$$mlruns/ui.log" 2>&1 & jobs+=($$!); \
+		--backend-store-uri "$${store[1]}" --artifacts-destination "$${store[2]}" \
+		> "$$mlruns/ui.log" 2>&1 & jobs+=($$!); \
 	set +m; \
 	echo "Starting Prefect and MLflow (their logs: .prefect/server.log, $$mlruns/ui.log)"; \
 	until .venv/bin/python -c "import urllib.request as r; r.urlopen('$$PREFECT_API_URL/health')" 2>/dev/null; do \
@@ -136,7 +141,7 @@ serve: setup ## a local Prefect server with the schedules, a worker, and the mod
 		&& .venv/bin/prefect --no-prompt deploy --all; } > $$PREFECT_HOME/deploy.log 2>&1 < /dev/null \
 		|| { cat $$PREFECT_HOME/deploy.log; exit 1; }; \
 	echo "Schedules and runs: http://127.0.0.1:$(PREFECT_PORT)"; \
-	echo "Models:             http://127.0.0.1:$(MLFLOW_PORT) (of $(CONFIG))"; \
+	echo "Models:             http://127.0.0.1:$(MLFLOW_PORT) (of $$CONFIG)"; \
 	echo "Ctrl-C stops all of it."; \
 	set -m; .venv/bin/prefect worker start --pool habitus --type process & jobs+=($$!); set +m; \
 	wait $$!

@@ -1,11 +1,13 @@
 """The door to MLflow: what was trained, on what, how good it was, and which version serves.
 
-MLflow's fluent interface keeps its store in a global and in the environment, so only the client is used here.
+MLflow's fluent interface keeps its store in a global and in the environment, so only the client is used here. Where
+the files of runs and models are, it does not know: the store may be moved, copied, or be there under two names.
 """
 
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,13 +26,14 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow.sklearn
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 
+from features.addresses import file_address, sqlite_address
 from features.labels import Purpose
+from models.artifacts import ADDRESS, Artifacts, forget_places
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -54,12 +57,17 @@ SIGNATURE_ROWS = 100
 DIGEST_LENGTH = 36  # MLflow stores no more
 
 
+DATABASE = "mlflow.db"
 PROMOTIONS = "promotions"
 SEGMENT_NAME = "segment_name."
 
 
 class UnknownVersionError(Exception):
     """Name a version that is not registered, and those that are."""
+
+
+class MissingModelError(Exception):
+    """Name a version that is registered, and whose files are not there."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,11 @@ TrialStatus = Literal["FINISHED", "KILLED"]
 class Run:
     """One training, as MLflow shows it; `version` is the registered version once the run has ended well."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, artifacts: Artifacts, experiment_id: str, run_id: str) -> None:
         self.run_id = run_id
         self.version: int | None = None
         self._client = client
+        self._artifacts = artifacts
         self._experiment_id = experiment_id
         self._logged: tuple[str, LoggedModel, dict[str, str]] | None = None
 
@@ -123,14 +132,15 @@ class Run:
     ) -> None:
         """Log a trial as a run within this one."""
         tags = {"mlflow.parentRunId": self.run_id}
-        trial = Run(self._client, self._experiment_id, _created(self._client, self._experiment_id, name, tags))
+        trial_id = _created(self._client, self._experiment_id, name, tags)
+        trial = Run(self._client, self._artifacts, self._experiment_id, trial_id)
         trial.log_params(params)
         trial.log_metrics(metrics)
         self._client.set_terminated(trial.run_id, status)
 
     def log_text(self, text: str, file: str) -> None:
         """Log a text under a file name such as label_card.html."""
-        self._client.log_text(self.run_id, text, file)
+        self._place(file).write_text(text, encoding="utf-8")
 
     def log_input(self, frame: pd.DataFrame, name: str, digest: str, context: Purpose) -> None:
         """Log a table that the model was trained or tested on: its schema, its size, and its digest's start."""
@@ -146,11 +156,11 @@ class Run:
 
     def log_figure(self, figure: Figure, file: str) -> None:
         """Log a figure under a file name such as gains.png."""
-        self._client.log_figure(self.run_id, figure, file)
+        figure.savefig(self._place(file))
 
     def log_dict(self, content: dict[str, Any], file: str) -> None:
         """Log a dictionary under a file name such as segments.json."""
-        self._client.log_dict(self.run_id, content, file)
+        self.log_text(json.dumps(content, indent=2, default=str), file)
 
     def log_model(
         self,
@@ -182,10 +192,13 @@ class Run:
                 pyfunc_predict_fn=predict,
             )
             (path / "metadata.json").write_text(json.dumps(dict(metadata or {}), allow_nan=False))
-            self._client.log_model_artifacts(logged.model_id, str(path))
+            shutil.copytree(path, self._artifacts.prepare(self._artifacts.of_model(logged.model_id)))
         self._client.finalize_logged_model(logged.model_id, "READY")
         self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
         self._logged = name, logged, {**(tags or {}), "fingerprint": fingerprint}
+
+    def _place(self, file: str) -> Path:
+        return self._artifacts.prepare(self._artifacts.of_run(self.run_id, file))
 
     def _register(self) -> None:
         if self._logged is None:
@@ -196,7 +209,6 @@ class Run:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        # a source such as models:/m-1 would be looked up in the global store
         registered = self._client.create_model_version(
             name,
             source=logged.artifact_location,
@@ -212,8 +224,9 @@ class Registry:
 
     def __init__(self, mlruns: Path) -> None:
         mlruns.mkdir(parents=True, exist_ok=True)
-        self.tracking_uri = f"sqlite:///{mlruns.absolute() / 'mlflow.db'}"
-        self._artifacts = (mlruns.absolute() / "artifacts").as_uri()
+        self.tracking_uri = sqlite_address(mlruns / DATABASE)
+        self.artifacts = Artifacts(mlruns)
+        forget_places(mlruns / DATABASE)
         self._client = MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
 
     @contextmanager
@@ -224,7 +237,8 @@ class Registry:
         FAILED and nothing is registered.
         """
         experiment_id = self._experiment(experiment)
-        run = Run(self._client, experiment_id, _created(self._client, experiment_id, name, tags or {}))
+        run_id = _created(self._client, experiment_id, name, tags or {})
+        run = Run(self._client, self.artifacts, experiment_id, run_id)
         try:
             yield run
             run._register()
@@ -286,7 +300,8 @@ class Registry:
             raise UnknownVersionError(self._explain_unknown(name, promotion.number))
         before = json.loads(version.tags.get(PROMOTIONS, "[]"))
         file = f"promotions/{promotion.decided_at:%Y-%m-%dT%H%M%S}.json"
-        self._client.log_dict(str(version.run_id), dict(decision), file)
+        path = self.artifacts.prepare(self.artifacts.of_run(str(version.run_id), file))
+        path.write_text(json.dumps(dict(decision), indent=2), encoding="utf-8")
         tag = json.dumps([*before, promotion_tag(promotion)])
         self._client.set_model_version_tag(name, str(promotion.number), PROMOTIONS, tag)
         self.set_alias(name, "champion", promotion.number)
@@ -324,13 +339,9 @@ class Registry:
         version = self._version(name, number)
         if version is None or not version.run_id:
             return {}
-        with TemporaryDirectory() as folder:
-            try:
-                path = self._client.download_artifacts(version.run_id, file, folder)
-            except (MlflowException, OSError):
-                return {}
-            found: dict[str, Any] = json.loads(Path(path).read_text())
-            return found
+        path = self.artifacts.of_run(version.run_id, file)
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
 
     def find_run(self, experiment: str, key: str) -> str | None:
         """Return the id of the finished run of an experiment that was recorded under a key, or None."""
@@ -356,15 +367,22 @@ class Registry:
         return f"there is no model {name}; there are {', '.join(names) or 'none'}"
 
     def load(self, name: str, which: str | int) -> Version | None:
-        """Load a model by its alias, such as champion, or by its version; None where there is none."""
+        """Load a model by its alias, such as champion, or by its version; None where there is none.
+
+        Raises MissingModelError where its files are gone.
+        """
         found = self._version(name, which)
         if found is None:
             return None
-        folder = download_artifacts(
-            artifact_uri=found.source, tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri
-        )
-        metadata = json.loads(Path(folder, "metadata.json").read_text())
-        return Version(int(found.version), found.tags["fingerprint"], mlflow.sklearn.load_model(folder), metadata)
+        folder = self.artifacts.of_source(str(found.source))
+        if folder is None or not (folder / "metadata.json").exists():
+            raise MissingModelError(
+                f"{self.artifacts.folder.parent}: {name} version {found.version} is registered there, but its files "
+                "are gone; put back a copy of that whole folder"
+            )
+        metadata = json.loads((folder / "metadata.json").read_text())
+        model = mlflow.sklearn.load_model(file_address(folder))
+        return Version(int(found.version), found.tags["fingerprint"], model, metadata)
 
     def aliased(self, name: str, alias: str) -> int | None:
         """Return the version under an alias, or None."""
@@ -390,7 +408,7 @@ class Registry:
         if experiment := self._client.get_experiment_by_name(name):
             return str(experiment.experiment_id)
         try:
-            return self._client.create_experiment(name, artifact_location=self._artifacts)
+            return self._client.create_experiment(name, artifact_location=ADDRESS)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -1,5 +1,6 @@
 """Folders of any name: what reads and writes takes the folder for what it is, and none beside it."""
 
+import re
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,3 +95,23 @@ def test_a_database_is_in_the_file_that_is_named(name: str, tmp_path: Path) -> N
 
 def test_a_name_is_no_pattern() -> None:
     assert literal(Path("/a[b]/c*?")) == "/a[[]b]/c[*][?]"
+
+
+HOUSE = Path(__file__).parents[1]
+MADE = re.compile(
+    r"sqlite(\+\w+)?:///[{$]|file:/|as_uri\(|glob\.escape|DeltaTable(\.is_deltatable)?\((?!delta_address)"
+)
+"""What makes an address of a path, or takes a path for one."""
+
+
+def test_addresses_are_made_in_one_place() -> None:
+    files = [*HOUSE.glob("*/**/*.py"), HOUSE / "Makefile"]
+    files = [file for file in files if file.relative_to(HOUSE).parts[0] not in ("tests", "docs", "benchmarks", ".venv")]
+    found = {
+        f"{file.relative_to(HOUSE)}: {line.strip()}"
+        for file in files
+        for line in file.read_text().splitlines()
+        if MADE.search(line) and file.name != "addresses.py"
+    }
+    assert len(files) > 100
+    assert found == set()

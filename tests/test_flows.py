@@ -349,7 +349,7 @@ def test_a_model_that_earned_it_is_promoted_and_explained(tmp_path: Path) -> Non
     registry = Registry(tmp_path / "oulad" / "mlruns")
     client = MlflowClient(registry.tracking_uri, registry_uri=registry.tracking_uri)
     run_id = str(client.get_model_version("oulad-churn", "1").run_id)
-    left = {file.path for file in client.list_artifacts(run_id)}
+    left = {file.name for file in registry.artifacts.of_run(run_id, "").iterdir()}
     assert {"decision.json", "label_card.html", "label_card.json", "partitions.json", "gains.png"} <= left
     experiment = client.get_run(run_id).info.experiment_id
     trials = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.models import Model
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -50,6 +49,10 @@ def train(registry: Registry, name: str, fingerprint: str = "abc", **tags: str) 
         run.log_model(MODEL, name, fingerprint, INPUTS, {"users": 40}, tags)
     assert run.version is not None
     return run.version
+
+
+def files_of(registry: Registry, run: str) -> list[str]:
+    return sorted(file.name for file in registry.artifacts.of_run(run, "").iterdir())
 
 
 # --- versions ---
@@ -210,8 +213,8 @@ def test_a_person_promotes_a_version_and_the_decision_stays_with_its_run(
     assert registry.serving("by hand", day(1, 31)) == 1
     version = client.get_model_version("by hand", "2")
     assert json.loads(version.tags[PROMOTIONS]) == [["2026-02-01T00:00:00+00:00", "2026-02-03T04:05:06+00:00", None]]
-    kept = client.download_artifacts(str(version.run_id), "promotions/2026-02-03T040506.json")
-    assert json.loads(Path(kept).read_text()) == {"reason": "spring"}
+    kept = registry.artifacts.of_run(str(version.run_id), "promotions/2026-02-03T040506.json")
+    assert json.loads(kept.read_text()) == {"reason": "spring"}
 
 
 def test_an_unknown_version_is_not_promoted_and_the_known_ones_are_named(registry: Registry) -> None:
@@ -291,12 +294,12 @@ def test_a_run_knows_the_tables_it_was_trained_and_tested_on(registry: Registry,
     ]
 
 
-def test_figures_and_dictionaries_are_files_of_a_run(registry: Registry, client: MlflowClient) -> None:
+def test_figures_and_dictionaries_are_files_of_a_run(registry: Registry) -> None:
     with registry.run("ecom/conversion", "2026-01-01") as run:
         run.log_figure(Figure(), "gains.png")
         run.log_dict({"S01": "Frequent buyers"}, "segments.json")
 
-    assert [file.path for file in client.list_artifacts(run.run_id)] == ["gains.png", "segments.json"]
+    assert files_of(registry, run.run_id) == ["gains.png", "segments.json"]
 
 
 def test_what_a_training_logged_is_read_back(registry: Registry) -> None:
@@ -307,12 +310,12 @@ def test_what_a_training_logged_is_read_back(registry: Registry) -> None:
     assert registry.read_dict("logged", 1, "other.json") == registry.read_dict("logged", 2, "decision.json") == {}
 
 
-def test_texts_are_recorded_under_a_key(registry: Registry, client: MlflowClient) -> None:
+def test_texts_are_recorded_under_a_key(registry: Registry) -> None:
     assert registry.find_run("ecom/report", "2026-01-01-abc") is None
     run = registry.record_texts("ecom/report", "version 1", "2026-01-01-abc", {"report.json": "{}"})
     assert registry.find_run("ecom/report", "2026-01-01-abc") == run
     assert registry.find_run("ecom/report", "2026-01-01-abd") is None
-    assert [file.path for file in client.list_artifacts(run)] == ["report.json"]
+    assert files_of(registry, run) == ["report.json"]
 
 
 def test_a_run_that_dies_is_marked_and_leaves_no_version(registry: Registry, client: MlflowClient) -> None:
@@ -332,9 +335,10 @@ def test_a_run_that_dies_is_marked_and_leaves_no_version(registry: Registry, cli
 
 def test_a_version_says_what_it_takes_and_what_it_needs(registry: Registry, client: MlflowClient) -> None:
     described = client.get_model_version("described", str(train(registry, "described")))
-    folder = download_artifacts(artifact_uri=described.source)
+    folder = registry.artifacts.of_source(str(described.source))
+    assert folder is not None
 
-    signature = Model.load(folder).signature
+    signature = Model.load(str(folder)).signature
     assert signature is not None
     assert signature.inputs.input_names() == ["recency_days", "session_count"]
     needed = Path(folder, "requirements.txt").read_text()
@@ -346,7 +350,7 @@ def test_a_version_says_what_it_takes_and_what_it_needs(registry: Registry, clie
 
 def test_the_store_is_one_folder(registry: Registry) -> None:
     train(registry, "stored")
-    mlruns = Path(registry.tracking_uri.removeprefix("sqlite:///")).parent
+    mlruns = registry.artifacts.folder.parent
 
     assert sorted(path.name for path in mlruns.iterdir()) == ["artifacts", "mlflow.db"]
 
@@ -358,7 +362,7 @@ def test_the_store_is_no_global(registry: Registry) -> None:
 
 
 def test_the_store_is_silent(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
-    Registry(Path(registry.tracking_uri.removeprefix("sqlite:///")).parent)
+    Registry(registry.artifacts.folder.parent)
     train(registry, "silent")
 
     assert capfd.readouterr() == ("", "")

@@ -196,13 +196,14 @@ def test_the_same_version_gives_the_same_report(shop: Path) -> None:
     assert latest(shop) == before
 
 
-def test_mlflow_has_the_report_without_users(shop: Path, report: Report, tmp_path: Path) -> None:
-    client = MlflowClient(Registry(shop.parent / "mlruns").tracking_uri)
+def test_mlflow_has_the_report_without_users(shop: Path, report: Report) -> None:
+    registry = Registry(shop.parent / "mlruns")
+    client = MlflowClient(registry.tracking_uri)
     [experiment] = client.search_experiments(filter_string="name = 'ecom/report'")
     [run] = client.search_runs([experiment.experiment_id])
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {CONTENT, PAGE}
-    client.download_artifacts(run.info.run_id, CONTENT, str(tmp_path))
-    logged = Report.model_validate_json((tmp_path / CONTENT).read_bytes())
+    folder = registry.artifacts.of_run(run.info.run_id, "")
+    assert {file.name for file in folder.iterdir()} == {CONTENT, PAGE}
+    logged = Report.model_validate_json((folder / CONTENT).read_bytes())
     assert logged.overview == report.overview
     assert "user_0" not in logged.model_dump_json()
 

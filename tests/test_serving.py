@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from shops import habitus
 from sklearn.linear_model import LogisticRegression
 
@@ -94,9 +93,8 @@ def test_a_decision_is_kept_with_its_run(mlruns: Path) -> None:
     registry = Registry(mlruns)
     client = MlflowClient(registry.tracking_uri, registry_uri=registry.tracking_uri)
     run_id = str(client.get_model_version("shop-churn", "3").run_id)
-    [file] = client.list_artifacts(run_id, "promotions")
-    kept = download_artifacts(run_id=run_id, artifact_path=file.path, tracking_uri=registry.tracking_uri)
-    decision = json.loads(Path(kept).read_text())
+    [kept] = registry.artifacts.of_run(run_id, "promotions").iterdir()
+    decision = json.loads(kept.read_text())
     assert (decision["version"], decision["reason"], decision["promoted"]) == (3, "the shop moved", True)
 
 
