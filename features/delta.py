@@ -52,9 +52,9 @@ class DeltaTables:
         """Open a table as it was when the first was asked for, or at an earlier version."""
         known = self.versions.get(name)
         if version not in (None, known):
-            return DeltaTable(self._address(name), version=version)
+            return DeltaTable(delta_address(self.folder / name), version=version)
         if name not in self._opened:
-            self._opened[name] = DeltaTable(self._address(name), version=known)
+            self._opened[name] = DeltaTable(delta_address(self.folder / name), version=known)
         return self._opened[name]
 
     def origin(self, name: str) -> dict[str, Any]:
@@ -62,7 +62,9 @@ class DeltaTables:
         # Not history(), which finds nothing where a folder's name has a number sign or a question mark.
         log = self.folder / name / LOG / f"{self.open(name).version():020}.json"
         with log.open("rb") as actions:
-            said = next((one["commitInfo"] for one in map(json.loads, actions) if "commitInfo" in one), {})
+            said: dict[str, Any] = next(
+                (one["commitInfo"] for one in map(json.loads, actions) if "commitInfo" in one), {}
+            )
         origin: dict[str, Any] = json.loads(said.get(ORIGIN, "{}"))
         return origin
 
@@ -82,7 +84,7 @@ class DeltaTables:
         """
         with self._committing(name):
             create_table_with_add_actions(
-                self._address(name),
+                delta_address(self.folder / name),
                 schema,
                 adds,
                 mode="overwrite" if name in self.versions else "error",
@@ -144,9 +146,6 @@ class DeltaTables:
         """Return the version of a table now; None if it was never written."""
         commits = (file.stem for file in (self.folder / name / LOG).glob("*.json"))
         return max((int(number) for number in commits if number.isdigit()), default=None)
-
-    def _address(self, name: str) -> str:
-        return delta_address(self.folder / name)
 
 
 def _properties(origin: Mapping[str, Any] | None) -> CommitProperties:
