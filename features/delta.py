@@ -59,14 +59,7 @@ class DeltaTables:
 
     def origin(self, name: str) -> dict[str, Any]:
         """Return what the commit of a table says that the rows were made of; empty if it does not say."""
-        # Not history(), which finds nothing where a folder's name has a number sign or a question mark.
-        log = self.folder / name / LOG / f"{self.open(name).version():020}.json"
-        with log.open("rb") as actions:
-            said: dict[str, Any] = next(
-                (one["commitInfo"] for one in map(json.loads, actions) if "commitInfo" in one), {}
-            )
-        origin: dict[str, Any] = json.loads(said.get(ORIGIN, "{}"))
-        return origin
+        return origin_of(self.folder / name, self.open(name).version())
 
     def create(
         self,
@@ -146,6 +139,15 @@ class DeltaTables:
         """Return the version of a table now; None if it was never written."""
         commits = (file.stem for file in (self.folder / name / LOG).glob("*.json"))
         return max((int(number) for number in commits if number.isdigit()), default=None)
+
+
+def origin_of(folder: Path, version: int) -> dict[str, Any]:
+    """Return what a commit of the table in a folder says that its rows were made of; empty if it does not say."""
+    # Not history(), which finds nothing where a folder's name has a number sign or a question mark.
+    with (folder / LOG / f"{version:020}.json").open("rb") as actions:
+        said: dict[str, Any] = next((one["commitInfo"] for one in map(json.loads, actions) if "commitInfo" in one), {})
+    origin: dict[str, Any] = json.loads(said.get(ORIGIN, "{}"))
+    return origin
 
 
 def _properties(origin: Mapping[str, Any] | None) -> CommitProperties:

@@ -454,13 +454,14 @@ class Lake:
         after = _paths_by_partition([add.path for add in adds])
         scope = before.keys() | after.keys() if only is None else {_folder_of(table, instant) for instant in only}
         changed = {part for part in scope if before.get(part) != after.get(part)}
+        # Also what is there already, of the same bytes if it is whole: so what is broken is mended.
+        _move(adds, staging, self.folder / table.name)
         if not changed:
             if origin:
                 self.note(table, origin)
             return False
         fresh = [add for add in adds if Path(add.path).parent.name in changed]
         values = [_value_of(table, part) for part in sorted(changed)] if column else None
-        _move(fresh, staging, self.folder / table.name)
         self._tables.overwrite(table.name, schema, column, fresh, origin, values)
         return True
 
@@ -535,13 +536,18 @@ def _paths_by_partition(paths: list[str]) -> dict[str, set[str]]:
     return by_partition
 
 
-def _name_by_content(table: Table, part: str, file: Path, staging: Path) -> AddAction:
-    """Move a staged file to its name within the table, and say of it what a commit needs."""
+def digest_of(file: Path, contract: int) -> str:
+    """Return what a file of a table is named by: a hash of its bytes and of the contract that they are under."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256")
-    if table.contract > 1:  # a commit that begins a contract removes all files, and may not add one of them again
-        digest.update(f"{CONTRACT}{table.contract}".encode())
-    path = Path(part) / f"{digest.hexdigest()[:32]}.parquet"
+    if contract > 1:  # a commit that begins a contract removes all files, and may not add one of them again
+        digest.update(f"{CONTRACT}{contract}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _name_by_content(table: Table, part: str, file: Path, staging: Path) -> AddAction:
+    """Move a staged file to its name within the table, and say of it what a commit needs."""
+    path = Path(part) / f"{digest_of(file, table.contract)}.parquet"
     (staging / path).parent.mkdir(parents=True, exist_ok=True)
     file.rename(staging / path)
     column = _partition_column(table)

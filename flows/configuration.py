@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from features import damage
 from features.event_names import check_names
 from features.labels import COLUMNS, LabelSettings
 from features.lake import Lake
@@ -315,6 +316,7 @@ class Configuration(Settings):
 
     def open_any_lake(self, engine: str | None = None) -> Lake:
         """Open the lake as `open_lake` does, also one of another release."""
+        damage.check(self.lake, self.file)
         match engine or os.environ.get("HABITUS_ENGINE", "duckdb"):
             case "duckdb":
                 return Lake(self.lake, self.engine.memory_limit_bytes)

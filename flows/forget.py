@@ -159,7 +159,7 @@ def _explain_unknown(lake: Lake, unknown: Sequence[str]) -> str:
 
 def _trained_on(configuration: Configuration, found: Found) -> list[TrainedModel]:
     """List the versions of models that were made from a snapshot with users in it: its last was after they came."""
-    if found.first_at is None or not (configuration.mlruns / "mlflow.db").is_file():
+    if found.first_at is None or not configuration.mlruns.is_dir():
         return []
     registry = Registry(configuration.mlruns)
     models = []

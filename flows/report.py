@@ -167,7 +167,7 @@ def _collect(lake: Lake, configuration: Configuration, version: Version) -> Sour
             f"version {version.version} names segments by what is personal: "
             f"run `habitus score {configuration.file}` and `habitus publish {configuration.file}` first"
         )
-    registry = Registry(configuration.mlruns) if (configuration.mlruns / "mlflow.db").is_file() else None
+    registry = Registry(configuration.mlruns) if configuration.mlruns.is_dir() else None
     labels = {name: label for name, label in configuration.labels.named.items() if name in version.manifest["labels"]}
     return Source(
         version=version,
@@ -236,7 +236,8 @@ def _importance(model: Any, users: pd.DataFrame) -> dict[str, float]:
 
 def _log(configuration: Configuration, reports: Reports, made: Report, name: str) -> str:
     """Record a report in MLflow, without users: nobody would be erased from there."""
-    registry, experiment = Registry(configuration.mlruns), f"{configuration.name}/report"
+    registry, experiment = Registry(configuration.mlruns, configuration.lake), f"{configuration.name}/report"
+    registry.end_interrupted([experiment])
     known = registry.find_run(experiment, name)
     if known is not None:
         return known

@@ -87,7 +87,7 @@ def rename(configuration: Configuration, segment_id: str, name: str) -> Known:
 
 
 def _open(configuration: Configuration) -> Registry:
-    if not (configuration.mlruns / "mlflow.db").is_file():
+    if not configuration.mlruns.is_dir():
         raise ConfigurationError(_NONE.format(configuration.file))
     return Registry(configuration.mlruns)
 

@@ -44,7 +44,7 @@ def rollback(mlruns: Path, name: str, reason: str) -> Promotion:
 
 
 def _open(mlruns: Path) -> Registry:
-    if not (mlruns / "mlflow.db").is_file():
+    if not mlruns.is_dir():
         raise ConfigurationError(f"{mlruns} holds no models: train some, or name another configuration with --config")
     return Registry(mlruns)
 

@@ -90,7 +90,8 @@ def audit_features(config: str, as_of: datetime | None) -> list[str]:
 def train_segments(config: str, as_of: datetime | None) -> Trained:
     """Discover segments in the latest snapshot; keep the ids of those that serve."""
     configuration = load(config)
-    registry = Registry(configuration.mlruns)
+    registry = Registry(configuration.mlruns, configuration.lake)
+    registry.end_interrupted([f"{configuration.name}/{kind}" for kind in ("segments", *configuration.labels.named)])
     name = model_name(configuration, "segments")
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
@@ -148,7 +149,7 @@ def train_propensity(config: str, as_of: datetime | None, kind: str, leaks: int 
     With leaks in the features nothing is learnt.
     """
     configuration = load(config)
-    registry = Registry(configuration.mlruns)
+    registry = Registry(configuration.mlruns, configuration.lake)
     name, label = model_name(configuration, kind), column_of(kind)
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)

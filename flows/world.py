@@ -1,9 +1,14 @@
 """How tasks that touch the world are retried, and what their errors may say."""
 
 import errno
-from collections.abc import Callable
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import duckdb
 from deltalake.exceptions import CommitFailedError
@@ -12,12 +17,14 @@ from prefect.tasks import Task
 from sqlalchemy.exc import OperationalError
 
 from features.attributes import DuplicateUserError
+from features.damage import DamagedError, find_damage, may_be_of_damage
 from features.delta import ConflictError
 from features.discretion import where
 from features.lake import LakeInUseError
 from features.sources import SourceError
 from features.table import ContractError
-from flows.configuration import ConfigurationError
+from flows.configuration import Configuration, ConfigurationError, load
+from models.registry import StoreError
 from publish.lock import LockedError
 
 Given = ParamSpec("Given")
@@ -38,9 +45,12 @@ class PassingError(UnexpectedError):
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
-ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, ConflictError)
+ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, ConflictError, DamagedError, StoreError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
-FULL = "No space left on device"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SAYS_FULL = re.compile("No space left on device|database or disk is full|Disk quota exceeded|File too large")
+NESTED = re.compile(r"\s*\x1b\[\d+m\S\x1b\[0m\s*")
+"""What deltalake puts between an error and what it came from: an arrow in colour, on a line of its own."""
 PACKAGES = ("features", "models", "publish", "flows")
 PASSING = (OSError, duckdb.IOException, CommitFailedError, ConflictError, OperationalError, PassingError)
 """Of files, networks, another's commit to a table, and MLflow's store that another has locked."""
@@ -74,9 +84,10 @@ TOUCHES_THE_WORLD: dict[str, Any] = {
 
 
 def discreet(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Have a task raise only what may be stored: Prefect keeps errors, and logs those that they came from.
+    """Have a task, whose first parameter is a configuration's path, raise only what may be stored.
 
-    Our own say nothing of users, nor does the system. Of all others the message may hold what a row does, and goes.
+    Prefect keeps errors, and logs those that they came from. Our own say nothing of users, nor does the system. Of all
+    others the message may hold what a row does, and goes.
     """
 
     @wraps(function)
@@ -84,11 +95,54 @@ def discreet(function: Callable[Given, Found]) -> Callable[Given, Found]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if FULL in str(error):
-                raise OSError(errno.ENOSPC, f"{FULL}: free some space, and run the same command again") from None
-            if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in PACKAGES:
-                raise error from None
-            unexpected = PassingError if may_pass(error) else UnexpectedError
-            raise unexpected(where(error)).with_traceback(error.__traceback__) from None
+            config = kwargs.get("config", args[0] if args else None)
+            _raise_discreetly(error, config if isinstance(config, str) else None)
 
     return discreetly
+
+
+@contextmanager
+def discreetly(config: str) -> Iterator[None]:
+    """Have a block raise only what may be shown, as `discreet` has a task."""
+    try:
+        yield
+    except Exception as error:
+        _raise_discreetly(error, config)
+
+
+def _raise_discreetly(error: Exception, config: str | None) -> NoReturn:
+    configuration = None
+    if not isinstance(error, (ConfigurationError, *ELSEWHERE)) and config is not None:
+        configuration = load(config)
+    if _is_of_full_disk(error):
+        raise OSError(errno.ENOSPC, _explain_full(configuration)) from None
+    if configuration is not None and (may_be_of_damage(error) or not isinstance(error, MISTAKES)):
+        in_content = may_be_of_damage(error)
+        damage = find_damage(configuration.lake, configuration.file, in_content=in_content)
+        if damage is not None:
+            raise damage from None
+    if isinstance(error, OSError) and NESTED.search(str(error)):
+        raise OSError(NESTED.sub(": ", str(error))) from None
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in PACKAGES:
+        raise error from None
+    unexpected = PassingError if may_pass(error) else UnexpectedError
+    raise unexpected(where(error)).with_traceback(error.__traceback__) from None
+
+
+def _is_of_full_disk(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it came from, is of a disk that takes no more."""
+    if error is None:
+        return False
+    is_full = isinstance(error, OSError) and error.errno in FULL
+    return is_full or SAYS_FULL.search(str(error)) is not None or _is_of_full_disk(error.__cause__)
+
+
+def _explain_full(configuration: Configuration | None) -> str:
+    """Say which disk takes no more: of those that are written to, the one with the least space, as far as is known."""
+    folders = [Path(tempfile.gettempdir())]
+    if configuration is not None:
+        folders = [configuration.lake, configuration.mlruns, configuration.published, *folders]
+    left_bytes = {folder: shutil.disk_usage(folder).free for folder in folders if folder.exists()}
+    folder = min(left_bytes, key=lambda one: left_bytes[one])
+    left = f"{left_bytes[folder] / 1e6:,.1f} MB"
+    return f"the disk of {folder} is full ({left} left): free some space, and run the same command again"

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,12 +62,18 @@ PROMOTIONS = "promotions"
 SEGMENT_NAME = "segment_name."
 
 
+OWNER = "habitus.lake"
+"""The tag of a run that names the lake it works on, of which whoever holds its lock is the only one."""
+INTERRUPTED = "KILLED"
+HEADER = b"SQLite format 3\0"
+
+
 class UnknownVersionError(Exception):
     """Name a version that is not registered, and those that are."""
 
 
-class MissingModelError(Exception):
-    """Name a version that is registered, and whose files are not there."""
+class StoreError(Exception):
+    """Name a file of MLflow's store that is missing or broken, and what mends it."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,11 @@ TrialStatus = Literal["FINISHED", "KILLED"]
 class Run:
     """One training, as MLflow shows it; `version` is the registered version once the run has ended well."""
 
-    def __init__(self, client: MlflowClient, artifacts: Artifacts, experiment_id: str, run_id: str) -> None:
+    def __init__(
+        self, client: MlflowClient, artifacts: Artifacts, experiment_id: str, run_id: str, owner: str | None = None
+    ) -> None:
         self.run_id = run_id
+        self._owner = owner
         self.version: int | None = None
         self._client = client
         self._artifacts = artifacts
@@ -131,7 +140,7 @@ class Run:
         self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], status: TrialStatus
     ) -> None:
         """Log a trial as a run within this one."""
-        tags = {"mlflow.parentRunId": self.run_id}
+        tags = {"mlflow.parentRunId": self.run_id} | _owned_by(self._owner)
         trial_id = _created(self._client, self._experiment_id, name, tags)
         trial = Run(self._client, self._artifacts, self._experiment_id, trial_id)
         trial.log_params(params)
@@ -222,8 +231,12 @@ class Run:
 class Registry:
     """MLflow in a folder of its own: `mlruns`/mlflow.db and `mlruns`/artifacts."""
 
-    def __init__(self, mlruns: Path) -> None:
+    def __init__(self, mlruns: Path, owner: Path | None = None) -> None:
+        """Open the store, for work on the lake that is its `owner`. Raises StoreError where it is broken."""
         mlruns.mkdir(parents=True, exist_ok=True)
+        _check_store(mlruns)
+        # As seen from the store, so that both may be moved.
+        self._owner = None if owner is None else os.path.relpath(owner, mlruns)
         self.tracking_uri = sqlite_address(mlruns / DATABASE)
         self.artifacts = Artifacts(mlruns)
         forget_places(mlruns / DATABASE)
@@ -234,18 +247,31 @@ class Registry:
         """Record a training in an experiment such as ecom/churn.
 
         A model logged in it becomes a version when the block ends; where the block raises, the run is marked
-        FAILED and nothing is registered.
+        FAILED, or KILLED where it was stopped, and nothing is registered.
         """
         experiment_id = self._experiment(experiment)
-        run_id = _created(self._client, experiment_id, name, tags or {})
-        run = Run(self._client, self.artifacts, experiment_id, run_id)
+        run_id = _created(self._client, experiment_id, name, {**(tags or {}), **_owned_by(self._owner)})
+        run = Run(self._client, self.artifacts, experiment_id, run_id, self._owner)
         try:
             yield run
             run._register()
-        except BaseException:
-            self._client.set_terminated(run.run_id, "FAILED")
+        except BaseException as error:
+            self._client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else INTERRUPTED)
             raise
         self._client.set_terminated(run.run_id, "FINISHED")
+
+    def end_interrupted(self, experiments: Collection[str]) -> int:
+        """Mark the runs of experiments as KILLED that a killed process left as running; return how many.
+
+        They are those of the owner: hold its lock, so that nobody else has any.
+        """
+        known = [found for name in experiments if (found := self._client.get_experiment_by_name(name)) is not None]
+        ids = [one.experiment_id for one in known]
+        running = self._client.search_runs(ids, "attributes.status = 'RUNNING'") if ids else []
+        left = [run.info.run_id for run in running if run.data.tags.get(OWNER) == self._owner is not None]
+        for run_id in left:
+            self._client.set_terminated(run_id, INTERRUPTED)
+        return len(left)
 
     def runs(self, experiment: str) -> pd.DataFrame:
         """List the finished runs of an experiment, the latest first: run, started_at, and a column per metric.
@@ -369,19 +395,22 @@ class Registry:
     def load(self, name: str, which: str | int) -> Version | None:
         """Load a model by its alias, such as champion, or by its version; None where there is none.
 
-        Raises MissingModelError where its files are gone.
+        Raises StoreError where its files are missing or broken.
         """
         found = self._version(name, which)
         if found is None:
             return None
         folder = self.artifacts.of_source(str(found.source))
-        if folder is None or not (folder / "metadata.json").exists():
-            raise MissingModelError(
-                f"{self.artifacts.folder.parent}: {name} version {found.version} is registered there, but its files "
-                "are gone; put back a copy of that whole folder"
-            )
-        metadata = json.loads((folder / "metadata.json").read_text())
-        model = mlflow.sklearn.load_model(file_address(folder))
+        try:
+            if folder is None:
+                raise FileNotFoundError(found.source)
+            metadata = json.loads((folder / "metadata.json").read_text())
+            model = mlflow.sklearn.load_model(file_address(folder))
+        except Exception as error:
+            raise StoreError(
+                f"{name} version {found.version} cannot be loaded from {folder or found.source}: {_MEND}; "
+                f"or have another version serve with `habitus rollback {name}`"
+            ) from error
         return Version(int(found.version), found.tags["fingerprint"], model, metadata)
 
     def aliased(self, name: str, alias: str) -> int | None:
@@ -413,6 +442,32 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             return self._experiment(name)  # another task was quicker
+
+
+_MEND = "put it back from a backup, or move mlruns elsewhere and run `habitus train`, which begins anew"
+
+
+def _check_store(mlruns: Path) -> None:
+    """Look for a database that is missing or broken; MLflow would begin a new one, or say in many lines that it cannot.
+
+    Raises StoreError. Without artifacts nothing is lost: a process was killed as it began.
+    """
+    file = mlruns / "mlflow.db"
+    if not (mlruns / "artifacts").exists():
+        return
+    if not file.exists():
+        raise StoreError(f"{file} is missing: {_MEND}")
+    with file.open("rb") as opened:
+        header = opened.read(100)
+    size_bytes = int.from_bytes(header[16:18], "big") * int.from_bytes(header[28:32], "big")
+    # Beside a journal is what a killed process left, which SQLite takes back by itself.
+    is_cut_off = file.stat().st_size < size_bytes and not file.with_name("mlflow.db-journal").exists()
+    if not header.startswith(HEADER) or is_cut_off:
+        raise StoreError(f"{file} is broken: {_MEND}")
+
+
+def _owned_by(owner: str | None) -> dict[str, str]:
+    return {} if owner is None else {OWNER: owner}
 
 
 def _created(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:

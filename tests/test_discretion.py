@@ -103,7 +103,7 @@ def test_an_error_that_nobody_foresaw_says_its_type_and_place_and_no_more() -> N
     assert caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize("error", [SourceError("users.csv, line 3: is wrong"), OSError(28, "No space left")])
+@pytest.mark.parametrize("error", [SourceError("users.csv, line 3: is wrong"), OSError(13, "Permission denied")])
 def test_an_error_of_our_own_is_told_without_what_it_came_from(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         failing_with(error)()
