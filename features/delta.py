@@ -57,8 +57,8 @@ class DeltaTables:
 
     def origin(self, name: str) -> dict[str, Any]:
         """Return what the commit of a table says that the rows were made of; empty if it does not say."""
-        [latest] = self.open(name).history(1)
-        origin: dict[str, Any] = json.loads(latest.get(ORIGIN, "{}"))
+        [*_, commit] = self.open(name).history(1)  # with the commits of others since, whose numbers it gets wrong
+        origin: dict[str, Any] = json.loads(commit.get(ORIGIN, "{}"))
         return origin
 
     def create(

@@ -1,0 +1,228 @@
+"""Two at once: what is written on the ground of what was read never replaces what another wrote in between.
+
+A lock keeps two commands apart. These tests have none, as on a disk that locks no files, or in a notebook.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ibis
+import pytest
+from deltalake import DeltaTable
+from messages import assert_documented
+from test_ingest import Shop
+from test_lake import BALANCES, JUNE, MAY, PLANS, read, rows_of
+
+import features.lake
+from features.attributes import ATTRIBUTES
+from features.delta import ConflictError
+from features.events import EVENTS, REJECTED
+from features.files import FILES
+from features.lake import Lake
+from features.table import Table
+
+Act = Callable[[Lake], Any]
+
+# --- each way to change a table ---
+
+PLANS_WITH_TAX = replace(PLANS, schema=ibis.schema({**PLANS.schema, "tax": "float64"}))
+ORIGINAL = [("ada", MAY, 1.0), ("ada", JUNE, 1.0)]
+THEIRS = [("ada", MAY, 1.0), ("ada", JUNE, 1.0), ("bob", JUNE, 2.0)]
+
+
+def write_balances(lake: Lake, *rows: Any, **options: Any) -> bool:
+    return lake.write(BALANCES, rows_of(BALANCES, [*rows]), **options)
+
+
+WAYS: dict[str, tuple[Table, Act]] = {
+    "write": (BALANCES, lambda lake: write_balances(lake, ("ada", MAY, 5.0))),
+    "write some partitions": (BALANCES, lambda lake: write_balances(lake, ("ada", MAY, 5.0), only=[MAY])),
+    "write what is there": (BALANCES, lambda lake: write_balances(lake, *ORIGINAL)),
+    "write in parts": (
+        BALANCES,
+        lambda lake: lake.write_in_parts(BALANCES, [(rows_of(BALANCES, [("ada", MAY, 5.0)]), JUNE)]),
+    ),
+    "remove": (
+        BALANCES,
+        lambda lake: lake.remove(BALANCES, ibis.memtable({"user_id": ["ada"]})),
+    ),
+    "note": (BALANCES, lambda lake: lake.note(BALANCES, {"made_of": 1})),
+    "upgrade": (
+        replace(BALANCES, contract=2),
+        lambda lake: lake.upgrade(replace(BALANCES, contract=2), lambda rows: rows.mutate(amount=rows.amount * 2)),
+    ),
+    "purge": (BALANCES, lambda lake: lake.purge(BALANCES)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_table_that_another_changed_since_it_was_read_stays_as_the_other_left_it(lake: Lake, way: str) -> None:
+    write_balances(lake, *ORIGINAL)
+    with Lake(lake.folder) as ours:
+        assert read(ours, BALANCES) == ORIGINAL
+        write_balances(lake, *THEIRS)
+        with pytest.raises(ConflictError) as refused:
+            WAYS[way][1](ours)
+        assert read(ours, BALANCES) == ORIGINAL
+
+    assert_documented("another process changed a table since it was read", str(refused.value), lake.folder.parent)
+    with Lake(lake.folder) as anew:
+        assert read(anew, BALANCES) == THEIRS
+        assert anew.version(BALANCES) == 1
+
+
+def test_who_is_refused_leaves_no_files(lake: Lake) -> None:
+    write_balances(lake, *ORIGINAL)
+    with Lake(lake.folder) as ours:
+        read(ours, BALANCES)
+        write_balances(lake, *THEIRS)
+        before = {*lake.folder.rglob("*")}
+        with pytest.raises(ConflictError):
+            write_balances(ours, ("ada", MAY, 5.0))
+    assert {*lake.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("rows", [THEIRS, [("bob", MAY, 2.0)]], ids=["of a partition", "of all"])
+@pytest.mark.parametrize("way", ["write", "write some partitions", "write in parts", "remove"])
+def test_a_commit_between_the_last_look_and_ours_is_noticed(
+    lake: Lake, way: str, rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delta itself would take ours for one that may follow, where they wrote other partitions."""
+    write_balances(lake, *ORIGINAL)
+    interrupt(monkeypatch, "_move", BALANCES, lambda: write_balances(lake, *rows))
+    with Lake(lake.folder) as ours, pytest.raises(ConflictError):
+        WAYS[way][1](ours)
+    with Lake(lake.folder) as anew:
+        assert read(anew, BALANCES) == rows
+
+
+@pytest.mark.parametrize("moment", ["_move", "_name_by_content"])
+def test_of_two_who_make_a_table_one_is_refused(lake: Lake, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, moment, BALANCES, lambda: write_balances(lake, *THEIRS))
+    with Lake(lake.folder) as ours:
+        assert not ours.has(BALANCES)
+        with pytest.raises(ConflictError):
+            write_balances(ours, *ORIGINAL)
+    with Lake(lake.folder) as anew:
+        assert read(anew, BALANCES) == THEIRS
+        assert anew.version(BALANCES) == 0
+
+
+def test_a_table_with_other_columns_does_not_replace_what_another_wrote(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+    theirs = [("free", 0.0, []), ("pro", 9.0, [])]
+    interrupt(monkeypatch, "_move", PLANS, lambda: lake.write(PLANS, rows_of(PLANS, theirs)))
+    with Lake(lake.folder) as ours, pytest.raises(ConflictError):
+        ours.write(PLANS_WITH_TAX, rows_of(PLANS_WITH_TAX, [("free", 0.0, [], 0.2)]))
+    with Lake(lake.folder) as anew:
+        assert read(anew, PLANS) == theirs
+
+
+def test_who_wrote_a_table_goes_on_with_what_they_wrote(lake: Lake) -> None:
+    with Lake(lake.folder) as other:
+        for amount in (1.0, 2.0, 3.0):
+            write_balances(other, ("ada", MAY, amount))
+            other.note(BALANCES, {"amount": amount})
+            assert read(other, BALANCES) == [("ada", MAY, amount)]
+        assert other.version(BALANCES) == 5
+        assert other.origin(BALANCES) == {"amount": 3.0}
+
+
+def test_a_table_says_what_was_said_of_it_when_it_was_read(lake: Lake) -> None:
+    write_balances(lake, *ORIGINAL, origin={"made_of": 1})
+    with Lake(lake.folder) as other:
+        assert other.origin(BALANCES) == {"made_of": 1}
+        for number in (2, 3):
+            lake.note(BALANCES, {"made_of": number})
+        assert other.origin(BALANCES) == {"made_of": 1}
+
+
+def test_tables_that_another_did_not_change_are_written(lake: Lake) -> None:
+    with Lake(lake.folder) as other:
+        other.tables()
+        write_balances(lake, *ORIGINAL)
+        assert other.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
+
+
+def test_who_waited_to_have_a_lake_alone_sees_what_others_did_until_then(lake: Lake) -> None:
+    with Lake(lake.folder, held=False) as other:
+        other.tables()
+        write_balances(lake, *ORIGINAL)
+        lake.close()
+        with other.alone(0):
+            assert read(other, BALANCES) == ORIGINAL
+            assert write_balances(other, *THEIRS)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str, table: Table, by: Callable[[], Any]) -> None:
+    """Have another do something once, when a lake has read what it is about to write to a table.
+
+    That is at `_name_by_content`, before it looks for commits of others, or at `_move`, after it.
+    """
+    original, done = getattr(features.lake, moment), list[bool]()
+
+    def interrupted(*arguments: Any) -> Any:
+        is_it = any(table.name in (getattr(one, "name", None),) for one in arguments)
+        if is_it and not done:
+            done.append(True)
+            by()
+        return original(*arguments)
+
+    monkeypatch.setattr(features.lake, moment, interrupted)
+
+
+# --- ingest ---
+
+USERS = '[users]\nfiles = "users.txt"\nuser_id = "user"\nattributes = ["plan"]\n'
+FIRST = ("1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01 10:00:00,home")
+OURS = ("3,ada,2024-03-01 11:00:00,home", "4,,2024-03-01 11:00:00,home", "1,ada,2024-03-01 10:00:00,home")
+OTHERS = ("5,bob,2024-03-01 12:00:00,home", "6,,2024-03-01 12:00:00,home", "3,ada,2024-03-01 11:00:00,home")
+
+
+def state(shop: Shop) -> dict[str, Any]:
+    return {table.name: shop.rows(table) for table in (EVENTS, REJECTED, FILES)}
+
+
+@pytest.mark.parametrize("moment", ["_name_by_content", "_move"])
+@pytest.mark.parametrize("table", [EVENTS, REJECTED, FILES], ids=lambda table: table.name)
+def test_of_two_ingests_at_once_one_is_refused_and_nothing_is_lost(
+    tmp_path: Path, table: Table, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, after = Shop(tmp_path / "shop"), Shop(tmp_path / "after")
+    for one in (shop, after):
+        one.configure()
+        one.put("1.csv", *FIRST)
+        one.ingest()
+
+    def ingest_too() -> None:
+        shop.put("3.csv", *OTHERS)
+        shop.ingest()
+
+    shop.put("2.csv", *OURS)
+    with monkeypatch.context() as patched:
+        interrupt(patched, moment, table, ingest_too)
+        with pytest.raises(ConflictError, match=rf"lake/{table.name} was changed by another process"):
+            shop.ingest()
+    assert {"1", "5"} <= {*shop.ids()}
+    shop.ingest()
+
+    for name, lines in (("2.csv", OURS), ("3.csv", OTHERS)):
+        after.put(name, *lines)
+        after.ingest()
+    assert shop.ids() == ["1", "3", "5"]
+    assert content(state(shop)) == content(state(after))
+
+
+def content(tables: dict[str, Any]) -> dict[str, Any]:
+    """Leave out which of two files with the same event has it, and is said to: that of the first to be read."""
+    events, rejected, known = (tables[table.name] for table in (EVENTS, REJECTED, FILES))
+    return {
+        "events": [{**row, "source_file": None} for row in events],
+        "rejected": sorted(row["reason"] for row in rejected),
+        "files": [(row["path"], row["content"], row["read"]) for row in known],
+    }
