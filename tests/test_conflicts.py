@@ -3,26 +3,34 @@
 A lock keeps two commands apart. These tests have none, as on a disk that locks no files, or in a notebook.
 """
 
-import json
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ibis
 import pytest
 from deltalake import DeltaTable
 from messages import assert_documented
+from shops import Ran
 from test_ingest import Shop
 from test_lake import BALANCES, JUNE, MAY, PLANS, read, rows_of
 
 import features.lake
-from features.attributes import ATTRIBUTES
 from features.delta import ConflictError
 from features.events import EVENTS, REJECTED
 from features.files import FILES
 from features.lake import Lake
 from features.table import Table
+from flows.configuration import load
+from flows.forget import begin, finish
+from flows.ingest import accept_files
+from flows.publish import publish_version
+from flows.score import assign_users
+from flows.sessions import sessionize
+from flows.snapshot import store_snapshots
 
 Act = Callable[[Lake], Any]
 
@@ -115,7 +123,7 @@ def test_a_table_with_other_columns_does_not_replace_what_another_wrote(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake.write(PLANS, rows_of(PLANS, [("free", 0.0, [])]))
-    theirs = [("free", 0.0, []), ("pro", 9.0, [])]
+    theirs: list[Any] = [("free", 0.0, []), ("pro", 9.0, [])]
     interrupt(monkeypatch, "_move", PLANS, lambda: lake.write(PLANS, rows_of(PLANS, theirs)))
     with Lake(lake.folder) as ours, pytest.raises(ConflictError):
         ours.write(PLANS_WITH_TAX, rows_of(PLANS_WITH_TAX, [("free", 0.0, [], 0.2)]))
@@ -178,7 +186,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str, table: Table, by: Ca
 
 # --- ingest ---
 
-USERS = '[users]\nfiles = "users.txt"\nuser_id = "user"\nattributes = ["plan"]\n'
 FIRST = ("1,ada,2024-03-01 10:00:00,home", "2,,2024-03-01 10:00:00,home")
 OURS = ("3,ada,2024-03-01 11:00:00,home", "4,,2024-03-01 11:00:00,home", "1,ada,2024-03-01 10:00:00,home")
 OTHERS = ("5,bob,2024-03-01 12:00:00,home", "6,,2024-03-01 12:00:00,home", "3,ada,2024-03-01 11:00:00,home")
@@ -188,8 +195,8 @@ def state(shop: Shop) -> dict[str, Any]:
     return {table.name: shop.rows(table) for table in (EVENTS, REJECTED, FILES)}
 
 
-@pytest.mark.parametrize("moment", ["_name_by_content", "_move"])
 @pytest.mark.parametrize("table", [EVENTS, REJECTED, FILES], ids=lambda table: table.name)
+@pytest.mark.parametrize("moment", ["_name_by_content", pytest.param("_move", marks=pytest.mark.ci)])
 def test_of_two_ingests_at_once_one_is_refused_and_nothing_is_lost(
     tmp_path: Path, table: Table, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,3 +233,94 @@ def content(tables: dict[str, Any]) -> dict[str, Any]:
         "rejected": sorted(row["reason"] for row in rejected),
         "files": [(row["path"], row["content"], row["read"]) for row in known],
     }
+
+
+# --- every stage, and every table that it writes ---
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def set_gap(config: Path) -> None:
+    config.write_text(f"{config.read_text()}\n[sessions]\ngap_minutes = 20\n")
+
+
+def add_destination(config: Path) -> None:
+    config.write_text(f'{config.read_text()}\n[destinations.more]\nkind = "files"\nfolder = "more"\npurposes = []\n')
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Something that writes tables, what makes that necessary, and the least of the tables that it writes then."""
+
+    run: Callable[[str], Any]
+    tables: set[str]
+    prepare: Callable[[Path], Any] = lambda config: None
+
+
+STAGES = {
+    "ingest": Stage(lambda config: accept_files.fn(config, NOW, True), {"events", "rejected", "files"}),
+    "sessions": Stage(sessionize.fn, {"sessions"}, set_gap),
+    "snapshot": Stage(lambda config: store_snapshots.fn(config, None, True), {"snapshots", "labels"}),
+    "score": Stage(lambda config: assign_users.fn(config, None), {"assignments"}),
+    "publish": Stage(
+        lambda config: publish_version.fn(config, None, None),
+        {"changes", "versions", "released", "audiences"},
+        add_destination,
+    ),
+    "forget": Stage(
+        finish.fn,
+        {"erasures", "rejected", "snapshots", "labels", "assignments", "sessions", "events", "released", "audiences"},
+        lambda config: begin(load(config), ["user_0001"], NOW),
+    ),
+}
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_replaces_what_another_wrote_to_any_table(
+    ran: Ran, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = STAGES[name]
+    config = Path(shutil.copytree(ran.configuration.folder, tmp_path / "shop", symlinks=True)) / "habitus.toml"
+    stage.prepare(config)
+    undisturbed = Path(shutil.copytree(config.parent, tmp_path / "undisturbed", symlinks=True)) / "habitus.toml"
+    with monkeypatch.context() as patched:
+        tables = tables_written(patched)
+        stage.run(str(undisturbed))
+    assert {table.name for table in tables} >= stage.tables
+
+    for number, table in enumerate(tables):
+        with monkeypatch.context() as patched:
+            interrupt(
+                patched, "_name_by_content", table, lambda table=table, number=number: note(config, table, number)
+            )
+            with pytest.raises(ConflictError, match=f"lake/{table.name} was changed by another process"):
+                stage.run(str(config))
+        with Lake(load(config).lake) as lake:
+            assert lake.origin(table)["other"] == number
+    stage.run(str(config))
+    assert contents(config) == contents(undisturbed)
+
+
+def tables_written(monkeypatch: pytest.MonkeyPatch) -> list[Table]:
+    """Be told of the tables that are written from here on, each once."""
+    original, written = features.lake._name_by_content, dict[str, Table]()
+
+    def name_by_content(table: Table, *arguments: Any) -> Any:
+        written.setdefault(table.name, table)
+        return original(table, *arguments)
+
+    monkeypatch.setattr(features.lake, "_name_by_content", name_by_content)
+    return cast("list[Table]", written.values())
+
+
+def note(config: Path, table: Table, number: int) -> None:
+    """Commit to a table, as another would where nothing locks the lake."""
+    with Lake(load(config).lake, held=False) as lake:
+        lake.note(table, {**lake.origin(table), "other": number})
+
+
+def contents(config: Path) -> dict[str, set[str]]:
+    with Lake(load(config).lake) as lake:
+        files = {name: DeltaTable(str(lake.folder / name)).file_uris() for name in lake.tables()}
+    return {name: {Path(uri).name for uri in uris} for name, uris in files.items()}
