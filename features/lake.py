@@ -42,6 +42,8 @@ STAGING = ".staging-"
 CONTRACT = "habitus contract "
 """What a table's description says before the number of its contract; without, it is the first."""
 MOST_ROWS_AT_ONCE = 2_000_000
+WAIT_S = 60
+"""For how long those are waited for who have a lake open and do not change it, such as notebooks."""
 POLL_S = 0.2
 
 
@@ -58,7 +60,7 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{STAGING}*"):
         process = left.name.removeprefix(STAGING).partition("-")[0]
-        if not (process.isdigit() and _is_running(int(process))):
+        if not (process.isdigit() and is_running(int(process))):
             shutil.rmtree(left, ignore_errors=True)
     staging = folder / f"{STAGING}{os.getpid()}-{uuid.uuid4().hex}"
     staging.mkdir()
@@ -68,7 +70,8 @@ def staging_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Tell whether a process of this machine is there, by its number."""
     try:
         os.kill(process, 0)  # asks only
     except ProcessLookupError:

@@ -18,10 +18,13 @@ import typer.core
 from rich.console import Console
 from rich.status import Status
 
+from features.delta import ConflictError
 from features.lake import LakeInUseError
 from features.zones import write_instant
 from flows.configuration import ConfigurationError, load, parse_as_of
 from flows.one_off import ONE_OFF_SETTINGS
+from flows.turns import turn
+from publish.lock import LockedError
 
 HELD = 3
 """The exit status where the brake held a version."""
@@ -204,7 +207,8 @@ def forget(
     try:
         configuration = load(config)
         named = [*(users or ()), *(stage.read_ids(from_file) if from_file else ())]
-        with _progress():
+        # One turn, so that no model is trained in between that the receipt does not list.
+        with _progress(), turn(configuration, "forget"):
             if named:
                 stage.begin(configuration, named, datetime.now(UTC))
             forgotten = stage.forget(config=str(config.resolve()))
@@ -428,13 +432,13 @@ def _show(module: str, find: str, config: Path, as_json: bool) -> None:
 
 @contextmanager
 def _complaining(config: Path) -> Iterator[None]:
-    """Show a mistake in what a person wrote as one line, or that others are at work on the lake."""
+    """Show a mistake in what a person wrote as one line, or that others are in the way."""
     try:
         yield
     except ConfigurationError as error:
         _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
         raise typer.Exit(2) from None
-    except LakeInUseError as error:
+    except (LakeInUseError, LockedError, ConflictError) as error:
         _complain(str(error))
         raise typer.Exit(1) from None
 

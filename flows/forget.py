@@ -19,19 +19,19 @@ from rich.padding import Padding
 from rich.table import Table
 
 from features.erasures import ERASURES, ensure_salt, find_salt, hash_id
-from features.lake import Lake
+from features.lake import WAIT_S, Lake
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.credentials import connect_all
 from flows.schedule import next_training
 from flows.stage import stage
 from flows.train import LAST_SNAPSHOT, model_name
+from flows.turns import publishing, turn
 from flows.world import discreet
 from models.registry import Registry
 from publish import erasure
 from publish.destination import Destination
 from publish.destinations import drop_unconfigured
 from publish.erasure import Found, Receipt, TrainedModel
-from publish.lock import WAIT_S, publishing_lock
 
 logger = logging.getLogger("habitus")
 
@@ -53,11 +53,11 @@ def begin(configuration: Configuration, users: Sequence[str], now: datetime) -> 
 
     Raises ConfigurationError for users of whom there is nothing, and then nothing is written down.
     """
-    if not configuration.lake.is_dir():
-        raise ConfigurationError(f"{configuration.lake} holds no tables: there is nobody to forget")
     if not all(map(str.strip, users)):
         raise ConfigurationError("an id is empty, and names nobody; nobody was forgotten")
-    with publishing_lock(configuration.lake, WAIT_S), open_lake(configuration) as lake:
+    with turn(configuration, "forget"), open_lake(configuration) as lake:
+        if not lake.tables():
+            raise ConfigurationError(f"{configuration.lake} holds no tables: there is nobody to forget")
         waiting = {user for receipt in erasure.unfinished(lake) for user in erasure.read_pending(lake, receipt).users}
         asked = [user for user in dict.fromkeys(users) if user not in waiting]
         if not asked:
@@ -84,7 +84,7 @@ def begin(configuration: Configuration, users: Sequence[str], now: datetime) -> 
     logger.info("forget: %s users found; receipt %s begun", f"{len(asked):,}", receipt.receipt)
 
 
-@stage(takes_turns=False)
+@stage()
 def forget(config: str) -> Forgotten:
     """Finish the erasures that have begun: all tables and versions, then every destination."""
     forgotten = finish(config)
@@ -102,7 +102,7 @@ def forget(config: str) -> Forgotten:
 def finish(config: str) -> Forgotten:
     """Do what unfinished erasures have still to do."""
     configuration = load(config)
-    with publishing_lock(configuration.lake, WAIT_S), open_lake(configuration) as lake:
+    with publishing(configuration, "forget"), open_lake(configuration) as lake:
         destinations = connect_all(configuration)
         drop_unconfigured(lake.folder, destinations)
         return finish_all(lake, destinations, datetime.now(UTC))

@@ -29,6 +29,7 @@ from flows.report import link, write_report
 from flows.snapshot import table_of
 from flows.stage import HeldError, read_as_of, stage
 from flows.train import model_name
+from flows.turns import publishing
 from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
 from models.names import marks
 from models.registry import Registry
@@ -38,7 +39,6 @@ from publish.brake import LEVELS
 from publish.consents import consents, unanswered
 from publish.destination import Delivery
 from publish.destinations import drop_unconfigured
-from publish.lock import WAIT_S, publishing_lock
 from publish.release import Candidate, Outcome, Policy, deliver
 from publish.release import publish as release
 
@@ -72,7 +72,7 @@ class Published:
         return f"{self.held} is not released: {'; '.join(self.findings)}; if that is right: {self.release}"
 
 
-@stage(takes_turns=False)
+@stage()
 def publish(
     config: str, as_of: datetime | str | None = None, label: str | None = None, due: datetime | None = None
 ) -> Published:
@@ -125,10 +125,7 @@ def publish_version(config: str, as_of: datetime | None, label: str | None, due:
     """Make a version of assignments the present one, or hold it; take the present one to all destinations."""
     configuration = load(config)
     destinations = connect_all(configuration)
-    with (
-        configuration.open_lake("duckdb") as lake,
-        publishing_lock(configuration.lake, WAIT_S),
-    ):
+    with publishing(configuration, "publish"), configuration.open_lake("duckdb") as lake:
         drop_unconfigured(lake.folder, destinations)
         for receipt in finish_all(lake, destinations, datetime.now(UTC)).receipts.values():
             if not receipt.completed_at:

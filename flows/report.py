@@ -29,12 +29,12 @@ from flows.identity import named, tells_personal
 from flows.snapshot import table_of
 from flows.stage import artifact_key, stage
 from flows.train import model_name
+from flows.turns import publishing
 from flows.world import TOUCHES_THE_WORLD, discreet
 from models.reasons import NoTreesError, importance
 from models.registry import Registry, UnknownVersionError
 from models.segments import SegmentModel
 from publish import versions
-from publish.lock import WAIT_S, publishing_lock
 from publish.release import release_for
 from publish.report.content import REPORT_VERSION, Report
 from publish.report.numbers import Source, make_report
@@ -93,10 +93,7 @@ def write_report(config: str, anew: bool = False) -> Reported:
     """
     configuration = load(config)
     reports = connect_reports(configuration)
-    with (
-        configuration.open_lake("duckdb") as lake,
-        publishing_lock(configuration.lake, WAIT_S),
-    ):
+    with publishing(configuration, "report"), configuration.open_lake("duckdb") as lake:
         version = versions.present(lake)
         if version is None:
             raise ConfigurationError(f"nothing was published yet: run `habitus publish {configuration.file}` first")

@@ -7,11 +7,9 @@ the same on Prefect's page as on the screen. Only what nobody foresaw is shown w
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Flow, flow
@@ -19,21 +17,15 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Failed
 
 from flows.configuration import Configuration, load, parse_as_of
-from flows.instant import name_run, scheduled_start
+from flows.instant import name_run
+from flows.turns import turn
 from flows.world import ELSEWHERE, MISTAKES
-from publish.lock import WAIT_S, working_lock
-
-logger = logging.getLogger("habitus")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SCHEDULED_WAIT_S = 3600
-"""For how long a scheduled run waits for another on its lake: as long as nobody sits before it."""
 KNOWN = (*MISTAKES, *ELSEWHERE, OSError)
 """What is said in one line."""
-_lakes: ContextVar[frozenset[Path]] = ContextVar("lakes", default=frozenset())
-"""The lakes that it is this run's turn on."""
 
 
 class HeldError(Exception):
@@ -48,7 +40,7 @@ def stage(*, takes_turns: bool = True) -> Callable[[Callable[P, R]], Flow[P, R]]
     """Make a flow of a function whose first parameter is a configuration's path.
 
     Only one stage of those that take turns works on a lake at a time, with the stages that it calls: others wait, and
-    fail where it is not done in time. To call the flow raises what the function raises.
+    fail where it is not done in time. One that only reads takes none. To call the flow raises what the function raises.
     """
 
     def make_flow(work: Callable[P, R]) -> Flow[P, R]:
@@ -56,7 +48,7 @@ def stage(*, takes_turns: bool = True) -> Callable[[Callable[P, R]], Flow[P, R]]
         def run(*args: P.args, **kwargs: P.kwargs) -> R | State[Any]:
             config: str = inspect.signature(work).bind(*args, **kwargs).arguments["config"]
             try:
-                with _turn(config) if takes_turns else nullcontext():
+                with turn(load(config), work.__name__) if takes_turns else nullcontext():
                     return work(*args, **kwargs)
             except HeldError as held:
                 return State(type=StateType.FAILED, name="Held", message=in_one_line(held), data=held)
@@ -84,21 +76,6 @@ def artifact_key(configuration: Configuration, what: str) -> str:
 def in_one_line(error: Exception) -> str:
     """Return what an error says, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def _turn(config: str) -> Iterator[None]:
-    lake = load(config).lake
-    if lake in _lakes.get():
-        yield
-        return
-    wait_s = WAIT_S if scheduled_start() is None else SCHEDULED_WAIT_S
-    with working_lock(lake, wait_s, on_wait=lambda who: logger.info("waiting for %s, which works on %s", who, lake)):
-        token = _lakes.set(_lakes.get() | {lake})
-        try:
-            yield
-        finally:
-            _lakes.reset(token)
 
 
 def _shorten(record: logging.LogRecord) -> bool:

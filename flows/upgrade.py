@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from features.lake import WAIT_S
 from features.table import ContractError
 from features.upgrades import Upgrade, find_upgrades, upgrade
 from flows.configuration import Configuration, ConfigurationError
-from publish.lock import WAIT_S
+from flows.turns import turn
 
 logger = logging.getLogger("habitus")
 
@@ -25,21 +26,22 @@ def upgrade_lake(configuration: Configuration, dry_run: bool) -> Upgraded:
     """Bring every table of the lake to the contract of this release, one after the other.
 
     If this breaks off, a table is upgraded or as it was, and another run does the rest. Raises ConfigurationError where
-    a table is of a later release, and LakeInUseError where others work on the lake.
+    a table is of a later release, LockedError where another works on the lake for too long, and LakeInUseError where
+    one has it open.
     """
     if not configuration.lake.is_dir():
         return Upgraded([], dry_run)
     try:
-        with configuration.open_any_lake("duckdb") as lake:
-            if dry_run:
+        if dry_run:
+            with configuration.open_any_lake("duckdb") as lake:
                 return Upgraded(find_upgrades(lake), dry_run)
-            with lake.alone(WAIT_S):
-                found = find_upgrades(lake)
-                for one in found:
-                    logger.debug("upgrading %s", one.table)
-                    upgrade(lake, one, configuration.events, configuration.time_zone)
-                    logger.info("upgrade: %s", in_words(one))
-                return Upgraded(found, dry_run)
+        with turn(configuration, "upgrade"), configuration.open_any_lake("duckdb") as lake, lake.alone(WAIT_S):
+            found = find_upgrades(lake)
+            for one in found:
+                logger.debug("upgrading %s", one.table)
+                upgrade(lake, one, configuration.events, configuration.time_zone)
+                logger.info("upgrade: %s", in_words(one))
+            return Upgraded(found, dry_run)
     except ContractError as error:
         raise ConfigurationError(str(error)) from error
 

@@ -131,9 +131,7 @@ def test_sessions_are_not_made_anew_afterwards(ran: Ran, tmp_path: Path) -> None
 
 def contents(folder: Path) -> dict[str, int]:
     return {
-        str(path): path.stat().st_mtime_ns
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "publish.lock"
+        str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"
     }
 
 

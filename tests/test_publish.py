@@ -25,7 +25,7 @@ from flows.publish import Published, publish_version
 from flows.score import assign_users
 from flows.snapshot import store_snapshots
 from publish.assignments import ASSIGNMENTS
-from publish.lock import LockedError, publishing_lock
+from publish.lock import LockedError, Work, publishing_lock
 
 AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -113,12 +113,12 @@ def test_publishing_again_changes_nothing(shop: Path, warehouse: Path) -> None:
 
 
 def test_who_cannot_wait_longer_for_another_is_refused(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.publish, "WAIT_S", 0)
+    monkeypatch.setattr(flows.turns, "WAIT_S", 0)
     score_at(shop, AS_OF + DAY)
     before = (shop.parent / "published" / "latest").readlink()
     with (
-        publishing_lock(load(shop).lake, 0),
-        pytest.raises(LockedError, match=r"process \d+ publishes or erases there"),
+        publishing_lock(load(shop).lake, Work("report", "shop", "UTC"), 0),
+        pytest.raises(LockedError, match=r"is in use by report of shop \(process \d+, since "),
     ):
         publish(shop, AS_OF + DAY)
 

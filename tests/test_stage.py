@@ -11,14 +11,14 @@ from deltalake.exceptions import CommitFailedError
 from shops import habitus
 from sqlalchemy.exc import OperationalError
 
-import flows.stage
+import flows.turns
 from features.delta import ConflictError
 from flows.configuration import ConfigurationError, load
 from flows.instant import scheduled_start
 from flows.run import run
 from flows.stage import artifact_key, read_as_of
 from flows.world import DeliveryError, may_pass
-from publish.lock import LockedError, working_lock
+from publish.lock import LockedError, Work, working_lock
 
 MIDNIGHT = datetime.fromisoformat("2024-05-13T00:00+02:00")
 
@@ -119,11 +119,12 @@ def test_a_mistake_is_not_tried_again(error: Exception) -> None:
 def test_a_command_is_refused_in_one_line_while_another_works_on_its_lake(
     config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.stage, "WAIT_S", 0)
+    monkeypatch.setattr(flows.turns, "WAIT_S", 0)
 
-    with working_lock(Path(config).parent / "lake", 0):
+    with working_lock(Path(config).parent / "lake", Work("run", "big_shop", "Europe/Berlin"), 0):
         done = habitus("sessions", config)
 
     assert done.exit_code == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith(f"habitus: {Path(config).parent / 'lake'}: process {os.getpid()} works there")
+    who = f"run of big_shop (process {os.getpid()}, since "
+    assert line.startswith(f"habitus: {Path(config).parent / 'lake'} is in use by {who}")
