@@ -23,9 +23,12 @@ WORKERS = 2
 YEAR_ZERO_US = -62_167_219_200_000_000
 KEY = "create_sort_key(occurred_at, 'ASC NULLS LAST', event_id, 'ASC NULLS LAST')"
 EARNED = "CASE WHEN event_name = 'purchase' THEN revenue WHEN event_name = 'refund' THEN -abs(revenue) END"
-SUMS = ("event_count", *COUNTED, "revenue_micros")
+COUNTS = ("event_count", *COUNTED)
+SUMS = ", ".join(
+    [*(f"sum({name})::BIGINT AS {name}" for name in COUNTS), "sum(revenue_micros)::DECIMAL(38, 0) AS revenue_micros"]
+)
 FIRST = ", ".join(f"{name} := first_{name}" for name in OF_FIRST_EVENT)
-COLUMNS = f"user_id, started_at, ended_at, {', '.join(SUMS)}, first, entry_page, exit_page"
+COLUMNS = f"user_id, started_at, ended_at, {', '.join(COUNTS)}, revenue_micros, first, entry_page, exit_page"
 CHAIN = COLUMNS.replace(" first,", f" struct_pack({FIRST}) AS first,")
 
 SLOTS = f"""
@@ -36,7 +39,7 @@ SELECT
     max(occurred_at) AS ended_at,
     count(*) AS event_count,
     {", ".join(f"count(*) FILTER (event_name = '{event_name}') AS {name}" for name, event_name in COUNTED.items())},
-    coalesce(sum(round({EARNED} * 1000000, 0)::BIGINT), 0)::BIGINT AS revenue_micros,
+    coalesce(sum(round({EARNED} * 1000000, 0)::BIGINT), 0)::DECIMAL(38, 0) AS revenue_micros,
     {", ".join(f"arg_min_null({name}, key) AS first_{name}" for name in OF_FIRST_EVENT)},
     arg_min(page, key) AS entry_page,  -- skips nulls
     arg_max(page, key) AS exit_page
@@ -57,7 +60,7 @@ SELECT
     user_id,
     min(started_at) AS started_at,
     max(ended_at) AS ended_at,
-    {", ".join(f"sum({name})::BIGINT AS {name}" for name in SUMS)},
+    {SUMS},
     {", ".join(f"arg_min_null(first_{name}, slot) AS first_{name}" for name in OF_FIRST_EVENT)},
     arg_min(entry_page, slot) AS entry_page,
     arg_max(exit_page, slot) AS exit_page
@@ -78,7 +81,7 @@ SELECT
     user_id,
     min(started_at) AS started_at,
     max(ended_at) AS ended_at,
-    {", ".join(f"sum({name})::BIGINT AS {name}" for name in SUMS)},
+    {SUMS},
     arg_min(first, started_at) AS first,
     arg_min(entry_page, started_at) AS entry_page,
     arg_max(exit_page, started_at) AS exit_page

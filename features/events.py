@@ -14,7 +14,21 @@ from features.first_ids import FIRST_ID
 from features.placeholders import without_placeholders
 from features.sources import Source, SourceError, row_text
 from features.table import TIME, Table, materialize, stack
-from features.values import UnitError, as_instant, as_json, as_number, as_text, is_bad_number, is_given, is_inexact
+from features.values import (
+    AMOUNT_MAX,
+    END_OF_INSTANTS,
+    FIRST_INSTANT,
+    UnitError,
+    as_instant,
+    as_json,
+    as_number,
+    as_text,
+    is_beyond_amounts,
+    is_beyond_instants,
+    is_given,
+    is_inexact,
+    is_no_number,
+)
 
 TEXTS = (
     *("anonymous_id", "account_id", "page", "element", "item_id", "order_id", "category"),
@@ -63,13 +77,15 @@ REJECTED = Table(
 )
 
 REASONS = {
-    "malformed_row": "the line could not be read as a row",
+    "malformed_row": "a line that could not be read as a row",
     "no_user": "no user",
     "inexact_id": "an id that is a number too large to be exact",
     "no_time": "no time",
     "unparseable_time": "a time that could not be read",
+    "time_out_of_range": f"a time that is not from {FIRST_INSTANT.year} to {END_OF_INSTANTS.year - 1}",
     "no_event_name": "no event name",
     "unparseable_number": "a quantity or revenue that is not a number",
+    "amount_out_of_range": f"a quantity or revenue beyond {AMOUNT_MAX:,.0f}",
     "erased": "an event of a user who was erased since",
     "time_in_the_future": "a time in the future, held back until then",
     "duplicate_id": "an event id that was there already",
@@ -77,7 +93,8 @@ REASONS = {
 }
 """Why a row is rejected, in the order in which reasons are looked for: a row has one reason, the first."""
 
-FUTURE, DUPLICATE_ID, DUPLICATE_LINE = "time_in_the_future", "duplicate_id", "duplicate_line"
+OUT_OF_RANGE, FUTURE = "time_out_of_range", "time_in_the_future"
+DUPLICATE_ID, DUPLICATE_LINE = "duplicate_id", "duplicate_line"
 
 PAGE_VIEW = "page_view"
 SEARCH = "search"
@@ -171,7 +188,8 @@ def _judge(
         given_id=as_text(raw.event_id) if "event_id" in raw.columns else ibis.null("string"),
         has_time=is_given(raw.occurred_at),
         has_bad_ingestion=is_given(raw.ingested_at) if "ingested_at" in raw.columns else ibis.literal(False),
-        has_bad_number=ibis.or_(*(is_bad_number(raw[name]) for name in NUMBERS if name in raw.columns)),
+        has_no_number=ibis.or_(*(is_no_number(raw[name]) for name in NUMBERS if name in raw.columns)),
+        is_beyond_amounts=ibis.or_(*(is_beyond_amounts(raw[name]) for name in NUMBERS if name in raw.columns)),
         has_inexact_id=ibis.or_(*(is_inexact(raw[name]) for name in ID_COLUMNS if name in raw.columns)),
         occurred_at=_instants(raw, source, "occurred_at", time_zone),
         ingested_at=_instants(raw, source, "ingested_at", time_zone),
@@ -206,8 +224,10 @@ def _judge(
             (rows.has_inexact_id, "inexact_id"),
             (~rows.has_time, "no_time"),
             (rows.occurred_at.isnull() | rows.has_bad_ingestion, "unparseable_time"),
+            (is_beyond_instants(rows.occurred_at) | is_beyond_instants(rows.ingested_at), OUT_OF_RANGE),
             (rows.event_name.isnull(), "no_event_name"),
-            (rows.has_bad_number, "unparseable_number"),
+            (rows.has_no_number, "unparseable_number"),
+            (rows.is_beyond_amounts, "amount_out_of_range"),
             (rows.occurred_at < erased_at, "erased"),
             (rows.occurred_at > ibis.literal(now, TIME), FUTURE),
         ),
@@ -243,6 +263,8 @@ def _instants(
     try:
         return as_instant(raw[name], source.unit_of(name), source.zone_of(name, time_zone))
     except UnitError as error:
+        if not raw.filter(raw[name].notnull()).limit(1).count().to_pyarrow().as_py():
+            return ibis.null(TIME)  # a column without a value has a type, but no unit
         raise SourceError(f"events.columns.{name}: {error}; set events.time_unit to s, ms, us or ns") from error
 
 

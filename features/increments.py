@@ -33,7 +33,8 @@ from features.sessions import (
     us_between,
     within,
 )
-from features.table import Table, forget_materialized, materialize, stack
+from features.table import ContractError, Table, forget_materialized, materialize, stack
+from features.values import is_no_day
 
 MATTERS = ("event_name", "page", "revenue", "source", "campaign", "device", "country")
 """The columns of EVENTS that sessions are made of, beside the id, the user and the time."""
@@ -89,7 +90,12 @@ def update_sessions(lake: Lake, gap: timedelta, on_progress: Progress = lambda d
 
     All are made anew, by chunks of days that fit into memory, where there are none, the gap or the definition is
     another, most days changed, or the events of then are no longer known. Either way the table is the same.
+    Raises ContractError where events of an earlier release are of no instant, which an ingest rejects.
     """
+    if any(is_no_day(day) for day in lake.partitions(EVENTS)):
+        raise ContractError(
+            f"{EVENTS.name}: some are of times out of range; run `habitus ingest CONFIG`, which rejects them"
+        )
     days = _days_to_revise(lake, gap)
     return _rebuild(lake, gap, on_progress) if days is None else _revise(lake, gap, days)
 

@@ -63,8 +63,7 @@ COUNTED = {
     "purchase_count": PURCHASE,
 }
 OF_FIRST_EVENT = ("event_id", "source", "campaign", "device", "country")
-
-
+MICROS = dt.Decimal(38, 0)
 NULLS_LAST = "ASC NULLS LAST"
 
 
@@ -171,9 +170,12 @@ def sessions_at(events: ir.Table, sessions: ir.Table, as_of: datetime, gap: time
     return stack(SESSIONS.check(untouched), sessionize(known.semi_join(touched, "user_id"), gap))
 
 
-def micros(amount: ir.FloatingValue) -> ir.IntegerValue:
-    """Return millionths as integers, since a sum of floats depends on the order of its rows in the last bits."""
-    return (amount * 1_000_000).round().cast("int64")
+def micros(amount: ir.FloatingValue) -> ir.DecimalValue:
+    """Return whole millionths, since a sum of floats depends on the order of its rows in the last bits.
+
+    They have 38 digits, so that no sum of amounts overflows. A half is rounded away from 0.
+    """
+    return (amount * 1_000_000).cast(MICROS)
 
 
 def _slots(events: ir.Table, gap: timedelta) -> ir.Table:
@@ -196,7 +198,7 @@ def _aggregate(events: ir.Table, keys: list[str]) -> ir.Table:
         ended_at=events.occurred_at.max(),
         event_count=events.count(),
         **counts,
-        revenue_micros=micros(earned).sum().cast("int64").fill_null(0),
+        revenue_micros=micros(earned).sum().cast(MICROS).fill_null(0),
         # Where argmin skips nulls, the source of a direct session would be a later event's: hence the struct.
         first=ibis.struct({name: events[name] for name in OF_FIRST_EVENT}).argmin(order),
         entry_page=events.page.argmin(order, where=events.page.notnull()),
@@ -226,11 +228,12 @@ def _fuse(intervals: ir.Table, gap: timedelta) -> ir.Table:
     members = materialize(members.select("user_id", "started_at", chain=chain))
     alone = intervals.anti_join(members, ["user_id", "started_at"])
     chained = intervals.inner_join(members, ["user_id", "started_at"])
-    sums = {name: chained[name].sum().cast("int64") for name in ("event_count", *COUNTED, "revenue_micros")}
+    sums = {name: chained[name].sum().cast("int64") for name in ("event_count", *COUNTED)}
     fused = chained.group_by(["user_id", "chain"]).agg(
         started_at=chained.started_at.min(),
         ended_at=chained.ended_at.max(),
         **sums,
+        revenue_micros=chained.revenue_micros.sum().cast(MICROS),
         first=chained["first"].argmin(chained.started_at),
         entry_page=chained.entry_page.argmin(chained.started_at, where=chained.entry_page.notnull()),
         exit_page=chained.exit_page.argmax(chained.started_at, where=chained.exit_page.notnull()),
@@ -268,7 +271,7 @@ def _measure(intervals: ir.Table) -> ir.Table:
     return intervals.mutate(
         session_id=(intervals.user_id + "\x1f" + first.event_id).hexdigest("md5"),
         duration_s=duration_s,
-        revenue=intervals.revenue_micros / 1_000_000,
+        revenue=intervals.revenue_micros.cast("float64") / 1_000_000,
         converted=converted,
         engaged=engaged,
         bounced=only_one & ~engaged,

@@ -166,7 +166,7 @@ def purchase_count(sessions: ir.Table, days: int | None = None) -> ir.IntegerSca
 
 def revenue_total(sessions: ir.Table) -> ir.FloatingScalar:
     """Revenue. Purchases less refunds, in the source's currency; never null."""
-    return sessions.revenue_micros.sum() / 1_000_000
+    return sessions.revenue_micros.sum().cast("float64") / 1_000_000
 
 
 def revenue_per_purchase(sessions: ir.Table) -> ir.FloatingScalar:

@@ -17,8 +17,10 @@ UNUSABLE = (
     "inexact_id",
     "no_time",
     "unparseable_time",
+    "time_out_of_range",
     "no_event_name",
     "unparseable_number",
+    "amount_out_of_range",
 )
 """The reasons that files or their mapping are to blame for; a row that is rejected for another was read well."""
 EXAMPLES = 3

@@ -20,10 +20,16 @@ CANONICAL_JSON = "habitus_canonical_json"
 """The function of the engine that `canonical_json` is."""
 MAXIMUM_EXACT_INTEGER = 2**53
 MAXIMUM_EXACT_INTEGER_32 = 2**24
-MAXIMUM_NUMBER = 1e12
+AMOUNT_MAX = 1e12
+"""The largest quantity or revenue, of either sign."""
+FIRST_INSTANT, END_OF_INSTANTS = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""Where instants begin, and where they are over: beyond are mistakes, and years that not every library knows."""
+FAR = datetime(9999, 12, 31, tzinfo=UTC)
+"""What stands for a time that is too far away for the engine."""
 UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-HAS_OFFSET = r"(Z|UTC|GMT|[+-]\d{2}(:?\d{2}(:\d{2})?)?)$"
-FIRST_INSTANT, LAST_INSTANT = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+HAS_OFFSET = r"(Z|UTC|GMT|[+-](0\d|1[0-5])(:?[0-5]\d(:[0-5]\d)?)?)$"
+"""An offset that clocks can have: up to 15:59:59, as in PostgreSQL."""
+ENDS_AS_OFFSET = r"[T ].*[+-][\d:.]+$"
 HOUR_AND_MINUTE = r"^(\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2})( ?[^:\d. ].*)$"
 SPACED_OFFSET = r" ([+-]\d{2}(:?\d{2})?)$"
 STARTS_AS_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
@@ -165,23 +171,43 @@ def is_inexact(value: ir.Value) -> ir.BooleanValue:
 def as_number(value: ir.Value) -> ir.FloatingValue:
     """Return a column as a number, and null where it is blank or no sensible number; a boolean is 1 or 0."""
     number = _as_double(value)
-    return ibis.cases((number == 0, 0.0), (number.abs() <= MAXIMUM_NUMBER, number))  # 0 has no sign
+    return ibis.cases((number == 0, 0.0), (number.abs() <= AMOUNT_MAX, number))  # 0 has no sign
 
 
-def is_bad_number(value: ir.Value) -> ir.BooleanValue:
-    """Tell what is there and no sensible number; NaN is how some sources write null."""
+def is_no_number(value: ir.Value) -> ir.BooleanValue:
+    """Tell what is there and is no number; NaN is how some sources write null."""
+    return is_given(value) & _as_double(value).isnull()
+
+
+def is_beyond_amounts(value: ir.Value) -> ir.BooleanValue:
+    """Tell a number that is larger than any amount, of either sign."""
     number = _as_double(value)
-    return is_given(value) & (number.isnull() | (~number.isnan() & (number.abs() > MAXIMUM_NUMBER)))
+    return (~number.isnan() & (number.abs() > AMOUNT_MAX)).fill_null(False)
+
+
+def is_beyond_instants(instant: ir.TimestampValue) -> ir.BooleanValue:
+    """Tell what `as_instant` gives that is out of the range of instants."""
+    is_within = (instant >= ibis.literal(FIRST_INSTANT, TIME)) & (instant < ibis.literal(END_OF_INSTANTS, TIME))
+    return ~is_within.fill_null(True)
+
+
+def is_no_day(day: datetime) -> bool:
+    """Tell a day that is out of the range of instants."""
+    return not FIRST_INSTANT <= day < END_OF_INSTANTS
 
 
 def as_instant(value: ir.Value, unit: str, zone: str) -> ir.TimestampValue:
-    """Return a column as instants; null where it cannot be read or is in no year from 1 to 9999.
+    """Return a column as instants, null where it cannot be read; of any year, so ask `is_beyond_instants`.
 
     Numbers count a unit since 1970; local times are in a zone. Raises UnitError where they are numbers without a unit.
     """
-    instant = _read_time(value, unit, zone)
-    is_sane = instant.between(ibis.literal(FIRST_INSTANT, TIME), ibis.literal(LAST_INSTANT, TIME))
-    return ibis.ifelse(is_sane, instant, None)
+    kind = value.type()
+    if kind.is_date() or kind.is_timestamp():
+        return _read_typed_time(value, zone)
+    if kind.is_numeric() and unit in ("iso", "day"):
+        raise UnitError("its times are numbers")
+    written = canonical_text(value)
+    return _read_epoch(written, unit) if unit in UNITS_PER_SECOND else _read_written_time(written, unit, zone)
 
 
 def _as_double(value: ir.Value) -> ir.FloatingValue:
@@ -214,30 +240,36 @@ def _json_text(value: ir.Value) -> ir.StringValue:
     )
 
 
-def _read_time(raw: ir.Value, unit: str, zone: str) -> ir.TimestampValue:
-    kind = raw.type()
-    if kind.is_timestamp() and kind.timezone is not None:
-        return raw.cast(TIME)
-    if kind.is_date() or kind.is_timestamp():
-        return local_to_utc(zone, raw.cast("timestamp"))
-    if kind.is_numeric() and unit in ("iso", "day"):
-        raise UnitError("its times are numbers")
-    written = canonical_text(raw)
+def _read_typed_time(value: ir.Value, zone: str) -> ir.TimestampValue:
+    kind, far = value.type(), ibis.literal(FAR, TIME)
+    has_zone = kind.is_timestamp() and kind.timezone is not None
+    read = value.try_cast(TIME if has_zone else dt.Timestamp())
+    first, last = (bound if has_zone else bound.replace(tzinfo=None) for bound in (datetime(1, 1, 3, tzinfo=UTC), FAR))
+    read = ibis.ifelse(read.between(ibis.literal(first, read.type()), ibis.literal(last, read.type())), read, None)
+    instant = read if has_zone else local_to_utc(zone, read)
+    return ibis.ifelse(value.notnull(), instant.fill_null(far), None)
+
+
+def _read_epoch(written: ir.StringValue, unit: str) -> ir.TimestampValue:
+    number = written.strip().try_cast(dt.Decimal(38, 9))
+    far = ibis.literal(str(int(FAR.timestamp()) * UNITS_PER_SECOND[unit])).cast(dt.Decimal(38, 9))
+    number = ibis.ifelse(number.abs() <= far, number, ibis.ifelse(number.notnull(), far, None))  # else it overflows
+    second = ibis.literal(f"{1 / UNITS_PER_SECOND[unit]:.9f}").cast(dt.Decimal(10, 9))
+    return local_to_utc("UTC", utc_of_epoch_us((number * second * 1_000_000).cast("int64")))
+
+
+def _read_written_time(written: ir.StringValue, unit: str, zone: str) -> ir.TimestampValue:
     text = written.strip().upper()
-    if unit in UNITS_PER_SECOND:
-        number = text.try_cast(dt.Decimal(38, 9))
-        bounds = (int(bound.timestamp()) * UNITS_PER_SECOND[unit] for bound in (FIRST_INSTANT, LAST_INSTANT))
-        first, last = (ibis.literal(str(bound)).cast(dt.Decimal(38, 9)) for bound in bounds)
-        number = ibis.ifelse(number.between(first, last), number, None)  # what is beyond would overflow
-        second = ibis.literal(f"{1 / UNITS_PER_SECOND[unit]:.9f}").cast(dt.Decimal(10, 9))
-        return local_to_utc("UTC", utc_of_epoch_us((number * second * 1_000_000).cast("int64")))
     text = ibis.ifelse(text.re_search(STARTS_AS_DATE), text, None)
     if unit == "day":
         return local_to_utc(zone, text.left(10).try_cast("date").cast("timestamp"))
     has_offset = text.length().between(11, 64) & text.re_search(HAS_OFFSET)
     # The engine wants seconds where there is an offset, and no space before the offset.
     text = text.re_replace(HOUR_AND_MINUTE, r"\1:00\2").re_replace(SPACED_OFFSET, r"\1")
-    instant = ibis.ifelse(has_offset, text.try_cast(TIME), local_to_utc(zone, text.try_cast(dt.Timestamp())))
+    local = ibis.ifelse(
+        text.re_search(ENDS_AS_OFFSET), None, text
+    )  # an offset that no clock has makes it no local time
+    instant = ibis.ifelse(has_offset, text.try_cast(TIME), local_to_utc(zone, local.try_cast(dt.Timestamp())))
     # What needs none of the above, as most times do, is spared it.
     is_plain = written.re_search(PLAIN_TIME)
     return ibis.ifelse(is_plain, local_to_utc(zone, written.try_cast(dt.Timestamp())), instant)

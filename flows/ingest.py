@@ -26,6 +26,7 @@ from features.events import (
     DUPLICATE_LINE,
     EVENTS,
     FUTURE,
+    OUT_OF_RANGE,
     REASONS,
     REJECTED,
     Reconciled,
@@ -60,7 +61,7 @@ from features.unusable import refuse_unusable
 from features.user_match import UsersFound, match_users
 from features.user_match import hints as user_hints
 from features.user_match import in_words as users_in_words
-from features.values import as_instant, as_text
+from features.values import END_OF_INSTANTS, FIRST_INSTANT, as_instant, as_text, is_beyond_instants, is_no_day
 from features.zones import write_instant
 from flows.configuration import Configuration, load
 from flows.instant import scheduled_start
@@ -73,6 +74,11 @@ File = dict[str, Any]
 """A row of FILES."""
 PLACES_MAX = 3
 """Rows that an error names, by file and line."""
+BAD_TIMES = {
+    "unparseable_time": "a time that can be read",
+    OUT_OF_RANGE: f"a time from {FIRST_INSTANT.year} to {END_OF_INSTANTS.year - 1}",
+}
+"""What no row has where all are rejected for their times."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,7 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         # Of files with the same content, the first.
         new = {content: path for path, content in reversed(contents.items()) if content not in known_contents}
         erased = find_erased(lake)
+        withdrawn = _withdraw_out_of_range(lake)
         judged = _judge(lake, configuration, new, now, [] if anew else known, erased)
         if judged and judged.retyped and not anew:  # expressions give other values now for rows of before, too
             anew = True
@@ -199,6 +206,7 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
             batch, changed = _replace(lake, configuration, judged, known)
         elif judged:
             batch, changed = _add(lake, configuration, judged, known)
+        changed |= withdrawn
         if described is not None:
             attributes = described.attributes
             if erased is not None:
@@ -295,6 +303,23 @@ def _judge(
     if erased is not None:
         rejected = materialize(erased.withhold(rejected))
     return _Judged(files, events, rejected, raw.columns, raw.retyped, due, placeholders)
+
+
+def _withdraw_out_of_range(lake: Lake) -> bool:
+    """Reject the EVENTS of times out of range, which earlier releases accepted, and say whether there were any.
+
+    REJECTED have them before EVENTS no longer do: if this breaks off, the next run does it again.
+    """
+    days = [day for day in lake.partitions(EVENTS) if is_no_day(day)]
+    if not days:
+        return False
+    events = materialize(lake.read(EVENTS, only=days))
+    withdrawn = reject_events(events, OUT_OF_RANGE)
+    others = lake.read(REJECTED).anti_join(withdrawn, "rejected_id")
+    lake.write(REJECTED, materialize(stack(withdrawn, others)))
+    lake.write(EVENTS, events.limit(0), only=days)
+    logger.warning("  rejected %s of before: %s", f"{_count(events):,}", REASONS[OUT_OF_RANGE])
+    return True
 
 
 def _columns_of(files: list[File], rule: int | None = None) -> list[dict[str, str]]:
@@ -507,7 +532,8 @@ def _describe_users(lake: Lake, configuration: Configuration) -> _Described | No
         count = _count(malformed)
         if count:
             places = _places_of(configuration, malformed)
-            raise SourceError(f"users.files: {count} rows cannot be read, such as {places}; mend or remove them")
+            rows = f"{count:,} row{'' if count == 1 else 's'}"
+            raise SourceError(f"users.files: {rows} cannot be read, such as {places}; mend or remove what is wrong")
     no_user = configuration.events.no_user
     ids = reduce(ir.Table.union, (part.select(user_id=as_text(part.user_id)) for part in users))
     placeholders = count_placeholders(ids.user_id, no_user)
@@ -555,31 +581,32 @@ def _explain_nothing(configuration: Configuration, parts: list[ir.Table], by_rea
     if not by_reason:
         return f"events.files: {configuration.events.files} has no rows"
     reason = max(by_reason, key=lambda name: by_reason[name])
-    if reason == "unparseable_time":
-        [column, example, places] = _find_unreadable_time(configuration, parts)
+    if reason in BAD_TIMES:
+        [column, example, places] = _find_bad_time(configuration, parts, reason)
         return (
-            f"events.columns.{column}: no row has a time that can be read, but the likes of {form_of(example)!r} (9: a "
+            f"events.columns.{column}: no row has {BAD_TIMES[reason]}, but the likes of {form_of(example)!r} (9: a "
             f"digit, a: a letter; {places}): "
             "name the column of the times, set events.time_unit or that of the column (s, ms, us, ns) for numbers, "
             "or give an expression: { sql = \"try_strptime(column, '%d/%m/%Y %H:%M')\" }"
         )
-    counts = ", ".join(f"{count:,} with {REASONS[name]}" for name, count in by_reason.items())
-    return f"events.files: no row of {configuration.events.files} was accepted: {counts}"
+    counts = "; ".join(f"{REASONS[name]}: {count:,}" for name, count in by_reason.items())
+    return f"events.files: no row of {configuration.events.files} was accepted ({counts})"
 
 
-def _find_unreadable_time(configuration: Configuration, parts: list[ir.Table]) -> tuple[str, str, str]:
-    """Return the column of times that no row's can be read of, one of them, and where it is."""
+def _find_bad_time(configuration: Configuration, parts: list[ir.Table], reason: str) -> tuple[str, str, str]:
+    """Return the column of times that no row's can be used of, one of them, and where it is."""
     source = configuration.events
     names: tuple[Literal["occurred_at", "ingested_at"], ...] = ("occurred_at", "ingested_at")
     for name in names:
         for part in parts:
             if name in part.columns:
                 instant = as_instant(part[name], source.unit_of(name), source.zone_of(name, configuration.time_zone))
+                is_bad = is_beyond_instants(instant) if reason == OUT_OF_RANGE else instant.isnull()
                 text = as_text(part[name])
-                found = materialize(part.mutate(text=text).filter(instant.isnull() & text.notnull()).limit(1))
+                found = materialize(part.mutate(text=text).filter(is_bad & text.notnull()).limit(1))
                 for example in found.text.to_pyarrow().to_pylist():
                     return name, example, _places_of(configuration, found)
-    raise AssertionError("of rows with a time that cannot be read, one is found")
+    raise AssertionError("of rows with a time that cannot be used, one is found")
 
 
 def _rows_in_words(batch: Batch) -> str:

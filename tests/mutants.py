@@ -236,8 +236,8 @@ MUTANTS = {
     # What ingest finds.
     "duplicates are rows that cannot be used": Mutant(
         "features/unusable.py",
-        '    "unparseable_number",\n)',
-        '    "unparseable_number",\n    "duplicate_id",\n)',
+        '    "amount_out_of_range",\n)',
+        '    "amount_out_of_range",\n    "duplicate_id",\n)',
         ("test_unusable", "test_ingest_findings"),
     ),
     "a share of unusable rows that is the limit stops": Mutant(

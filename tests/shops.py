@@ -43,7 +43,7 @@ def small_shop(folder: Path, last_day: date = LAST_DAY) -> Path:
     broken = [
         ",s,home,2024-03-01 10:00:00,desktop,organic,2024-01,new",
         "user_0001,s,home,yesterday,desktop,organic,2024-01,new",
-        "user_0001,s,home,2999-01-01 00:00:00,desktop,organic,2024-01,new",
+        "user_0001,s,home,2199-01-01 00:00:00,desktop,organic,2024-01,new",
     ]
     (folder / "events.csv.gz").write_bytes(gzip.compress("\n".join([lines[0], *kept, *broken]).encode(), mtime=0))
     text = (ECOM / "habitus.toml").read_text()

@@ -178,14 +178,26 @@ def test_a_blank_event_name_is_rejected_as_no_event_name(engine: DuckDB) -> None
 
 
 @pytest.mark.parametrize("column", ["revenue", "quantity"])
-def test_what_is_no_sensible_number_is_rejected_as_such(engine: DuckDB, column: str) -> None:
-    numbers = ["ten", "1,5", "€ 5", "inf", "-inf", "1e300", "1000000000001"]
-    assert reasons(engine, [{column: number} for number in numbers]) == ["unparseable_number"] * 7
+def test_what_is_no_number_is_rejected_as_such(engine: DuckDB, column: str) -> None:
+    numbers = ["ten", "1,5", "€ 5"]
+    assert reasons(engine, [{column: number} for number in numbers]) == ["unparseable_number"] * 3
 
 
-def test_a_float_that_is_no_sensible_number_is_rejected_as_such(engine: DuckDB) -> None:
-    numbers = [float("inf"), float("-inf"), 1e300, -1e300]
-    assert reasons(engine, [{"revenue": number} for number in numbers]) == ["unparseable_number"] * 4
+@pytest.mark.parametrize("column", ["revenue", "quantity"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        ["inf", "-inf", "1e300", "1000000000001"],
+        [float("inf"), float("-inf"), 1e300, -1e12 - 1],
+        [2**62, -(2**62)],
+        [Decimal(10) ** 37, -(Decimal(10) ** 37)],
+    ],
+    ids=["text", "floats", "integers", "decimals"],
+)
+def test_an_amount_beyond_a_million_millions_is_rejected_as_out_of_range(
+    engine: DuckDB, column: str, numbers: list[Any]
+) -> None:
+    assert reasons(engine, [{column: number} for number in numbers]) == ["amount_out_of_range"] * len(numbers)
 
 
 def read_numbers(engine: DuckDB, given: list[Any]) -> list[float | None]:
@@ -209,8 +221,10 @@ def test_typed_numbers_are_read(engine: DuckDB) -> None:
 
 def test_of_several_reasons_a_row_has_the_first(engine: DuckDB) -> None:
     mistakes: list[Row] = [
-        {"revenue": "ten"},
+        {"revenue": "1e13"},
+        {"revenue": "ten", "quantity": "1e13"},
         {"event_name": ""},
+        {"occurred_at": "1066-10-14"},
         {"occurred_at": "yesterday"},
         {"occurred_at": ""},
         {"user_id": ""},
@@ -307,22 +321,27 @@ def test_a_number_is_exact_to_the_microsecond(engine: DuckDB) -> None:
     assert_read_as(engine, {1719741600123456000: "2024-06-30T10:00:00.123456"}, time_unit="ns")
 
 
-def test_a_number_may_be_before_1970_or_have_an_exponent(engine: DuckDB) -> None:
-    expected = {"0": "1970-01-01T00:00:00", "-1": "1969-12-31T23:59:59", "1.7197416e9": "2024-06-30T10:00:00"}
-    assert_read_as(engine, expected, time_unit="s")
+def test_a_number_may_have_an_exponent(engine: DuckDB) -> None:
+    assert_read_as(engine, {"0": "1970-01-01T00:00:00", "1.7197416e9": "2024-06-30T10:00:00"}, time_unit="s")
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_a_number_that_is_no_time_in_any_year_is_rejected(engine: DuckDB, unit: str) -> None:
-    words = ["n/a", "nan", "inf", "-inf", "1e400", "9" * 25, "-" + "9" * 25, "9" * 50]
+def test_what_is_no_number_that_the_engine_knows_is_rejected(engine: DuckDB, unit: str) -> None:
+    words = ["n/a", "nan", "inf", "-inf", "1e400", "9" * 50]
     assert read_times(engine, words, time_unit=unit) == ["unparseable_time"] * len(words)
-    floats = [float("inf"), float("nan"), 1e22, -1e22]
+    floats = [float("inf"), float("nan")]
     assert read_times(engine, floats, time_unit=unit) == ["unparseable_time"] * len(floats)
 
 
-def test_numbers_of_a_finer_unit_than_was_said_are_rejected(engine: DuckDB) -> None:
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_number_that_is_no_time_in_range_is_rejected_as_such(engine: DuckDB, unit: str) -> None:
+    for numbers in (["9" * 25, "-" + "9" * 25], [1e22, -1e22], [2**63 - 1, -(2**63)]):
+        assert read_times(engine, numbers, time_unit=unit) == ["time_out_of_range"] * 2
+
+
+def test_numbers_of_a_finer_unit_than_was_said_are_out_of_range(engine: DuckDB) -> None:
     numbers = [1719741600 * 10**6, 1719741600 * 10**9]
-    assert read_times(engine, numbers, time_unit="s") == ["unparseable_time"] * 2
+    assert read_times(engine, numbers, time_unit="s") == ["time_out_of_range"] * 2
 
 
 @pytest.mark.parametrize("given", [1719741600, 1719741600.5])
@@ -348,7 +367,7 @@ def test_of_a_day_only_the_date_is_read(engine: DuckDB) -> None:
 def test_text_that_is_no_iso_date_is_rejected(engine: DuckDB, unit: str) -> None:
     given = [
         *("yesterday", "now", "infinity", "-infinity", "epoch", "1719741600", "20240630", "30/06/2024", "2024-6-30"),
-        *("2024-02-30", "2024-13-01", "2024-W26-7", "0000-01-01", "10000-01-01"),
+        *("2024-02-30", "2024-13-01", "2024-W26-7", "10000-01-01"),
     ]
     assert_read_as(engine, dict.fromkeys(given, "unparseable_time"), time_unit=unit)
 
@@ -356,19 +375,34 @@ def test_text_that_is_no_iso_date_is_rejected(engine: DuckDB, unit: str) -> None
 def test_text_that_is_no_iso_time_is_rejected(engine: DuckDB) -> None:
     given = [
         *("2024-06-30T10:00:61", "2024-06-30T25:00:00", "2024-06-30 at ten", "2024-06-30 10:00:00 PM"),
-        *("2024-06-30T10:00:00 Europe/London", "2024-06-30 (BC)", "2024-06-30 10:00:00 BC"),
+        *("2024-06-30T10:00:00 Europe/London", "2024-06-30 10:00:00 BC"),
     ]
     assert_read_as(engine, dict.fromkeys(given, "unparseable_time"))
 
 
-def test_years_run_from_1_to_9999(engine: DuckDB) -> None:
+def test_instants_run_from_1970_to_2199_in_utc(engine: DuckDB) -> None:
     expected = {
-        "0001-01-01T00:00:00Z": "0001-01-01T00:00:00",
-        "0001-01-01T00:00:00+01:00": "unparseable_time",
-        "9999-12-31T00:00:00Z": "time_in_the_future",
-        "9999-12-31T23:59:59-10:00": "unparseable_time",
+        "0000-01-01": "time_out_of_range",
+        "0001-01-01T00:00:00Z": "time_out_of_range",
+        "1969-12-31T23:59:59.999999Z": "time_out_of_range",
+        "1970-01-01T00:00:00+01:00": "time_out_of_range",
+        "1970-01-01T00:00:00Z": "1970-01-01T00:00:00",
+        "2199-12-31T23:59:59.999999Z": "time_in_the_future",
+        "2200-01-01T00:00:00Z": "time_out_of_range",
+        "9999-12-31T23:59:59-10:00": "time_out_of_range",
     }
     assert_read_as(engine, expected)
+
+
+OFFSETS = ("+99:00", "+24:00", "-16:00", "+01:60", "+9", "+9999", "+010", "+02:00:99", " +9", "-1.5", "+", "Z+1")
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_an_offset_that_no_clock_has_is_no_time(engine: DuckDB, zone: str) -> None:
+    given = [f"2024-06-30T10:00:00{offset}" for offset in OFFSETS] + [f"2024-06-30T10:00{o}" for o in OFFSETS]
+    assert_read_as(engine, dict.fromkeys(given, "unparseable_time"), zone=zone)
+    widest = {"2024-06-30T10:00:00+15:59": "2024-06-29T18:01:00", "2024-06-30T10:00:00-15:59:59": "2024-07-01T01:59:59"}
+    assert_read_as(engine, widest, zone=zone)
 
 
 @pytest.mark.parametrize("resolution", ["s", "ms", "us", "ns"])
@@ -399,9 +433,14 @@ def test_an_event_that_says_not_when_it_was_learned_of_was_learned_of_at_once(en
     assert [event["ingested_at"] for event in events] == [at("2024-01-01")] * 3
 
 
-@pytest.mark.parametrize("time", ["later", "0000-01-01", "9999-12-31T23:59:59-10:00"])
+@pytest.mark.parametrize("time", ["later", "2024-13-01", "2024-01-01T00:00:00+99:00"])
 def test_a_time_of_ingestion_that_cannot_be_read_is_rejected(engine: DuckDB, time: str) -> None:
     assert reasons(engine, [{"occurred_at": "2024-01-01", "ingested_at": time}]) == ["unparseable_time"]
+
+
+@pytest.mark.parametrize("time", ["0001-01-01", "9999-12-31T23:59:59"])
+def test_a_time_of_ingestion_that_stands_for_none_is_out_of_range(engine: DuckDB, time: str) -> None:
+    assert reasons(engine, [{"occurred_at": "2024-01-01", "ingested_at": time}]) == ["time_out_of_range"]
 
 
 def test_an_event_may_be_learned_of_after_now(engine: DuckDB) -> None:
@@ -670,7 +709,7 @@ def test_the_order_of_rows_changes_nothing(engine: DuckDB, rows: list[Row], seed
     assert judge(engine, shuffled) == judge(engine, rows)
 
 
-@given(moments=st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2025, 12, 30)), min_size=20, max_size=60))
+@given(moments=st.lists(st.datetimes(datetime(1970, 1, 2), datetime(2025, 12, 30)), min_size=20, max_size=60))
 @law(2)
 def test_every_way_to_write_a_time_is_the_same_instant(engine: DuckDB, moments: list[datetime]) -> None:
     instants = [moment.replace(tzinfo=UTC) for moment in moments]

@@ -102,7 +102,7 @@ def write_broken_csv(folder: Path) -> None:
         (write_csv_gz, "a.csv.gz, line 3: no user"),
         (write_jsonl, "a.jsonl, line 3: no user"),
         (write_parquet, "a.parquet, row 2: no user"),
-        (write_broken_csv, "a.csv, line 3: the line could not be read as a row"),
+        (write_broken_csv, "a.csv, line 3: a line that could not be read as a row"),
     ],
 )
 def test_an_unusable_row_is_found_in_every_format(tmp_path: Path, write: Callable[[Path], None], place: str) -> None:

@@ -3,13 +3,23 @@
 import uuid
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ibis.backends.duckdb import Backend as DuckDB
 
-from features.values import as_json, as_number, as_text, canonical_json, is_inexact
+from features.values import (
+    as_instant,
+    as_json,
+    as_number,
+    as_text,
+    canonical_json,
+    is_beyond_instants,
+    is_inexact,
+)
 
 INSTANT = datetime(2024, 3, 1, 10, 30, tzinfo=UTC)
 
@@ -127,3 +137,24 @@ def test_json_is_exact_if_it_is_written_in_digits(engine: DuckDB) -> None:
 def test_an_id_of_several_columns_is_inexact_if_one_is(engine: DuckDB) -> None:
     given = column(engine, [{"habitus_part_0": 1.0, "habitus_part_1": 2.0**60}])
     assert listed(is_inexact(given)) == [True]
+
+
+FAR: list[tuple[pa.DataType, list[int]]] = [
+    (pa.date32(), [2**31 - 1, -(2**31) + 1, -1000, 84_006]),
+    (pa.timestamp("ms"), [2**63 - 1, -(2**63) + 1, -1, 7_258_118_400_000]),
+    (pa.timestamp("us"), [2**63 - 1, -(2**63) + 1, -1, 7_258_118_400_000_000]),
+    (pa.timestamp("ns"), [2**63 - 1, -(2**63) + 1, -1000, 7_258_118_400_000_000_000]),
+    (pa.timestamp("us", "UTC"), [2**63 - 1, -(2**63) + 1, -1, 7_258_118_400_000_000]),
+]
+
+
+@pytest.mark.parametrize(("type_", "numbers"), FAR, ids=lambda case: str(case) if isinstance(case, pa.DataType) else "")
+def test_a_typed_time_is_out_of_range_however_far_it_is(
+    engine: DuckDB, tmp_path: Path, type_: pa.DataType, numbers: list[int]
+) -> None:
+    integers = pa.array(numbers, pa.int32() if type_ == pa.date32() else pa.int64())
+    pq.write_table(pa.table({"value": integers.cast(type_)}), tmp_path / "a.parquet")
+    value = engine.read_parquet(tmp_path / "a.parquet").value
+
+    assert listed(is_beyond_instants(as_instant(value, "iso", "UTC"))) == [True] * 4
+    assert listed(is_beyond_instants(as_instant(value, "iso", "Pacific/Kiritimati")))[:2] == [True] * 2
