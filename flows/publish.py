@@ -36,10 +36,10 @@ from publish import versions
 from publish.assignments import assignments_table
 from publish.brake import LEVELS
 from publish.consents import consents, unanswered
-from publish.destination import Delivery
+from publish.destination import Delivery, Destination, Release
 from publish.destinations import drop_unconfigured
 from publish.lock import WAIT_S, publishing_lock
-from publish.release import Candidate, Outcome, Policy, deliver
+from publish.release import Candidate, Outcome, Policy, deliver, queue, release_for, send
 from publish.release import publish as release
 
 logger = logging.getLogger("habitus")
@@ -125,41 +125,52 @@ def publish_version(config: str, as_of: datetime | None, label: str | None, due:
     """Make a version of assignments the present one, or hold it; take the present one to all destinations."""
     configuration = load(config)
     destinations = connect_all(configuration)
-    with (
-        configuration.open_lake("duckdb") as lake,
-        publishing_lock(configuration.lake, WAIT_S),
-    ):
-        drop_unconfigured(lake.folder, destinations)
-        for receipt in finish_all(lake, destinations, datetime.now(UTC)).receipts.values():
-            if not receipt.completed_at:
-                logger.warning("  users of receipt %s are not erased everywhere yet", receipt.receipt)
-        if label is not None:
-            as_of = _instant_of(lake, label)
-        decision = decide(as_of, configuration, lake)
-        if as_of is None:
-            tell(decision, configuration.time_zone)
-        as_of = decision.as_of
-        lag = find_lag(
-            decision.newest_at, due or decision.due, configuration.publish.max_lag_days, configuration.time_zone
-        )
-        candidate = _candidate(lake, configuration, as_of)
-        versions.hide_names(lake, marks(configuration.personal))
-        if label is not None and versions.label_of(as_of, candidate.content) != label:
-            raise ConfigurationError(f"{label}: users were scored again since: run `habitus publish` first")
-        outcome = release(
-            lake,
-            candidate,
-            _policy(lake, configuration),
-            partial(would_be, lake, configuration, as_of),
-            label,
-            [lag] if lag else [],
-        )
-        deliveries = []
-        if outcome.version is not None:
-            known = contacts(lake.read(ATTRIBUTES))
-            settings = configuration.all_destinations
-            deliveries = [*deliver(lake, outcome.version, destinations, settings, known)]
-    return _sum_up(configuration, outcome, deliveries)
+    with configuration.open_lake("duckdb") as lake:
+        with publishing_lock(configuration.lake, WAIT_S):
+            outcome, releases = _release(lake, configuration, destinations, as_of, label, due)
+            queued = queue(releases, destinations)
+        delivered = deliver(lake, releases, destinations, WAIT_S)
+    # Whom others keep waiting keeps nobody else waiting: nothing is open or locked any more but the destination.
+    told = delivered | send(queued, destinations)
+    return _sum_up(configuration, outcome, [told[name] for name in releases])
+
+
+def _release(
+    lake: Lake,
+    configuration: Configuration,
+    destinations: Mapping[str, Destination],
+    as_of: datetime | None,
+    label: str | None,
+    due: datetime | None,
+) -> tuple[Outcome, dict[str, Release]]:
+    """Make a version the present one, or hold it; return that, and what each destination may have of the present."""
+    drop_unconfigured(lake.folder, destinations)
+    for receipt in finish_all(lake, destinations, datetime.now(UTC)).receipts.values():
+        if not receipt.completed_at:
+            logger.warning("  users of receipt %s are not erased everywhere yet", receipt.receipt)
+    if label is not None:
+        as_of = _instant_of(lake, label)
+    decision = decide(as_of, configuration, lake)
+    if as_of is None:
+        tell(decision, configuration.time_zone)
+    as_of = decision.as_of
+    lag = find_lag(decision.newest_at, due or decision.due, configuration.publish.max_lag_days, configuration.time_zone)
+    candidate = _candidate(lake, configuration, as_of)
+    versions.hide_names(lake, marks(configuration.personal))
+    if label is not None and versions.label_of(as_of, candidate.content) != label:
+        raise ConfigurationError(f"{label}: users were scored again since: run `habitus publish` first")
+    outcome = release(
+        lake,
+        candidate,
+        _policy(lake, configuration),
+        partial(would_be, lake, configuration, as_of),
+        label,
+        [lag] if lag else [],
+    )
+    if outcome.version is None:
+        return outcome, {}
+    known, settings = contacts(lake.read(ATTRIBUTES)), configuration.all_destinations
+    return outcome, {name: release_for(lake, outcome.version, name, settings[name], known) for name in destinations}
 
 
 def _instant_of(lake: Lake, label: str) -> datetime:

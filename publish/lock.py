@@ -30,7 +30,15 @@ def publishing_lock(
 
     The kernel lets go when the process dies. Raises LockedError where the other is not done by then.
     """
-    with _lock(folder / FILE, "publishes or erases", wait_s, clock, sleep, lambda who: None):
+    with _lock(folder / FILE, "publishes or erases there", wait_s, clock, sleep, lambda who: None):
+        yield
+
+
+@contextmanager
+def delivering_lock(folder: Path, destination: str, wait_s: float) -> Iterator[None]:
+    """Be the only one who takes something from a lake to a destination, as `publishing_lock` does."""
+    file = folder / f"delivering-{destination}.lock"
+    with _lock(file, f"delivers to {destination}", wait_s, time.monotonic, time.sleep, lambda who: None):
         yield
 
 
@@ -43,7 +51,7 @@ def working_lock(
     on_wait: Callable[[str], None] = lambda who: None,
 ) -> Iterator[None]:
     """Be the only one who makes tables of a lake's events, as `publishing_lock` does; `on_wait` is told of another."""
-    with _lock(folder / WORKING, "works", wait_s, clock, sleep, on_wait):
+    with _lock(folder / WORKING, "works there", wait_s, clock, sleep, on_wait):
         yield
 
 
@@ -78,7 +86,7 @@ def _lock(
             who = file.read().strip() or "another process"
         if clock() >= until:
             raise LockedError(
-                f"{folder}: {who} {does} there, and was not done after {wait_s:g} s; "
+                f"{folder}: {who} {does}, and was not done after {wait_s:g} s; "
                 "wait for it, then run the same command again"
             )
         if not is_waiting:

@@ -4,9 +4,10 @@ All that a destination gets is made of the lake's state by `release_for`. So wha
 by the next publish, and a destination that was away gets the present version when it is back.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import ibis
@@ -22,7 +23,8 @@ from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
 from publish.brake import BrakeSettings, Step, judge
 from publish.changes import Causes, Otherwise, compare, without_names
-from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
+from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release, Sending
+from publish.lock import LockedError, delivering_lock
 from publish.manifest import describe
 from publish.turnover import AUDIENCE, count_members, count_turnover, last_steps, steps
 from publish.versions import Held, Version
@@ -288,17 +290,52 @@ def release_for(
     )
 
 
+def queue(releases: Mapping[str, Release], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
+    """Queue a version at the destinations that send, by name: while no other version is made, so that they keep order.
+
+    One that fails leaves the others alone, here as in `deliver` and `send`.
+    """
+    return {
+        name: _told(name, partial(destinations[name].deliver, release))
+        for name, release in releases.items()
+        if isinstance(destinations[name], Sending)
+    }
+
+
 def deliver(
-    lake: Lake,
-    version: Version,
-    destinations: Mapping[str, Destination],
-    settings: Settings,
-    contacts: ir.Table,
-) -> Iterable[Delivery]:
-    """Take the present version to each destination; one that fails leaves the others alone."""
-    for name, destination in destinations.items():
-        release = release_for(lake, version, name, settings[name], contacts)
-        try:
-            yield destination.deliver(release)
-        except (DestinationError, OSError) as error:
-            yield Delivery(name, "failed", "", 0, str(error))
+    lake: Lake, releases: Mapping[str, Release], destinations: Mapping[str, Destination], wait_s: float
+) -> dict[str, Delivery]:
+    """Take a version to the destinations that do not send, by name; wait for another process there for so long.
+
+    Other versions may be made meanwhile: where one was, it is that one that goes there.
+    """
+
+    def in_turn(destination: Destination, release: Release) -> Delivery:
+        with delivering_lock(lake.folder, release.destination, wait_s):
+            present = versions.present(lake)
+            if present is not None and present.version > release.version:
+                note = f"version {present.version} was published meanwhile, and goes there instead"
+                return Delivery(release.destination, "unchanged", "", 0, note)
+            return destination.deliver(release)
+
+    return {
+        name: _told(name, partial(in_turn, destinations[name], release))
+        for name, release in releases.items()
+        if not isinstance(destinations[name], Sending)
+    }
+
+
+def send(queued: Mapping[str, Delivery], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
+    """Send what is queued at each destination, with nothing open or locked; return what became of it by name."""
+    return {
+        name: _told(name, destination.send) if isinstance(destination, Sending) and one.state != "failed" else one
+        for name, one in queued.items()
+        for destination in [destinations[name]]
+    }
+
+
+def _told(name: str, work: Callable[[], Delivery]) -> Delivery:
+    try:
+        return work()
+    except (DestinationError, LockedError, OSError) as error:
+        return Delivery(name, "failed", "", 0, str(error))
