@@ -29,7 +29,7 @@ from flows.report import link, write_report
 from flows.snapshot import table_of
 from flows.stage import HeldError, read_as_of, stage
 from flows.train import model_name
-from flows.turns import publishing
+from flows.turns import publishing, turn
 from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
 from models.names import marks
 from models.registry import Registry
@@ -37,9 +37,9 @@ from publish import versions
 from publish.assignments import assignments_table
 from publish.brake import LEVELS
 from publish.consents import consents, unanswered
-from publish.destination import Delivery
+from publish.destination import Delivery, Destination, Release
 from publish.destinations import drop_unconfigured
-from publish.release import Candidate, Outcome, Policy, deliver
+from publish.release import Candidate, Outcome, Policy, deliver, release_for, send
 from publish.release import publish as release
 
 logger = logging.getLogger("habitus")
@@ -72,7 +72,7 @@ class Published:
         return f"{self.held} is not released: {'; '.join(self.findings)}; if that is right: {self.release}"
 
 
-@stage()
+@stage(takes_turns=False)
 def publish(
     config: str, as_of: datetime | str | None = None, label: str | None = None, due: datetime | None = None
 ) -> Published:
@@ -125,38 +125,54 @@ def publish_version(config: str, as_of: datetime | None, label: str | None, due:
     """Make a version of assignments the present one, or hold it; take the present one to all destinations."""
     configuration = load(config)
     destinations = connect_all(configuration)
-    with publishing(configuration, "publish"), configuration.open_lake("duckdb") as lake:
-        drop_unconfigured(lake.folder, destinations)
-        for receipt in finish_all(lake, destinations, datetime.now(UTC)).receipts.values():
-            if not receipt.completed_at:
-                logger.warning("  users of receipt %s are not erased everywhere yet", receipt.receipt)
-        if label is not None:
-            as_of = _instant_of(lake, label)
-        decision = decide(as_of, configuration, lake)
-        if as_of is None:
-            tell(decision, configuration.time_zone)
-        as_of = decision.as_of
-        lag = find_lag(
-            decision.newest_at, due or decision.due, configuration.publish.max_lag_days, configuration.time_zone
-        )
-        candidate = _candidate(lake, configuration, as_of)
-        versions.hide_names(lake, marks(configuration.personal))
-        if label is not None and versions.label_of(as_of, candidate.content) != label:
-            raise ConfigurationError(f"{label}: users were scored again since: run `habitus publish` first")
-        outcome = release(
-            lake,
-            candidate,
-            _policy(lake, configuration),
-            partial(would_be, lake, configuration, as_of),
-            label,
-            [lag] if lag else [],
-        )
-        deliveries = []
-        if outcome.version is not None:
-            known = contacts(lake.read(ATTRIBUTES))
-            settings = configuration.all_destinations
-            deliveries = [*deliver(lake, outcome.version, destinations, settings, known)]
-    return _sum_up(configuration, outcome, deliveries)
+    with (
+        turn(configuration, "publish"),
+        publishing(configuration, "publish"),
+        configuration.open_lake("duckdb") as lake,
+    ):
+        outcome, releases = _release(lake, configuration, destinations, as_of, label, due)
+        delivered = deliver(releases, destinations)
+    # Whom others keep waiting keeps nobody else waiting: nothing is open or locked any more.
+    told = send(delivered, destinations)
+    return _sum_up(configuration, outcome, [*told.values()])
+
+
+def _release(
+    lake: Lake,
+    configuration: Configuration,
+    destinations: Mapping[str, Destination],
+    as_of: datetime | None,
+    label: str | None,
+    due: datetime | None,
+) -> tuple[Outcome, dict[str, Release]]:
+    """Make a version the present one, or hold it; return that, and what each destination may have of the present."""
+    drop_unconfigured(lake.folder, destinations)
+    for receipt in finish_all(lake, destinations, datetime.now(UTC)).receipts.values():
+        if not receipt.completed_at:
+            logger.warning("  users of receipt %s are not erased everywhere yet", receipt.receipt)
+    if label is not None:
+        as_of = _instant_of(lake, label)
+    decision = decide(as_of, configuration, lake)
+    if as_of is None:
+        tell(decision, configuration.time_zone)
+    as_of = decision.as_of
+    lag = find_lag(decision.newest_at, due or decision.due, configuration.publish.max_lag_days, configuration.time_zone)
+    candidate = _candidate(lake, configuration, as_of)
+    versions.hide_names(lake, marks(configuration.personal))
+    if label is not None and versions.label_of(as_of, candidate.content) != label:
+        raise ConfigurationError(f"{label}: users were scored again since: run `habitus publish` first")
+    outcome = release(
+        lake,
+        candidate,
+        _policy(lake, configuration),
+        partial(would_be, lake, configuration, as_of),
+        label,
+        [lag] if lag else [],
+    )
+    if outcome.version is None:
+        return outcome, {}
+    known, settings = contacts(lake.read(ATTRIBUTES)), configuration.all_destinations
+    return outcome, {name: release_for(lake, outcome.version, name, settings[name], known) for name in destinations}
 
 
 def _instant_of(lake: Lake, label: str) -> datetime:

@@ -19,6 +19,7 @@ from flows.sessions import sessions
 from flows.snapshot import Snapshots, snapshot
 from flows.stage import HeldError, artifact_key, read_as_of, stage
 from flows.train import Trained, train
+from flows.turns import turn
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Result:
     published: Published
 
 
-@stage()
+@stage(takes_turns=False)
 def run(config: str, as_of: datetime | str | None = None) -> Result:
     """Do everything: ingest, sessions, snapshot, train, score, publish."""
     return _run(config, as_of, training=True)
 
 
-@stage()
+@stage(takes_turns=False)
 def refresh(config: str, as_of: datetime | str | None = None) -> Result:
     """Do everything but training: new events, new features, new scores of the models that serve."""
     return _run(config, as_of, training=False)
@@ -51,25 +52,22 @@ def refresh(config: str, as_of: datetime | str | None = None) -> Result:
 def _run(config: str, as_of: datetime | str | None, training: bool) -> Result:
     configuration = load(config)
     given = read_as_of(config, as_of)
-    ingested = ingest(config)
-    with configuration.open_lake() as lake:
-        decision = decide(given, configuration, lake)
-    if given is None:
-        tell(decision, configuration.time_zone)
-    as_of = decision.as_of
-    said = write_instant(as_of, configuration.time_zone)
-    _rename(f"{flow_run.flow_name} {configuration.name} as of {said}")
-    result = Result(
-        configuration.name,
-        as_of,
-        decision,
-        ingested,
-        sessions(config),
-        snapshot(config, as_of, training),
-        train(config, as_of) if training else {},
-        score(config, as_of),
-        _publish(config, as_of, decision.due),
-    )
+    # What is published takes a turn of its own, which ends before receivers are waited for.
+    with turn(configuration, "run" if training else "refresh"):
+        ingested = ingest(config)
+        with configuration.open_lake() as lake:
+            decision = decide(given, configuration, lake)
+        if given is None:
+            tell(decision, configuration.time_zone)
+        as_of = decision.as_of
+        said = write_instant(as_of, configuration.time_zone)
+        _rename(f"{flow_run.flow_name} {configuration.name} as of {said}")
+        sessionized = sessions(config)
+        snapshots = snapshot(config, as_of, training)
+        trained = train(config, as_of) if training else {}
+        scored = score(config, as_of)
+    published = _publish(config, as_of, decision.due)
+    result = Result(configuration.name, as_of, decision, ingested, sessionized, snapshots, trained, scored, published)
     _leave_artifact(configuration, result, said)
     if result.published.held:
         raise HeldError(result.published.why_held, result)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
 
 import ibis.expr.types as ir
 from pydantic import Field, model_validator
@@ -112,4 +112,13 @@ class Destination(Protocol):
 
         `memberships` has the erased users and the segments that each was in at this destination.
         """
+        ...
+
+
+@runtime_checkable
+class Sending(Destination, Protocol):
+    """Take versions by messages to others: `deliver` only queues them."""
+
+    def send(self) -> Delivery:
+        """Send what is queued, with nothing of the lake open or locked, since others may take their time."""
         ...

@@ -239,8 +239,17 @@ class Outbox:
             ).fetchone()
         return Message(*row) if row else None
 
+    def find_pending(self, position: int) -> Message | None:
+        """Return the message at a position as it is now; None where it is not pending, or not there any more."""
+        with self._explained():
+            row = self._database.execute(
+                "SELECT position, id, body, change_count FROM messages WHERE position = ? AND state = 'pending'",
+                (position,),
+            ).fetchone()
+        return Message(*row) if row else None
+
     def mark_sent(self, message: Message) -> None:
-        """Say that the receiver has a message; its body is removed."""
+        """Say that the receiver has a message, be it as it was before it was rewritten; its body is removed."""
         with self._transaction():
             self._database.execute(
                 "UPDATE messages SET state = 'sent', attempts = attempts + 1, sent_at = ?,"
@@ -249,11 +258,15 @@ class Outbox:
             )
 
     def mark_tried(self, message: Message, reason: str, answer: str | None, *, failed: bool) -> None:
-        """Say why an attempt failed, and whether the message has: then it waits for a person to `retry` it."""
+        """Say why an attempt failed, and whether the message has: then it waits for a person to `retry` it.
+
+        Of one that was rewritten meanwhile no answer is kept, which may repeat what it was.
+        """
         with self._transaction():
             self._database.execute(
-                "UPDATE messages SET state = ?, attempts = attempts + 1, reason = ?, answer = ? WHERE position = ?",
-                ("failed" if failed else "pending", reason, answer, message.position),
+                "UPDATE messages SET state = ?, attempts = attempts + 1, reason = ?,"
+                " answer = CASE WHEN id = ? THEN ? END WHERE position = ?",
+                ("failed" if failed else "pending", reason, message.id, answer, message.position),
             )
 
     def retry(self, destination: str | None = None) -> int:

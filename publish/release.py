@@ -4,9 +4,10 @@ All that a destination gets is made of the lake's state by `release_for`. So wha
 by the next publish, and a destination that was away gets the present version when it is back.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import ibis
@@ -22,7 +23,7 @@ from publish import versions
 from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_for, segments_of
 from publish.brake import BrakeSettings, Step, judge
 from publish.changes import Causes, Otherwise, compare, without_names
-from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release
+from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release, Sending
 from publish.manifest import describe
 from publish.turnover import AUDIENCE, count_members, count_turnover, last_steps, steps
 from publish.versions import Held, Version
@@ -288,17 +289,28 @@ def release_for(
     )
 
 
-def deliver(
-    lake: Lake,
-    version: Version,
-    destinations: Mapping[str, Destination],
-    settings: Settings,
-    contacts: ir.Table,
-) -> Iterable[Delivery]:
-    """Take the present version to each destination; one that fails leaves the others alone."""
-    for name, destination in destinations.items():
-        release = release_for(lake, version, name, settings[name], contacts)
-        try:
-            yield destination.deliver(release)
-        except (DestinationError, OSError) as error:
-            yield Delivery(name, "failed", "", 0, str(error))
+def deliver(releases: Mapping[str, Release], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
+    """Take a version to all destinations, by name; those that send only queue it. One that fails leaves others alone.
+
+    Make no other version meanwhile, and erase nobody.
+    """
+    return {name: _told(name, partial(destinations[name].deliver, release)) for name, release in releases.items()}
+
+
+def send(delivered: Mapping[str, Delivery], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
+    """Send what is queued at the destinations that send; return what became of all, by name.
+
+    Have nothing open or locked: a receiver may take its time.
+    """
+    return {
+        name: _told(name, destination.send) if isinstance(destination, Sending) and one.state != "failed" else one
+        for name, one in delivered.items()
+        for destination in [destinations[name]]
+    }
+
+
+def _told(name: str, work: Callable[[], Delivery]) -> Delivery:
+    try:
+        return work()
+    except (DestinationError, OSError) as error:
+        return Delivery(name, "failed", "", 0, str(error))

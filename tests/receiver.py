@@ -14,10 +14,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal, Self
 
-Behaviour = Literal["ok", "hang", "close_unread", "close_applied", "twice", "echo"] | int | tuple[int, dict[str, str]]
-"""What becomes of a request: it is applied and answered; never answered; the connection is closed before it is read, or
-after it was applied; it is applied twice, as from a proxy that repeats; refused with all that was sent as the answer;
-answered with a status, and headers."""
+Endless = Literal["dribble", "processing", "continue", "endless", "chunks", "garbage"]
+Behaviour = (
+    Literal["ok", "hang", "sip", "close_unread", "close_applied", "twice", "echo"]
+    | Endless
+    | int
+    | tuple[int, dict[str, str]]
+)
+"""What becomes of a request: it is applied and answered; never answered; read byte by byte; the connection is closed
+before it is read, or after it was applied; it is applied twice, as from a proxy that repeats; refused with all that was
+sent as the answer; answered with what has no end; answered with a status, and headers."""
+ENDLESS: dict[Endless, tuple[bytes, bytes]] = {
+    "dribble": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "processing": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "endless": (b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+    "chunks": (b"HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "garbage": (b"SSH-2.0-OpenSSH_9.2\r\n", b"\r\n"),
+}
+"""How an answer begins, and what follows again and again."""
+DRIBBLE_S = 0.02
 TOLERANCE_S = 300
 
 
@@ -42,6 +58,7 @@ class Server:
     def __init__(self, behaviours: Iterable[Behaviour] = ()) -> None:
         self.behaviours = deque(behaviours)
         self.requests: list[Request] = []
+        self.asked = threading.Event()
         self._stopped = threading.Event()
         self._one_at_a_time = threading.Lock()
         outer = self
@@ -76,7 +93,9 @@ class Server:
     def _handle(self, handler: BaseHTTPRequestHandler) -> None:
         with self._one_at_a_time:
             behaviour: Behaviour = self.behaviours.popleft() if self.behaviours else "ok"
-        if behaviour == "close_unread":
+        if behaviour in ("close_unread", "sip"):
+            while behaviour == "sip" and not self._stopped.wait(DRIBBLE_S):
+                handler.rfile.read(1)
             handler.close_connection = True
             return
         body = handler.rfile.read(int(handler.headers["Content-Length"]))
@@ -84,6 +103,7 @@ class Server:
         status, headers, answer = 200, dict[str, str](), b"{}"
         with self._one_at_a_time:
             self.requests.append(request)
+            self.asked.set()
             match behaviour:
                 case "ok" | "close_applied":
                     status = self.accept(request)
@@ -96,6 +116,12 @@ class Server:
                     status = behaviour
                 case (int(), dict()):
                     status, headers = behaviour
+        if isinstance(behaviour, str) and behaviour in ENDLESS:
+            beginning, again = ENDLESS[behaviour]
+            handler.connection.sendall(beginning)
+            while not self._stopped.wait(DRIBBLE_S):
+                handler.connection.sendall(again)
+            return
         if behaviour == "hang":
             self._stopped.wait()
         if behaviour in ("hang", "close_applied"):

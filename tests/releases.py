@@ -10,10 +10,16 @@ from ibis.backends.duckdb import Backend as DuckDB
 
 from publish.assignments import ASSIGNMENTS
 from publish.changes import CHANGES, ENTERED, LEFT
-from publish.destination import Release
+from publish.destination import Delivery, Release, Sending
 
 Members = set[tuple[str, str]]
 """User and segment."""
+
+
+def deliver(destination: Sending, release: Release) -> Delivery:
+    """Queue a version and send what is pending, as a publish does."""
+    destination.deliver(release)
+    return destination.send()
 
 
 def releases(engine: DuckDB, states: Sequence[Members], destination: str = "hook") -> list[Release]:

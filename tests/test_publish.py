@@ -137,6 +137,19 @@ def test_of_two_at_once_one_waits_and_finds_it_done(shop: Path, warehouse: Path)
     assert ids_in(warehouse) == ids_of(shop)
 
 
+def test_nothing_is_locked_while_a_receiver_takes_its_time(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(shop, HOOK)
+    monkeypatch.setenv("HOOK_SECRET", SECRET)
+    lake = load(shop).lake
+    with ThreadPoolExecutor(1) as other, Receiver(SECRET, ["processing"]) as receiver:
+        monkeypatch.setenv("HOOK", receiver.url)
+        published = other.submit(publish, shop)
+        assert receiver.asked.wait(60)
+        with publishing_lock(lake, 0), Lake(lake) as mine, mine.alone(0):
+            assert not published.done()
+    assert states(published.result())["hook"] == "pending"
+
+
 # --- destinations that fail ---
 
 

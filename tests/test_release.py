@@ -521,7 +521,8 @@ def deliver_all(shop: Shop, receivers: dict[str, Receiver]) -> list[Delivery]:
     assert version is not None
     nobody = versions.read_released(shop.lake, version).limit(0)
     contacts = nobody.select("user_id", email="segment_id", phone="segment_id")
-    return [*deliver(shop.lake, version, receivers, shop.destinations, contacts)]
+    releases = {name: release_for(shop.lake, version, name, shop.destinations[name], contacts) for name in receivers}
+    return [*deliver(releases, receivers).values()]
 
 
 @pytest.mark.parametrize("error", [DestinationError("the key is wrong"), OSError(28, "No space left on device")])

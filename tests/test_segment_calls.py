@@ -8,7 +8,7 @@ import ibis
 import pytest
 from ibis.backends.duckdb import Backend as DuckDB
 from receiver import SegmentReceiver
-from releases import Members, releases
+from releases import Members, deliver, releases
 
 from publish.destination import Delivery, DestinationError
 from publish.destinations.segment_calls import SegmentCalls, SegmentSettings
@@ -39,7 +39,7 @@ def calls_of(receiver: SegmentReceiver, kind: str) -> list[dict[str, Any]]:
 def test_a_user_with_changes_is_identified_by_what_is_known_now(engine: DuckDB, outbox: Outbox) -> None:
     release = releases(engine, [{("ann", "a"), ("ann", "vip")}], "tool")[0]
     with SegmentReceiver(KEY) as receiver:
-        assert segment(outbox, receiver.url).deliver(release) == Delivery(
+        assert deliver(segment(outbox, receiver.url), release) == Delivery(
             "tool", "released", receiver.url, 2, counted="changes"
         )
     (call,) = calls_of(receiver, "identify")
@@ -63,7 +63,7 @@ def test_a_user_with_changes_is_identified_by_what_is_known_now(engine: DuckDB, 
 def test_each_change_is_tracked_after_its_user_was_identified(engine: DuckDB, outbox: Outbox) -> None:
     states: list[Members] = [{("ann", "a")}, {("ann", "b")}]
     with SegmentReceiver(KEY) as receiver:
-        segment(outbox, receiver.url).deliver(releases(engine, states, "tool")[1])
+        deliver(segment(outbox, receiver.url), releases(engine, states, "tool")[1])
     (request,) = receiver.requests
     batch = json.loads(request.body)["batch"]
     assert [(call["type"], call.get("event"), call["timestamp"][:10]) for call in batch] == [
@@ -79,8 +79,8 @@ def test_each_change_is_tracked_after_its_user_was_identified(engine: DuckDB, ou
 def test_who_is_not_known_any_more_has_the_traits_cleared(engine: DuckDB, outbox: Outbox) -> None:
     first, second = releases(engine, [{("ann", "a")}, set()], "tool")
     with SegmentReceiver(KEY) as receiver:
-        segment(outbox, receiver.url).deliver(first)
-        segment(outbox, receiver.url).deliver(second)
+        deliver(segment(outbox, receiver.url), first)
+        deliver(segment(outbox, receiver.url), second)
     traits = calls_of(receiver, "identify")[-1]["traits"]
     assert traits.pop("habitus_version") == 2
     assert traits.pop("habitus_named_segments") == []
@@ -92,9 +92,9 @@ def test_who_is_not_known_any_more_has_the_traits_cleared(engine: DuckDB, outbox
 def test_users_without_changes_are_not_identified_again(engine: DuckDB, outbox: Outbox) -> None:
     first, second = releases(engine, [{("ann", "a")}, {("ann", "a"), ("bob", "a")}], "tool")
     with SegmentReceiver(KEY) as receiver:
-        segment(outbox, receiver.url).deliver(first)
-        segment(outbox, receiver.url).deliver(second)
-        assert segment(outbox, receiver.url).deliver(second).state == "unchanged"
+        deliver(segment(outbox, receiver.url), first)
+        deliver(segment(outbox, receiver.url), second)
+        assert deliver(segment(outbox, receiver.url), second).state == "unchanged"
     assert [call["userId"] for call in calls_of(receiver, "identify")] == ["ann", "bob"]
 
 
@@ -105,7 +105,7 @@ def test_what_is_repeated_has_the_same_message_ids(engine: DuckDB, outbox: Outbo
     state = {("ann", "a"), ("bob", "a")}
     with SegmentReceiver(KEY, [trouble]) as receiver:
         tool = segment(outbox, receiver.url, timeout_s=1 if trouble == "hang" else 5)
-        assert tool.deliver(releases(engine, [state], "tool")[0]).state == "released"
+        assert deliver(tool, releases(engine, [state], "tool")[0]).state == "released"
     assert len(receiver.calls) == 4
     assert receiver.members == state
 
@@ -113,7 +113,7 @@ def test_what_is_repeated_has_the_same_message_ids(engine: DuckDB, outbox: Outbo
 def test_a_request_is_within_the_limits_of_bytes(engine: DuckDB, outbox: Outbox) -> None:
     state = {(f"{number:03} {'é' * 9_990}", "a") for number in range(40)}
     with SegmentReceiver(KEY) as receiver:
-        assert segment(outbox, receiver.url).deliver(releases(engine, [state], "tool")[0]).state == "released"
+        assert deliver(segment(outbox, receiver.url), releases(engine, [state], "tool")[0]).state == "released"
     assert receiver.members == state
     sizes = [len(request.body) for request in receiver.requests]
     assert len(sizes) == 4
@@ -123,7 +123,7 @@ def test_a_request_is_within_the_limits_of_bytes(engine: DuckDB, outbox: Outbox)
 def test_a_request_has_at_most_2500_calls(engine: DuckDB, outbox: Outbox) -> None:
     state = {(str(number), "a") for number in range(1_300)}
     with SegmentReceiver(KEY) as receiver:
-        assert segment(outbox, receiver.url).deliver(releases(engine, [state], "tool")[0]).state == "released"
+        assert deliver(segment(outbox, receiver.url), releases(engine, [state], "tool")[0]).state == "released"
     assert receiver.members == state
     assert max(len(json.loads(request.body)["batch"]) for request in receiver.requests) <= 2_500
 
@@ -131,7 +131,7 @@ def test_a_request_has_at_most_2500_calls(engine: DuckDB, outbox: Outbox) -> Non
 def test_a_call_beyond_the_limit_is_a_dead_letter_and_the_others_arrive(engine: DuckDB, outbox: Outbox) -> None:
     state = {("🦉" * 10_000, "a"), ("ann", "a")}
     with SegmentReceiver(KEY) as receiver:
-        delivery = segment(outbox, receiver.url).deliver(releases(engine, [state], "tool")[0])
+        delivery = deliver(segment(outbox, receiver.url), releases(engine, [state], "tool")[0])
     assert delivery.state == "failed"
     assert receiver.members == {("ann", "a")}
     assert [entry.change_count for entry in outbox.entries("failed")] == [0, 1]
@@ -142,7 +142,7 @@ def test_probabilities_that_are_no_number_are_null(engine: DuckDB, outbox: Outbo
     release = releases(engine, [{("ann", "a")}], "tool")[0]
     rows = release.rows.mutate(churn_probability=ibis.literal(float("nan")))
     with SegmentReceiver(KEY) as receiver:
-        segment(outbox, receiver.url).deliver(replace(release, rows=rows))
+        deliver(segment(outbox, receiver.url), replace(release, rows=rows))
     assert calls_of(receiver, "identify")[0]["traits"]["habitus_churn_probability"] is None
 
 
@@ -150,7 +150,7 @@ def test_labels_of_ones_own_are_traits(engine: DuckDB, outbox: Outbox) -> None:
     release = releases(engine, [{("ann", "a")}], "tool")[0]
     rows = release.rows.mutate(renewal_probability=release.rows.churn_probability * 2)
     with SegmentReceiver(KEY) as receiver:
-        segment(outbox, receiver.url).deliver(replace(release, rows=rows))
+        deliver(segment(outbox, receiver.url), replace(release, rows=rows))
     assert calls_of(receiver, "identify")[0]["traits"]["habitus_renewal_probability"] == 0.5
 
 
@@ -158,10 +158,10 @@ def test_an_erased_user_is_told_of_and_leaves_the_outbox(engine: DuckDB, outbox:
     versions = releases(engine, [{("ann", "a"), ("bob", "a")}, {("ann", "a"), ("bob", "b")}], "tool")
     with SegmentReceiver(KEY, ["ok", *[500] * 5]) as receiver:
         tool = segment(outbox, receiver.url)
-        tool.deliver(versions[0])
-        assert tool.deliver(versions[1]).state == "pending"
+        deliver(tool, versions[0])
+        assert deliver(tool, versions[1]).state == "pending"
         assert tool.forget({"bob": ["b"]}) == 2
-        assert tool.deliver(versions[1]).count == 2
+        assert deliver(tool, versions[1]).count == 2
     assert receiver.members == {("ann", "a")}
     erased = [call for call in calls_of(receiver, "track") if call["properties"]["reason"] == "erased"]
     assert {call["properties"]["segment_id"] for call in erased} == {"a", "b"}
@@ -173,7 +173,7 @@ def test_a_wrong_key_is_told_without_the_key(engine: DuckDB, outbox: Outbox) -> 
     wrong = "another-key-that-is-wrong"
     with SegmentReceiver(KEY) as receiver:
         tool = segment(outbox, receiver.url, wrong)
-        delivery = tool.deliver(releases(engine, [{("ann", "a")}], "tool")[0])
+        delivery = deliver(tool, releases(engine, [{("ann", "a")}], "tool")[0])
     assert delivery.state == "failed"
     assert "HTTP 401" in delivery.note
     assert wrong not in f"{delivery}{tool}{outbox.entries('failed')}"

@@ -61,15 +61,19 @@ class SegmentCalls:
     sender: Sender
 
     def deliver(self, release: Release) -> Delivery:
-        """Queue the calls for changes since the last version that was queued, and send what is pending."""
+        """Queue the calls for changes since the last version that was queued; `send` sends them."""
 
         def drafts(since: int) -> Iterator[Draft]:
             return _batches(release.version, self._calls(release, since))
 
-        return self.sender.deliver(release, drafts)
+        return self.sender.queue(release, drafts)
+
+    def send(self) -> Delivery:
+        """Send what is pending."""
+        return self.sender.send()
 
     def forget(self, memberships: Mapping[str, Sequence[str]]) -> int:
-        """Take users out of all messages that were not sent, and queue that they left; the next delivery sends it."""
+        """Take users out of all messages that were not sent, and queue that they left; `send` sends it."""
 
         def removals(mark: Mark, left: list[tuple[str, str]]) -> Iterator[Draft]:
             calls = (

@@ -1,4 +1,7 @@
-"""Sending: what an outbox has for a receiver goes out by HTTP, in order, and again until it arrives or is refused."""
+"""Sending: what an outbox has for a receiver goes out by HTTP, in order, and again until it arrives or is refused.
+
+What a version brings is queued while no other is made; it is sent after that, since a receiver may take its time.
+"""
 
 import json
 import random
@@ -11,12 +14,15 @@ from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import Any, Literal
 
+import httpcore
 import httpx
 import ibis.expr.types as ir
 from pydantic import Field
 
 from features.limits import SECONDS_MAX
 from publish.destination import Delivery, DestinationError, DestinationSettings, Release
+from publish.destinations.deadline import Deadline
+from publish.lock import WAIT_S, LockedError, delivering_lock
 from publish.outbox import Count, Draft, Mark, Message, Outbox
 
 TRIED_AGAIN = {408, 425, 429}
@@ -37,9 +43,9 @@ JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=Fal
 class SendingSettings(DestinationSettings):
     """Say how long to try.
 
-    `timeout_s` is for connecting, and for each part of an answer. After `attempts_max` attempts in one publish a
-    message, and those after it, wait for the next publish; so they do where the receiver asks for a longer pause than
-    `retry_after_max_s`.
+    `timeout_s` is for all of an attempt, from looking up the name to the end of the answer. After `attempts_max`
+    attempts in one publish a message, and those after it, wait for the next publish; so they do where the receiver asks
+    for a longer pause than `retry_after_max_s`.
     """
 
     timeout_s: float = Field(default=30, gt=0, le=SECONDS_MAX)
@@ -85,19 +91,31 @@ class Sender:
     def __post_init__(self) -> None:
         find_host(self.destination, self.url)
 
-    def deliver(self, release: Release, drafts: Callable[[int], Iterable[Draft]]) -> Delivery:
-        """Queue what `drafts(since)` makes of the versions that were not queued, then send all that is pending."""
-        mark = Mark(self.destination, release.version, iso(release.as_of), release.source)
-        self.outbox.queue(mark, drafts)
-        sent_count, note = self._send_pending()
+    def queue(self, release: Release, drafts: Callable[[int], Iterable[Draft]]) -> Delivery:
+        """Queue what `drafts(since)` makes of the versions that were not queued; nothing is sent."""
+        self.outbox.queue(Mark(self.destination, release.version, iso(release.as_of), release.source), drafts)
+        return self._told(0, "queued")
+
+    def send(self) -> Delivery:
+        """Send all that is pending. Where another process does so still after a minute, leave it to that one."""
+        try:
+            with delivering_lock(self.outbox.path.parent, self.destination, WAIT_S):
+                change_count, why_ended = self._send_pending()
+        except LockedError as error:
+            return self._told(0, str(error))
+        return self._told(change_count, why_ended)
+
+    def _told(self, sent_count: int, why_ended: str) -> Delivery:
+        """Say how many changes arrived now, what waits and why, and what has failed."""
         counts = self.outbox.count(self.destination)
         pending, failed = counts["pending"], counts["failed"]
         said = []
         if failed.message_count:
             last = self.outbox.entries("failed", self.destination)[-1]
-            said.append(f"{_told(failed)} failed, the last with {last.reason}: see `habitus outbox`")
+            said.append(f"{_in_words(failed)} failed, the last with {last.reason}: see `habitus outbox`")
         if pending.message_count:
-            said.append(f"{_told(pending)} wait for the next publish: {note}")
+            wait = "waits" if pending.message_count == 1 else "wait"
+            said.append(f"{_in_words(pending)} {wait} for the next publish: {why_ended}")
         state: Literal["released", "unchanged", "pending", "failed"] = "released" if sent_count else "unchanged"
         if failed.message_count:
             state = "failed"
@@ -112,30 +130,34 @@ class Sender:
         message = self.outbox.next_pending(self.destination)
         if message is None:
             return 0, ""
-        # Not httpx.Client, which logs addresses and keeps cookies.
-        with httpx.HTTPTransport() as transport:
+        deadline = Deadline()
+        # Not httpx.Client, which logs addresses and keeps cookies, and has no deadline for an attempt.
+        with httpcore.ConnectionPool(httpx.create_ssl_context(), network_backend=deadline) as pool:
             while message:
-                failure = self._send(transport, message)
-                if failure is None:
-                    change_count += message.change_count
+                outcome = self._send(pool, deadline, message)
+                if isinstance(outcome, int):
+                    change_count += outcome
                     refused_in_a_row = 0
-                elif failure.final:
+                elif outcome.final:
                     refused_in_a_row += 1
                     if refused_in_a_row == REFUSED_IN_A_ROW_MAX:
                         return change_count, f"{REFUSED_IN_A_ROW_MAX} in a row were refused"
                 else:
-                    return change_count, failure.reason
+                    return change_count, outcome.reason
                 message = self.outbox.next_pending(self.destination)
         return change_count, ""
 
-    def _send(self, transport: httpx.HTTPTransport, message: Message) -> Failure | None:
-        """Try until the message arrives, is refused, or the receiver has had enough attempts."""
+    def _send(self, pool: httpcore.ConnectionPool, deadline: Deadline, message: Message) -> int | Failure:
+        """Try until the message arrives, is refused, or the receiver has had enough attempts.
+
+        Return how many changes arrived. Each attempt sends what the message is then: an erasure may rewrite it.
+        """
         reason = ""
         for attempt in range(1, self.settings.attempts_max + 1):
-            failure = self._attempt(transport, message)
+            failure = self._attempt(pool, deadline, message)
             if failure is None:
                 self.outbox.mark_sent(message)
-                return None
+                return message.change_count
             self.outbox.mark_tried(message, failure.reason, failure.answer, failed=failure.final)
             if failure.final:
                 return failure
@@ -145,48 +167,37 @@ class Sender:
             if attempt < self.settings.attempts_max:
                 backoff_s = self.world.chance() * min(BACKOFF_MAX_S, BACKOFF_S * 2 ** (attempt - 1))
                 self.world.pause(max(retry_after_s, backoff_s))
-        return Failure(f"{reason} after {self.settings.attempts_max} attempts")
+                left = self.outbox.find_pending(message.position)
+                if left is None:
+                    return 0
+                message = left
+        most = self.settings.attempts_max
+        return Failure(f"{reason} after {most} {'attempt' if most == 1 else 'attempts'}")
 
-    def _attempt(self, transport: httpx.HTTPTransport, message: Message) -> Failure | None:
-        began_s = self.world.clock()
-        headers = self.headers(message, int(began_s))
-        request = httpx.Request(
-            "POST",
-            self.url,
-            headers={"Content-Type": "application/json", "User-Agent": "habitus", **headers},
-            content=message.body,
-            extensions={"timeout": httpx.Timeout(self.settings.timeout_s).as_dict()},
-        )
+    def _attempt(self, pool: httpcore.ConnectionPool, deadline: Deadline, message: Message) -> Failure | None:
+        headers = self.headers(message, int(self.world.clock()))
+        sent = {"Content-Type": "application/json", "User-Agent": "habitus", **headers}
+        request = httpx.Request("POST", self.url, headers=sent, content=message.body)
+        deadline.begin(self.settings.timeout_s)
         try:
-            response = transport.handle_request(request)
-        except httpx.TimeoutException:
+            response = pool.handle_request(_raw(request))
+        except httpcore.TimeoutException:
             return Failure(f"no answer within {self.settings.timeout_s:g} s")
-        except (httpx.TransportError, UnicodeError) as error:  # the latter of a host that no name server could know
+        except httpcore.ProtocolError as error:
+            return Failure(self._hidden(_in_one_line(f"no answer in HTTP ({error})"), headers))
+        except (httpcore.NetworkError, UnicodeError) as error:  # the latter of a host that no name server could know
             return Failure(self._hidden(_in_one_line(f"no connection ({error})"), headers))
-        answer = self._read(response, began_s)
-        if response.is_success:
+        answer = _read(response)
+        if 200 <= response.status < 300:
             return None
         text = self._hidden(_in_one_line(answer.decode(errors="replace")), headers)[:REASON_CHARACTERS]
+        retry_after = httpx.Headers(response.headers).get("Retry-After")
         return Failure(
-            f"HTTP {response.status_code}",
+            f"HTTP {response.status}",
             answer=text or None,
-            final=response.status_code < 500 and response.status_code not in TRIED_AGAIN,
-            retry_after_s=_read_retry_after(response.headers.get("Retry-After"), self.world.clock()),
+            final=response.status < 500 and response.status not in TRIED_AGAIN,
+            retry_after_s=_read_retry_after(retry_after, self.world.clock()),
         )
-
-    def _read(self, response: httpx.Response, began_s: float) -> bytes:
-        """Read an answer up to a limit of bytes and time; what it says after the status is not needed."""
-        answer = b""
-        try:
-            for part in response.iter_raw():
-                answer += part
-                if len(answer) > ANSWER_BYTES_MAX or self.world.clock() > began_s + self.settings.timeout_s:
-                    break
-        except httpx.TransportError:
-            pass
-        finally:
-            response.close()
-        return answer[:ANSWER_BYTES_MAX]
 
     def _hidden(self, text: str, headers: Mapping[str, str]) -> str:
         """Return a text without secrets, the address after its host, and what proves who sends."""
@@ -259,6 +270,27 @@ def to_json(content: Any) -> bytes:
     return JSON.encode(content).encode()
 
 
+def _raw(request: httpx.Request) -> httpcore.Request:
+    url = request.url
+    raw_url = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+    return httpcore.Request(request.method, raw_url, headers=request.headers.raw, content=request.content)
+
+
+def _read(response: httpcore.Response) -> bytes:
+    """Read an answer up to a limit of bytes and the attempt's deadline; what follows the status is not needed."""
+    answer = b""
+    try:
+        for part in response.iter_stream():
+            answer += part
+            if len(answer) > ANSWER_BYTES_MAX:
+                break
+    except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
+        pass
+    finally:
+        response.close()
+    return answer[:ANSWER_BYTES_MAX]
+
+
 def _read_retry_after(given: str | None, now_s: float) -> float | None:
     """Read seconds, or a date of HTTP; None where it is neither."""
     if given is None:
@@ -284,7 +316,7 @@ def _in_one_line(text: str) -> str:
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
-def _told(count: Count) -> str:
+def _in_words(count: Count) -> str:
     messages = "message" if count.message_count == 1 else "messages"
     changes = "change" if count.change_count == 1 else "changes"
     return f"{count.message_count:,} {messages} with {count.change_count:,} {changes}"

@@ -67,7 +67,7 @@ class Webhook:
     batch_size: int
 
     def deliver(self, release: Release) -> Delivery:
-        """Queue the changes since the last version that was queued, and send what is pending."""
+        """Queue the changes since the last version that was queued; `send` sends them."""
 
         def drafts(since: int) -> Iterator[Draft]:
             changes = release.changes(since).order_by("version", "user_id", "segment_id")
@@ -75,10 +75,14 @@ class Webhook:
                 while some := list(islice(rows, self.batch_size)):
                     yield self._draft(release.source, version, iso(as_of), some)
 
-        return self.sender.deliver(release, drafts)
+        return self.sender.queue(release, drafts)
+
+    def send(self) -> Delivery:
+        """Send what is pending."""
+        return self.sender.send()
 
     def forget(self, memberships: Mapping[str, Sequence[str]]) -> int:
-        """Take users out of all messages that were not sent, and queue that they left; the next delivery sends it."""
+        """Take users out of all messages that were not sent, and queue that they left; `send` sends it."""
 
         def removals(mark: Mark, left: list[tuple[str, str]]) -> Iterator[Draft]:
             rows = [
