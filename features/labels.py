@@ -221,7 +221,8 @@ def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: La
         complete.append(labels.known_us >= us(one.reach))
         answer = ~acted_at_all if one.kind == "churn" else acted_at_all
         answers[one.column] = ibis.ifelse(complete[-1] & one.is_eligible(labels), answer, None)
-    return labels_table(named).check(labels.mutate(**answers).filter(ibis.or_(*complete)))
+    # A label may have the name of any column that only this needs.
+    return labels_table(named).check(labels.filter(ibis.or_(*complete)).select(*KEY, **answers))
 
 
 def _acted(snapshot: ir.Table, instants: Sequence[datetime], events: ir.Table, label: Label) -> ir.Table:

@@ -1,30 +1,26 @@
 """The `habitus` command: each stage, and all of them."""
 
 import importlib
-import logging
 import os
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 from rich.console import Console
-from rich.status import Status
 
-from features.delta import ConflictError
-from features.lake import LakeInUseError
 from features.zones import write_instant
-from flows.configuration import ConfigurationError, load, parse_as_of
+from flows.command import complain, main
+from flows.configuration import Configuration, ConfigurationError, load, parse_as_of
 from flows.one_off import ONE_OFF_SETTINGS
+from flows.progress import progress
 from flows.turns import turn
-from publish.lock import LockedError
 
 HELD = 3
 """The exit status where the brake held a version."""
@@ -121,8 +117,8 @@ def audit(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
     flow = importlib.import_module("flows.audit")
     with _complaining(config):
         configuration = load(config)
-        instant = parse_as_of(as_of, configuration.time_zone) if as_of else None
-        with _progress():
+        instant = _read_instant(as_of, configuration)
+        with progress():
             found = flow.audit(configuration, instant)
     if as_json:
         print(importlib.import_module("flows.screen").to_json(found))
@@ -158,8 +154,8 @@ def preview(
         settings |= {"sessions.gap_minutes": flow.parse_gap(gap)} if gap else {}
         if not settings:
             raise ConfigurationError("name what to preview: --gap 45m, or --set KEY=VALUE")
-        instant = parse_as_of(as_of, configuration.time_zone) if as_of else None
-        with _progress():
+        instant = _read_instant(as_of, configuration)
+        with progress():
             found = flow.preview(configuration, settings, instant)
     if as_json:
         print(importlib.import_module("flows.screen").to_json(found))
@@ -178,7 +174,7 @@ def upgrade(
     flow = importlib.import_module("flows.upgrade")
     with _complaining(config):
         configuration = load(config)
-        with _progress():
+        with progress():
             upgraded = flow.upgrade_lake(configuration, dry_run)
     if as_json:
         print(importlib.import_module("flows.screen").to_json(upgraded))
@@ -202,19 +198,16 @@ def forget(
     Exit status 1 where a destination has not removed them yet.
     """
     _quieten()
-    stage = importlib.import_module("flows.forget")
-    world = importlib.import_module("flows.world")
-    try:
+    with _complaining(config):
         configuration = load(config)
+        stage = importlib.import_module("flows.forget")
         named = [*(users or ()), *(stage.read_ids(from_file) if from_file else ())]
         # One turn, so that no model is trained in between that the receipt does not list.
-        with _progress(), turn(configuration, "forget"):
+        with progress(), turn(configuration, "forget"):
             if named:
                 stage.begin(configuration, named, datetime.now(UTC))
-            forgotten = stage.forget(config=str(config.resolve()))
-    except (*world.MISTAKES, *world.ELSEWHERE, OSError) as error:
-        _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
-        raise typer.Exit(2 if isinstance(error, world.MISTAKES) else 1) from None
+            with importlib.import_module("flows.temporary_server").serving():
+                forgotten = stage.forget(config=str(config.resolve()))
     if as_json:
         print(importlib.import_module("flows.screen").to_json(forgotten))
     else:
@@ -372,42 +365,22 @@ def _decide(config: Path, name: str, reason: str, decide: Callable[[Any, Path], 
     print(f"{name} version {promotion.number} serves{instead}, from {since} on: {reason}")
 
 
-def main() -> None:
-    """Run the command; a mistake in what a person wrote is one line and exit status 2."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        _complain("stopped; nothing is half-written, run the same command again")
-        sys.exit(130)
-
-
 def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options: bool | str) -> None:
     """Call a stage's flow, show its progress on standard error and its result on standard output."""
-    try:
-        configuration = load(config)
-        instant = parse_as_of(as_of, configuration.time_zone) if as_of else None
-    except ConfigurationError as error:
-        _complain(str(error))
-        raise typer.Exit(2) from None
-    _quieten()
-    with _progress():
-        # Prefect, MLflow and scikit-learn take seconds to import, which a mistake in the configuration need not.
-        flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
-        world = importlib.import_module("flows.world")
-        arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {}) | options
-        held = importlib.import_module("flows.stage").HeldError
-        complaint, status = "", 0
-        try:
-            result = flow(**arguments)
-        except held as error:
-            result, status = error.result, HELD
-        except world.MISTAKES as error:
-            complaint, status = f"{config}: {error}", 2
-        except (*world.ELSEWHERE, OSError) as error:  # a full disk, a folder without permission
-            complaint, status = str(error), 1
-    if complaint:
-        _complain(complaint)
-        raise typer.Exit(status)
+    with _complaining(config):
+        instant = _read_instant(as_of, load(config))
+        _quieten()
+        status = 0
+        with progress():
+            # Prefect, MLflow and scikit-learn take seconds to import, which a mistake in the configuration need not.
+            flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
+            held = importlib.import_module("flows.stage").HeldError
+            arguments = {"config": str(config.resolve())} | ({"as_of": instant} if instant else {}) | options
+            try:
+                with importlib.import_module("flows.temporary_server").serving():
+                    result = flow(**arguments)
+            except held as error:
+                result, status = error.result, HELD
     screen = importlib.import_module("flows.screen")
     if as_json:
         print(screen.to_json(result))
@@ -416,6 +389,10 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
     elif stage == "publish":
         screen.show_published(result, str(config), _program(), Console(highlight=False))
     raise typer.Exit(status)
+
+
+def _read_instant(as_of: str | None, configuration: Configuration) -> datetime | None:
+    return None if as_of is None else parse_as_of(as_of, configuration.time_zone)
 
 
 def _show(module: str, find: str, config: Path, as_json: bool) -> None:
@@ -432,15 +409,24 @@ def _show(module: str, find: str, config: Path, as_json: bool) -> None:
 
 @contextmanager
 def _complaining(config: Path) -> Iterator[None]:
-    """Show a mistake in what a person wrote as one line, or that others are in the way."""
+    """Show in one line a mistake in what a person wrote, or what is to be put right elsewhere."""
     try:
         yield
     except ConfigurationError as error:
-        _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
-        raise typer.Exit(2) from None
-    except (LakeInUseError, LockedError, ConflictError) as error:
-        _complain(str(error))
-        raise typer.Exit(1) from None
+        _end(str(error), 2, config)
+    except Exception as error:
+        world = importlib.import_module("flows.world")
+        if isinstance(error, world.MISTAKES):
+            _end(world.in_one_line(error), 2, config)
+        if isinstance(error, (*world.ELSEWHERE, OSError)):
+            _end(world.in_one_line(error), 1)
+        raise
+
+
+def _end(complaint: str, status: int, config: Path | None = None) -> NoReturn:
+    is_named = config is None or complaint.startswith(str(config))
+    complain(complaint if is_named else f"{config}: {complaint}")
+    raise typer.Exit(status) from None
 
 
 def _program() -> str:
@@ -448,49 +434,11 @@ def _program() -> str:
     return "habitus" if shutil.which("habitus") else os.path.relpath(sys.argv[0])
 
 
-def _complain(message: str) -> None:
-    print(f"habitus: {' '.join(message.split())}", file=sys.stderr)
-
-
 def _quieten() -> None:
     """Keep other programs' messages off the console. Read when Prefect is imported, so before any flow is."""
     for name, value in ONE_OFF_SETTINGS.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
-
-
-class _Lines(logging.Handler):
-    """Print what is done, with the seconds since the line before; show what is being done (debug) while it is."""
-
-    def __init__(self, console: Console, status: Status) -> None:
-        super().__init__()
-        self.console = console
-        self.status = status
-        self.before = time.monotonic()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.INFO:
-            self.status.update(record.getMessage())
-            return
-        now = time.monotonic()
-        self.console.print(f"{now - self.before:6.1f} s  {record.getMessage()}", soft_wrap=True, markup=False)
-        self.before = now
-
-
-@contextmanager
-def _progress() -> Iterator[None]:
-    """Print a line for each stage that is done, and show that work goes on."""
-    console = Console(stderr=True, highlight=False)
-    logger = logging.getLogger("habitus")
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG)
-    with console.status("starting") as status:
-        lines = _Lines(console, status)
-        logger.addHandler(lines)
-        try:
-            yield
-        finally:
-            logger.removeHandler(lines)
 
 
 if __name__ == "__main__":

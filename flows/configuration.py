@@ -17,7 +17,7 @@ from features import damage
 from features.event_names import check_names
 from features.labels import COLUMNS, LabelSettings
 from features.lake import Lake
-from features.limits import DAYS_MAX, DAYS_MIN, SECONDS_MAX, SEED_MAX
+from features.limits import DAYS_MAX, DAYS_MIN, FIRST_AT, LAST_AT, SECONDS_MAX, SEED_MAX
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import RESERVED, Settings, Source, TimeZone, Users
@@ -41,6 +41,8 @@ from publish.report.settings import USER_ID, ReportSettings
 SEGMENT_ID = re.compile(r"S\d{2,}")
 """Of discovered segments."""
 SIZE_MAX_BYTES = 1_000_000
+OWN = re.compile(r"self|place|previous_segment_id|.*_(right|then)", re.IGNORECASE)
+"""Names that tables have for a while beside columns that a configuration names."""
 LOCAL = "published"
 """The destination that is there always: the folder of [publish]."""
 
@@ -142,6 +144,8 @@ class Configuration(Settings):
         for name in self.attributes:
             if name.lower() in taken:
                 raise ValueError(f"users.attributes: {name!r} is the name of a feature; rename the column")
+            if OWN.fullmatch(name):
+                raise ValueError(f"users.attributes: Habitus has columns called {name!r} itself; rename the column")
             if name.lower().startswith(RESERVED):
                 raise ValueError(f"users.attributes: names with {RESERVED!r} are reserved; rename the column {name!r}")
         return self
@@ -158,9 +162,9 @@ class Configuration(Settings):
     @model_validator(mode="after")
     def _labels_are_no_other_columns(self) -> Self:
         taken = {*FAVOURITES, *feature_names(self.features.windows_days), *COLUMNS.values(), *ASSIGNMENTS.schema.names}
-        taken |= {"segments", *map(str.lower, self.attributes)}
+        taken |= {"segments", "report", *map(str.lower, self.attributes)}
         for name in self.labels.named:
-            if name in taken:
+            if name in taken or OWN.fullmatch(name):
                 raise ValueError(f"labels.{name}: is the name of a feature, an attribute or a column; choose another")
         return self
 
@@ -176,6 +180,9 @@ class Configuration(Settings):
 
     @model_validator(mode="after")
     def _rules_are_about_features(self) -> Self:
+        for rule in self.rules.rules:
+            if OWN.fullmatch(rule.name):
+                raise ValueError(f"rules.{rule.name}: is a name that Habitus uses itself; choose another")
         texts: dict[str, Kind] = dict.fromkeys((*FAVOURITES, *self.attributes), "text")
         numbers: dict[str, Kind] = dict.fromkeys(feature_names(self.features.windows_days), "number")
         self.rules.check(texts | numbers)
@@ -391,4 +398,8 @@ def parse_as_of(text: str, time_zone: str) -> datetime:
         raise ConfigurationError(
             f"as_of {text!r} is no instant: write 2024-06-30, 2024-06-30T05:00 or 2024-06-30T05:00+02:00"
         ) from error
-    return instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(time_zone))
+    instant = instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(time_zone))
+    # Compared without shifting it to UTC, where the first and the last days of the calendar would fall out of it.
+    if not FIRST_AT <= instant <= LAST_AT:
+        raise ConfigurationError(f"as_of {text!r} is not between {FIRST_AT:%Y-%m-%d} and {LAST_AT:%Y-%m-%d}")
+    return instant

@@ -10,6 +10,7 @@ ONE_OFF_SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy machine takes more than its 20
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # of its threads, when a signal ends them
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_FLOWS": '{"heartbeat_frequency": null}',  # ending a heartbeat takes a second for each stage
 }

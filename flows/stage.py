@@ -19,7 +19,7 @@ from prefect.states import Failed
 from flows.configuration import Configuration, load, parse_as_of
 from flows.instant import name_run
 from flows.turns import turn
-from flows.world import ELSEWHERE, MISTAKES
+from flows.world import ELSEWHERE, MISTAKES, in_one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,11 +71,6 @@ def read_as_of(config: str, as_of: datetime | str | None) -> datetime | None:
 def artifact_key(configuration: Configuration, what: str) -> str:
     """Name what a run leaves on Prefect's pages, where every configuration has its own."""
     return f"{configuration.name}-{what}".replace("_", "-")
-
-
-def in_one_line(error: Exception) -> str:
-    """Return what an error says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _shorten(record: logging.LogRecord) -> bool:

@@ -24,6 +24,7 @@ from features.lake import LakeInUseError
 from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import Configuration, ConfigurationError, load
+from flows.temporary_server import ServerError
 from models.registry import StoreError
 from publish.lock import LockedError
 
@@ -45,13 +46,17 @@ class PassingError(UnexpectedError):
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
-ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, ConflictError, DamagedError, StoreError)
+ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, ConflictError, DamagedError, StoreError, ServerError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAYS_FULL = re.compile("No space left on device|database or disk is full|Disk quota exceeded|File too large")
 NESTED = re.compile(r"\s*\x1b\[\d+m\S\x1b\[0m\s*")
 """What deltalake puts between an error and what it came from: an arrow in colour, on a line of its own."""
 PACKAGES = ("features", "models", "publish", "flows")
+_ALLOW = "allow this user to write there, or name another folder in the configuration"
+_MOVE = "a file is where a folder is to be: move it away, or name another folder in the configuration"
+TO_DO = {errno.EACCES: _ALLOW, errno.EPERM: _ALLOW, errno.EROFS: _ALLOW, errno.EEXIST: _MOVE, errno.ENOTDIR: _MOVE}
+"""By the number of an error of the system."""
 PASSING = (OSError, duckdb.IOException, CommitFailedError, ConflictError, OperationalError, PassingError)
 """Of files, networks, another's commit to a table, and MLflow's store that another has locked."""
 LASTING = (
@@ -66,6 +71,15 @@ def may_pass(error: BaseException | None) -> bool:
     if error is None or isinstance(error, LASTING):
         return False
     return isinstance(error, PASSING) or may_pass(error.__cause__)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an error says, without line breaks; of one of the system, which file, and what to do."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        parts = (error.filename, error.strerror, TO_DO.get(error.errno or 0))
+        said = ": ".join(str(part) for part in parts if part)
+    return " ".join(said.split()) or type(error).__name__
 
 
 async def _is_worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -95,6 +109,8 @@ def discreet(function: Callable[Given, Found]) -> Callable[Given, Found]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
+            if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
+                raise error.__cause__ from None  # a signal, which DuckDB says is its own error
             config = kwargs.get("config", args[0] if args else None)
             _raise_discreetly(error, config if isinstance(config, str) else None)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from shops import habitus
 
-from flows.cli import _progress
+from flows.progress import progress
 
 CONFIG = """
 name = "shop"
@@ -160,7 +160,7 @@ def test_without_a_configuration_segments_are_those_of_the_folder(
 
 
 def test_brackets_in_a_line_of_progress_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    with _progress():
+    with progress():
         logging.getLogger("habitus").info("S01 Gift hunters [/spring]: split into S01, S05")
 
     assert "S01 Gift hunters [/spring]: split" in capsys.readouterr().err

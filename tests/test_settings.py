@@ -4,13 +4,13 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
 from features.labels import ChurnSettings, ConversionSettings, labels_table, snapshot_dates
-from features.limits import DAYS_MAX
+from features.limits import DAYS_MAX, FIRST_AT, LAST_AT
 from flows.configuration import Configuration, ConfigurationError, validate
 from flows.snapshot import table_of
 from models.conditions import parse
@@ -79,7 +79,7 @@ def complaint(given: dict[str, Any]) -> str | None:
         shop = validate(given)
     except ConfigurationError as error:
         return str(error)
-    for instant in (datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)):
+    for instant in (FIRST_AT, LAST_AT):
         training, reach = shop.training, shop.labels.reach
         dates = snapshot_dates(instant, instant, reach, timedelta(days=training.every_days), training.snapshots)
         assert dates.validation < dates.test < instant < instant + reach
