@@ -44,4 +44,4 @@ def publishing(configuration: Configuration, stage: str) -> Iterator[None]:
 
 
 def _work(configuration: Configuration, stage: str) -> Work:
-    return Work(stage, configuration.name, configuration.time_zone)
+    return Work(f"{stage} of {configuration.name}", configuration.time_zone)

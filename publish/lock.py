@@ -32,10 +32,9 @@ class LockedError(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """Say what is done, for those who wait until it is: a stage of a configuration, which has a time zone."""
+    """Say what is done, such as a stage of a configuration, and in which zone to say since when: for those who wait."""
 
-    stage: str
-    configuration: str
+    what: str
     time_zone: str
 
 
@@ -68,6 +67,20 @@ def publishing_lock(
 ) -> Iterator[None]:
     """Be the only one who publishes, erases or reports from a lake's folder, as `working_lock` does."""
     with _lock(folder / FILE, work, wait_s, say, clock, sleep):
+        yield
+
+
+@contextmanager
+def delivering_lock(
+    folder: Path,
+    destination: str,
+    wait_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[None]:
+    """Be the only one who sends to a destination what its outbox in a folder holds, as `working_lock` does."""
+    work = Work(f"delivery to {destination}", "UTC")
+    with _lock(folder / f"delivering-{destination}.lock", work, wait_s, lambda line: None, clock, sleep):
         yield
 
 
@@ -125,9 +138,8 @@ def _take(file: TextIO, say: Callable[[str], None]) -> bool:
 
 def _write(file: TextIO, work: Work) -> None:
     since = write_instant(datetime.now(UTC), work.time_zone)
-    told = {"what": f"{work.stage} of {work.configuration}", "since": since}
     file.truncate(0)
-    file.write(json.dumps({**told, "process": os.getpid(), "host": socket.gethostname()}))
+    file.write(json.dumps({"what": work.what, "since": since, "process": os.getpid(), "host": socket.gethostname()}))
     file.flush()
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -291,9 +292,7 @@ def test_no_stage_replaces_what_another_wrote_to_any_table(
 
     for number, table in enumerate(tables):
         with monkeypatch.context() as patched:
-            interrupt(
-                patched, "_name_by_content", table, lambda table=table, number=number: note(config, table, number)
-            )
+            interrupt(patched, "_name_by_content", table, partial(note, config, table, number))
             with pytest.raises(ConflictError, match=f"lake/{table.name} was changed by another process"):
                 stage.run(str(config))
         with Lake(load(config).lake) as lake:

@@ -15,7 +15,7 @@ from messages import assert_documented
 
 from publish.lock import LockedError, Work, publishing_lock, working_lock
 
-RUN, INGEST = Work("run", "shop", "Europe/Berlin"), Work("ingest", "shop", "Europe/Berlin")
+RUN, INGEST = Work("run of shop", "Europe/Berlin"), Work("ingest of shop", "Europe/Berlin")
 HOLDER = r"run of shop \(process \d+, since \d{4}-\d\d-\d\d \d\d:\d\d Europe/Berlin\)"
 
 
@@ -100,7 +100,7 @@ def test_who_waits_is_told_at_once_for_whom_and_again_every_minute(tmp_path: Pat
 
 
 def test_who_waits_is_told_when_it_is_for_another(tmp_path: Path) -> None:
-    turns = [working_lock(tmp_path, work, 0) for work in (RUN, Work("forget", "shop", "UTC"))]
+    turns = [working_lock(tmp_path, work, 0) for work in (RUN, Work("forget of shop", "UTC"))]
     turns[0].__enter__()
 
     def take_turns() -> None:
@@ -137,7 +137,7 @@ def test_what_a_killed_process_left_does_not_mislead(tmp_path: Path, left: dict[
 
 @pytest.mark.ci
 def test_a_lock_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
-    code = "import time; from pathlib import Path; from publish.lock import *; w = Work('run', 'shop', 'UTC')\n"
+    code = "import time; from pathlib import Path; from publish.lock import *; w = Work('run of shop', 'UTC')\n"
     code += f"with working_lock(Path({str(tmp_path)!r}), w, 0): print('taken', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None

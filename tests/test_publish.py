@@ -25,7 +25,7 @@ from flows.publish import Published, publish_version
 from flows.score import assign_users
 from flows.snapshot import store_snapshots
 from publish.assignments import ASSIGNMENTS
-from publish.lock import LockedError, Work, publishing_lock
+from publish.lock import LockedError, Work, publishing_lock, working_lock
 
 AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -44,6 +44,9 @@ secret = { env = "HOOK_SECRET" }
 attempts_max = 1
 purposes = []
 """
+
+
+ME = Work("report of shop", "UTC")
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ def test_who_cannot_wait_longer_for_another_is_refused(shop: Path, monkeypatch: 
     score_at(shop, AS_OF + DAY)
     before = (shop.parent / "published" / "latest").readlink()
     with (
-        publishing_lock(load(shop).lake, Work("report", "shop", "UTC"), 0),
+        publishing_lock(load(shop).lake, ME, 0),
         pytest.raises(LockedError, match=r"is in use by report of shop \(process \d+, since "),
     ):
         publish(shop, AS_OF + DAY)
@@ -145,7 +148,7 @@ def test_nothing_is_locked_while_a_receiver_takes_its_time(shop: Path, monkeypat
         monkeypatch.setenv("HOOK", receiver.url)
         published = other.submit(publish, shop)
         assert receiver.asked.wait(60)
-        with publishing_lock(lake, 0), Lake(lake) as mine, mine.alone(0):
+        with working_lock(lake, ME, 0), publishing_lock(lake, ME, 0), Lake(lake) as mine, mine.alone(0):
             assert not published.done()
     assert states(published.result())["hook"] == "pending"
 

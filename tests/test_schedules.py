@@ -39,7 +39,7 @@ def run_each_way(folder: Path) -> dict[str, Any]:
     given = daily["parameters"] | {"as_of": EARLIER}  # a date of YAML, not a text
     alone = daily | {"name": "alone", "entrypoint": "flows.snapshot.snapshot", "parameters": given}
     with schedule(folder, [daily, weekly, alone]) as prefect:
-        with working_lock(folder / "shop" / "lake", Work("run", "shop", "Europe/Berlin"), 0):
+        with working_lock(folder / "shop" / "lake", Work("run of shop", "Europe/Berlin"), 0):
             scheduled = prefect.start("refresh/daily-score")
             wait_until(lambda: any("waiting for" in line for line in prefect.log(scheduled)), prefect.terminal)
             state_meanwhile = prefect.read(scheduled)["state_type"]

@@ -121,7 +121,7 @@ def test_a_command_is_refused_in_one_line_while_another_works_on_its_lake(
 ) -> None:
     monkeypatch.setattr(flows.turns, "WAIT_S", 0)
 
-    with working_lock(Path(config).parent / "lake", Work("run", "big_shop", "Europe/Berlin"), 0):
+    with working_lock(Path(config).parent / "lake", Work("run of big_shop", "Europe/Berlin"), 0):
         done = habitus("sessions", config)
 
     assert done.exit_code == 1

@@ -341,7 +341,7 @@ def test_a_name_that_is_looked_up_for_ever_ends_by_the_deadline(
 def test_what_another_process_sends_is_left_to_it(
     engine: DuckDB, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "WAIT_S", 0)
+    monkeypatch.setattr(sending, "OTHER_WAIT_S", 0)
     with Receiver(SECRET) as receiver:
         hook = webhook(outbox, receiver.url)
         with delivering_lock(outbox.path.parent, "hook", 0):
@@ -349,7 +349,8 @@ def test_what_another_process_sends_is_left_to_it(
         assert receiver.requests == []
         assert delivery.state == "pending"
         assert re.search(
-            r"the next publish: .*: process \d+ delivers to hook, and was not done after 0 s", delivery.note
+            r"wait for the next publish: .* in use by delivery to hook \(process \d+, .*, which did not end within 0 s",
+            delivery.note,
         )
         assert hook.send().state == "released"
 
