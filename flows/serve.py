@@ -16,7 +16,7 @@ from flows.configuration import Configuration, ConfigurationError
 from flows.keys import open_keys
 from publish.api import create_app
 from publish.catalogue import Catalogue
-from publish.connections import CONNECTIONS_MAX, FILES_OF_OTHERS, Crowd, room_for
+from publish.connections import ACCEPTED_AT_ONCE, CONNECTIONS_MAX, FILES_OF_OTHERS, QUEUED_MAX, Crowd, room_for
 from publish.lookups import Lookups
 from publish.repeats import FORMAT, Sparing
 from publish.report.content import Report
@@ -101,7 +101,7 @@ def serve(configuration: Configuration, listening: Listening) -> None:
         loop="asyncio",
         http=crowd.protocol,
         ws="none",
-        backlog=crowd.connections_max,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=STOP_WITHIN_S,
         timeout_notify=0,  # each second
         callback_notify=look_around,
@@ -112,12 +112,21 @@ def serve(configuration: Configuration, listening: Listening) -> None:
     gc.collect()
     gc.freeze()  # what was imported stays; to look through it again and again would delay answers
     try:
-        uvicorn.Server(settings).run([listening.listener])
+        _Server(settings).run([listening.listener])
     finally:
         listening.listener.close()
         log.close()
         if keys is not None:
             keys.close()
+
+
+class _Server(uvicorn.Server):
+    """A server with a queue that is longer than what asyncio accepts at once, which uvicorn takes for the same."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(QUEUED_MAX)
 
 
 def _draw(report: Report, users: pa.Table | None, settings: ReportSettings) -> str:
@@ -147,7 +156,7 @@ def _announce(listening: Listening, has_keys: bool) -> None:
 def _allow_files() -> int:
     """Raise how many files may be open as far as is needed, where that is allowed; return how many may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * CONNECTIONS_MAX + FILES_OF_OTHERS
+    needed = CONNECTIONS_MAX + FILES_OF_OTHERS
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return needed
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

@@ -1,7 +1,7 @@
 """Connections: how many there may be and how long each may take, before anybody has shown a key.
 
-Nobody is turned away while another only waits: when there are too many, the one that has waited longest goes. A
-connection waits while its request is not there yet, and while its client does not read the answer.
+Nobody is turned away while another can go: when there are too many, the idlest is closed. All can but those whose
+request has a key and is being answered.
 """
 
 import ipaddress
@@ -21,6 +21,10 @@ SHARE_OF_ADDRESS = 4
 """One address may have a quarter of them: no more than that is of use behind a proxy either."""
 FILES_OF_OTHERS = 256
 """Files that may be open beside connections: tables, keys, reports."""
+ACCEPTED_AT_ONCE = 50
+"""So that of those who come together each is read before others crowd it out."""
+QUEUED_MAX = 4096
+"""Who wait to be accepted; the kernel may allow fewer."""
 NETWORK_BITS = 64
 """Of an IPv6 address: what one subscriber has."""
 FIRST_BYTE_WITHIN_S = 5
@@ -58,7 +62,7 @@ class Crowd:
         return partial(Connection, self)
 
     def enter(self, connection: "Connection", address: str) -> None:
-        """Take a connection in; another makes room for it, or it goes itself where all others are busy."""
+        """Take a connection in; another makes room for it, or goes itself where none can."""
         self._inside[connection] = address
         self._counts[address] += 1
         if self._counts[address] > self.of_address_max:
@@ -89,9 +93,9 @@ class Crowd:
             connection.see_out_if_late(now)
 
     def _make_room(self, address: str | None) -> bool:
-        """Close the one that has waited longest, of an address or of all; the one that has just come waits, too."""
+        """Close the idlest that can go, of an address or of all; the one that has just come can, too."""
         for connection, its_address in self._inside.items():
-            if address in (None, its_address) and connection.is_waiting:
+            if address in (None, its_address) and connection.can_go:
                 self.leave(connection)
                 connection.transport.abort()
                 return True
@@ -119,9 +123,12 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
-    def is_waiting(self) -> bool:
-        """Tell whether it is the client's turn."""
-        return bool(self.transport.get_write_buffer_size()) or not (self.is_answering or self.transport.is_closing())
+    def can_go(self) -> bool:
+        """Tell whether it may be closed for another: if it is the client's turn, or nobody has shown a key."""
+        if self.transport.get_write_buffer_size():
+            return True
+        has_key = self.is_answering and self.cycle.scope["state"].get("key") is not None
+        return not (has_key or self.transport.is_closing())
 
     def _got_on(self) -> None:
         self.since = self.crowd.clock()
@@ -270,8 +277,5 @@ def network_of(host: str) -> str:
 
 
 def room_for(files_max: int) -> int:
-    """Return how many connections fit where so many files may be open.
-
-    As many again may arrive before the first is looked at.
-    """
-    return max(min((files_max - FILES_OF_OTHERS) // 2, CONNECTIONS_MAX), 1)
+    """Return how many connections fit where so many files may be open."""
+    return max(min(files_max - FILES_OF_OTHERS, CONNECTIONS_MAX), 1)

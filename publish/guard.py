@@ -118,6 +118,8 @@ class Guard:
                 logger.error("%s", error)
                 return None, problem(503, "keys cannot be read now", {"retry-after": "5"})
             if key is None and path != HEALTH:
+                if not self.keys.path.exists():
+                    logger.error("%s: is gone, so no key is valid; put it back, or make keys anew", self.keys.path)
                 refusal = problem(401, "a valid key is needed: Authorization: Bearer hk_...")
                 refusal.raw_headers += [(b"www-authenticate", challenge.encode()) for challenge in CHALLENGES]
                 return None, refusal

@@ -60,9 +60,10 @@ class Key:
 
 
 class Keys:
-    """Hold the keys of one file, which is made where it is not there.
+    """Hold the keys of one file, which is made where it is not there, and never again by an object that has made it.
 
-    Methods raise KeysError where the database cannot be read or written.
+    Where the file is gone no key is valid; where it is another, those in it are. Methods raise KeysError where the
+    database cannot be read or written.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -70,25 +71,24 @@ class Keys:
         self._clock = clock
         self._noted: dict[str, float] = {}
         self._known: list[tuple[bytes, Key]] = []
+        self._known_state: tuple[int, ...] | None = None
         self._known_version: int | None = None
+        self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             path.chmod(0o600)
-            self._reader = self._connect()
-            with self._reader:
-                self._reader.execute("BEGIN IMMEDIATE")
-                [layout] = self._reader.execute("PRAGMA user_version").fetchone()
-                if layout == 0:
-                    self._reader.execute(TABLE)
-                    self._reader.execute(f"PRAGMA user_version = {LAYOUT}")
-        if layout not in (0, LAYOUT):
-            raise KeysError(f"{path}: was written by another version of Habitus (layout {layout}); upgrade Habitus")
+            with closing(self._connect()) as connection, connection:
+                connection.execute("BEGIN IMMEDIATE")
+                if not _layout(connection, path):
+                    connection.execute(TABLE)
+                    connection.execute(f"PRAGMA user_version = {LAYOUT}")
 
     def close(self) -> None:
         """Close the file."""
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def create(self, scope: Scope, name: str) -> tuple[Key, str]:
         """Make a key; return what is known of it, and the key, which nobody can read again."""
@@ -142,18 +142,39 @@ class Keys:
             connection.execute("UPDATE keys SET last_used_at = ? WHERE id = ?", (self._now(), key.id))
 
     def _read(self) -> list[tuple[bytes, Key]]:
-        """Return all keys with their hashes; read again only where another connection has changed them."""
+        """Return all keys with their hashes; read again only where the file is another, or another process changed it.
+
+        A commit may leave size and times as they were, and a file that is copied over this one SQLite's own counter.
+        """
         with self._reading, self._explained():
+            state = self._state()
+            if state is None:
+                return []
+            if self._reader is None or state != self._known_state:
+                self._known_version = self._known_state = None
+                self.close()
+                self._reader = self._connect()
             [version] = self._reader.execute("PRAGMA data_version").fetchone()
             if version != self._known_version:
                 columns = "hash, id, name, scope, created_at, revoked_at, last_used_at"
-                rows = self._reader.execute(f"SELECT {columns} FROM keys ORDER BY rowid").fetchall()
+                select = f"SELECT {columns} FROM keys ORDER BY rowid"
+                rows = self._reader.execute(select).fetchall() if _layout(self._reader, self.path) else []
                 self._known = [(bytes(row[0]), Key(*row[1:])) for row in rows]
-                self._known_version = version
+                self._known_state, self._known_version = state, version
             return self._known
 
+    def _state(self) -> tuple[int, ...] | None:
+        """Return what differs where the file is another, None where there is none."""
+        try:
+            found = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        """Open the file, which is not made: an empty one in the place of a lost one would say that all is well."""
+        address = f"{self.path.absolute().as_uri()}?mode=rw"
+        return sqlite3.connect(address, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -172,6 +193,14 @@ class Keys:
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
+
+
+def _layout(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the layout of a database, 0 of one that is empty. Raises KeysError for one that is not known here."""
+    layout: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if layout not in (0, LAYOUT):
+        raise KeysError(f"{path}: was written by another version of Habitus (layout {layout}); upgrade Habitus")
+    return layout
 
 
 def _hash(secret: str) -> bytes:

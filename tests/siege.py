@@ -7,6 +7,7 @@ the server took.
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import re
 import resource
@@ -15,11 +16,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,6 +42,7 @@ BODY = b"POST /users/lookup HTTP/1.1\r\nHost: shop\r\nContent-Type: application/
 UNREAD = 5_000
 """Requests that are sent at once, and whose answers nobody reads."""
 AGAIN_AFTER_S = 1
+HEALTH = b"GET /health HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n"
 HEALTH_EVERY_S = 0.25
 HEALTH_WAITS_S = 10
 
@@ -59,6 +62,7 @@ def dribble(start: bytes, drop: bytes = b"x") -> Attack:
     async def attack(reader: Reader, writer: Writer) -> None:
         writer.write(start)
         closed = asyncio.create_task(reader.read())
+        closed.add_done_callback(lambda task: task.cancelled() or task.exception())
         while not closed.done():
             await asyncio.wait([closed], timeout=1)
             writer.write(drop)
@@ -90,6 +94,7 @@ def repeat(request: bytes) -> Attack:
 
 REFUSED = b"GET /users/someone HTTP/1.1\r\nHost: shop\r\nAuthorization: Bearer hk_wrong\r\n\r\n"
 ATTACKS: dict[str, tuple[Attack, float]] = {
+    "nothing": (say_nothing, 0),
     "idle connections": (say_nothing, 1),
     "half-sent heads": (dribble(b"GET /segments HTTP/1.1\r\nHost: shop\r\nX-Long: "), 1),
     "half-sent bodies": (dribble(BODY + b"Content-Length: 200000\r\n\r\n{"), 1),
@@ -150,30 +155,29 @@ def serving(tree: Path, folder: Path, files: int) -> Iterator[Server]:
             assert process.stdout is not None
             found = re.match(rb"serving on http://\S+:(\d+) ", process.stdout.readline())
             assert found, log.read_text()
-            yield Server(process, int(found[1]), log)
+            port = int(found[1])
+            ask(port, HEALTH)  # once it is answered the version is loaded
+            yield Server(process, port, log)
         finally:
             process.kill()
 
 
-@dataclass
-class Health:
-    """Ask for /health, each time on a connection of its own, until told to stop."""
+def watch_health(port: int, stop: Event, told: Connection) -> None:
+    """Ask for /health again and again, each time on a connection of its own, and tell how long each answer took.
 
-    port: int
-    took_s: list[float] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def watch(self) -> None:
-        """Ask again and again; what is not answered took as long as was waited, and a second more."""
-        while not self.stop.is_set():
-            began = time.perf_counter()
-            try:
-                answer = ask(self.port, b"GET /health HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")
-            except OSError:
-                answer = b""
-            took_s = time.perf_counter() - began
-            self.took_s.append(took_s if b" 200 " in answer[:20] else max(took_s, HEALTH_WAITS_S) + 1)
-            self.stop.wait(HEALTH_EVERY_S)
+    What is not answered took as long as was waited, and a second more.
+    """
+    took_s = []
+    while not stop.is_set():
+        began = time.perf_counter()
+        try:
+            answer = ask(port, HEALTH)
+        except OSError:
+            answer = b""
+        waited_s = time.perf_counter() - began
+        took_s.append(waited_s if b" 200 " in answer[:20] else max(waited_s, HEALTH_WAITS_S) + 1)
+        stop.wait(HEALTH_EVERY_S)
+    told.send(took_s)
 
 
 def ask(port: int, request: bytes) -> bytes:
@@ -212,15 +216,17 @@ async def besiege(port: int, attacks: list[Attack], seconds: float) -> int:
 def report(server: Server, name: str, attacks: list[Attack], seconds: float) -> bool:
     """Let attacks go on for so long, and print a row; tell whether /health was always there within a second."""
     log_bytes, memory_bytes = server.log_bytes, server.memory_bytes
-    health = Health(server.port)
-    watching = threading.Thread(target=health.watch)
+    told, telling = multiprocessing.Pipe(duplex=False)
+    stop = multiprocessing.Event()
+    watching = multiprocessing.Process(target=watch_health, args=(server.port, stop, telling))
     watching.start()
     most = asyncio.run(besiege(server.port, attacks, seconds))
-    health.stop.set()
+    stop.set()
+    took_s: list[float] = told.recv()
     watching.join()
-    slowest_s = max(health.took_s)
+    slowest_s = max(took_s)
     shown = f"> {HEALTH_WAITS_S:.0f} s" if slowest_s > HEALTH_WAITS_S else f"{slowest_s * 1000:,.0f} ms"
-    median = f"{statistics.median(health.took_s) * 1000:,.0f} ms"
+    median = f"{statistics.median(took_s) * 1000:,.0f} ms"
     memory = f"{memory_bytes / 1e6:,.0f} → {server.memory_bytes / 1e6:,.0f} MB"
     print(
         f"| {name} | {most:,} | {median} | {shown} | {memory} | {(server.log_bytes - log_bytes) / 1e3:,.1f} kB |",
@@ -250,11 +256,11 @@ def main() -> None:
         print("| attack | at once | /health, median | slowest | memory | log |\n|---|---|---|---|---|---|")
         for name, (attack, share) in chosen.items():
             with serving(given.tree, folder, given.files) as server:
-                attacks = [attack] * max(round(given.connections * share), 1)
+                attacks = [attack] * round(given.connections * share)
                 held.append(report(server, name, attacks, given.seconds))
         if given.minutes:
             share = given.connections / len(chosen)
-            attacks = [attack for attack, part in chosen.values() for _ in range(max(round(part * share), 1))]
+            attacks = [attack for attack, part in chosen.values() for _ in range(round(part * share))]
             attacks += [say_nothing] * (given.connections - len(attacks))
             with serving(given.tree, folder, given.files) as server:
                 for minute in range(1, given.minutes + 1):

@@ -230,6 +230,24 @@ def test_a_key_that_is_revoked_is_refused_from_the_next_request_on(server: Serve
     assert client.get("/segments").status_code == 401
 
 
+def test_keys_whose_file_is_gone_or_is_another_are_refused_from_the_next_request_on(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server.get("/segments", "lists").status_code == 200
+    kept = server.keys.path.rename(server.keys.path.with_name("kept"))
+
+    assert server.get("/segments", "lists").status_code == 401
+    assert server.get("/health", "lists").status_code == 200
+    assert "keys.db: is gone, so no key is valid; put it back, or make keys anew" in caplog.text
+    assert not server.keys.path.exists()
+    _, secret = Keys(server.keys.path).create("lists", "another")
+    assert [server.get("/segments", one).status_code for one in ("lists", secret)] == [401, 200]
+    server.keys.path.write_text("no keys " * 1000)
+    assert [server.get("/segments", one).status_code for one in ("lists", secret)] == [503, 503]
+    kept.replace(server.keys.path)
+    assert [server.get("/segments", one).status_code for one in ("lists", secret)] == [200, 401]
+
+
 def test_when_a_key_was_used_last_is_noted(server: Server) -> None:
     with server.client("lists") as client:
         client.get("/segments")

@@ -1,6 +1,9 @@
 import hmac
+import os
 import sqlite3
 import stat
+import threading
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,103 @@ def test_a_file_that_is_no_database_or_of_another_version_is_said_in_one_line(tm
         Keys(tmp_path / "later.db")
     with pytest.raises(KeysError, match="cannot be read or written"):
         Keys(tmp_path / "text.db" / "keys.db")
+
+
+# --- a file that changes under who has it open ---
+
+
+def test_where_the_file_is_gone_no_key_is_valid_and_none_is_made_in_its_place(keys: Keys) -> None:
+    key, secret = keys.create("lists", "crm")
+    assert keys.find(secret) == key
+
+    kept = keys.path.rename(keys.path.with_name("kept"))
+
+    assert keys.find(secret) is None
+    with pytest.raises(KeysError, match="unable to open database file"):
+        keys.note_use(key)
+    assert not keys.path.exists()
+    kept.rename(keys.path)
+    assert keys.find(secret) == key
+
+
+@pytest.mark.parametrize("how", ["renamed over it", "copied over it", "linked"])
+def test_the_keys_of_a_file_that_takes_its_place_are_valid_and_no_others(keys: Keys, how: str) -> None:
+    _, secret = keys.create("lists", "crm")
+    assert keys.find(secret) is not None
+    other = Keys(keys.path.with_name("other.db"))
+    key, other_secret = other.create("lists", "crm")
+    before = keys.path.stat()
+
+    if how == "renamed over it":
+        other.path.rename(keys.path)
+    elif how == "copied over it":
+        keys.path.write_bytes(other.path.read_bytes())  # as many writes as this one has seen, and as long
+        os.utime(keys.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        keys.path.unlink()
+        keys.path.symlink_to(other.path)
+
+    assert keys.find(secret) is None
+    assert keys.find(other_secret) == key
+
+
+def test_a_backup_that_is_put_back_says_what_is_valid(keys: Keys) -> None:
+    key, secret = keys.create("lists", "crm")
+    backup = keys.path.read_bytes()
+    keys.revoke(key.id)
+    assert keys.find(secret) is None
+
+    keys.path.write_bytes(backup)
+
+    assert keys.find(secret) == key
+
+
+@pytest.mark.parametrize("what", ["text", "a part", "a folder", "another layout", "nothing"])
+def test_while_something_else_is_in_the_place_of_the_file_no_key_is_valid(keys: Keys, what: str) -> None:
+    key, secret = keys.create("lists", "crm")
+    assert keys.find(secret) == key
+    kept = keys.path.rename(keys.path.with_name("kept"))
+    if what == "a folder":
+        keys.path.mkdir()
+    elif what == "another layout":
+        with closing(sqlite3.connect(keys.path)) as later:
+            later.execute("PRAGMA user_version = 9")
+    else:
+        content = {"text": b"no keys, " * 1000, "a part": kept.read_bytes()[:3000], "nothing": b""}[what]
+        keys.path.write_bytes(content)
+
+    if what == "nothing":  # an empty database, which has no keys
+        assert keys.find(secret) is None
+    else:
+        for _ in range(2):
+            with pytest.raises(KeysError):
+                keys.find(secret)
+
+    if what == "a folder":
+        keys.path.rmdir()
+    kept.replace(keys.path)
+    assert keys.find(secret) == key
+
+
+def test_no_key_is_valid_again_while_the_file_comes_and_goes_under_those_who_ask(keys: Keys) -> None:
+    _, revoked = keys.create("lists", "crm")
+    keys.revoke(keys.all()[0].id)
+    key, secret = keys.create("lists", "crm")
+    stop, wrong = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            with suppress(KeysError):
+                wrong.extend([1] * (keys.find(revoked) is not None or keys.find(secret) not in (key, None)))
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for _ in range(50):
+        keys.path.rename(keys.path.with_name("kept")).rename(keys.path)
+    stop.set()
+    for asker in askers:
+        asker.join()
+
+    assert not wrong
+    assert keys.find(secret) == key
