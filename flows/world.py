@@ -13,10 +13,11 @@ from sqlalchemy.exc import OperationalError
 
 from features.attributes import DuplicateUserError
 from features.discretion import where
-from features.lake import LakeInUseError
+from features.lake import LakeInUseError, MovedError
 from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import ConfigurationError
+from models.artifacts import MissingModelError
 from publish.lock import LockedError
 
 Given = ParamSpec("Given")
@@ -35,9 +36,9 @@ class PassingError(UnexpectedError):
     """Say so of one that may pass."""
 
 
-MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
+MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError, MissingModelError)
 """What a person has to put right: shown in one line, and not tried again."""
-ELSEWHERE = (DeliveryError, LockedError, LakeInUseError)
+ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, MovedError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
 FULL = "No space left on device"
 PACKAGES = ("features", "models", "publish", "flows")

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -33,7 +33,7 @@ from mlflow.models import Model, infer_signature
 
 from features.addresses import file_address, sqlite_address
 from features.labels import Purpose
-from models.artifacts import ADDRESS, Artifacts, forget_places
+from models.artifacts import ADDRESS, Artifacts, MissingModelError, forget_places
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -64,10 +64,6 @@ SEGMENT_NAME = "segment_name."
 
 class UnknownVersionError(Exception):
     """Name a version that is not registered, and those that are."""
-
-
-class MissingModelError(Exception):
-    """Name a version that is registered, and whose files are not there."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +239,8 @@ class Registry:
             yield run
             run._register()
         except BaseException:
-            self._client.set_terminated(run.run_id, "FAILED")
+            with suppress(MlflowException):  # of a store that is gone, the first error says more
+                self._client.set_terminated(run.run_id, "FAILED")
             raise
         self._client.set_terminated(run.run_id, "FINISHED")
 
