@@ -51,6 +51,16 @@ class LakeInUseError(Exception):
     """Say that others work on a lake that has to be had alone."""
 
 
+class MovedError(Exception):
+    """Say that a folder was moved or removed while it was worked in."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} was moved or removed while this ran, and nothing more is written there; "
+            "run the same command again where it is now"
+        )
+
+
 @contextlib.contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
     """Lend a folder beside what is to be written, on the same disk; gone at the end.
@@ -168,6 +178,22 @@ class Lake:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._handle, fcntl.LOCK_SH)
 
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[Path]:
+        self._check_place()
+        with staging_folder(self.folder) as staging:
+            yield staging
+
+    def _check_place(self) -> None:
+        """Raise MovedError where the folder of this name is no longer the one that was opened."""
+        assert self._handle is not None
+        try:
+            is_here = os.path.samestat(os.stat(self.folder), os.fstat(self._handle))
+        except FileNotFoundError:
+            is_here = False
+        if not is_here:
+            raise MovedError(self.folder)
+
     def tables(self) -> list[str]:
         """List the names of the tables that were ever written."""
         return sorted(self._tables.versions)
@@ -272,7 +298,7 @@ class Lake:
         where another process changed the table since it was read; it then stays as it was. A table whose columns have
         changed is replaced as a whole; its history remains.
         """
-        with staging_folder(self.folder) as staging:
+        with self._staging() as staging:
             with self._kept(table, table.check(rows)) as kept:
                 self._check_rows(table, kept)
                 adds = self._stage(table, kept, staging)
@@ -288,7 +314,7 @@ class Lake:
         A part is rows and the day from which on the later parts' rows are: what is before is complete.
         """
         adds: list[AddAction] = []
-        with staging_folder(self.folder) as staging, contextlib.ExitStack() as waiting:
+        with self._staging() as staging, contextlib.ExitStack() as waiting:
             before: ir.Table | None = None
             for part, complete_until in parts:
                 rows = table.check(part)
@@ -324,7 +350,7 @@ class Lake:
         if not by_partition:
             return 0
         origin = self.origin(table) if origin is None else origin
-        with staging_folder(self.folder) as staging:
+        with self._staging() as staging:
             adds: list[AddAction] = []
             scopes = [None] if table.partition is None else self._in_scopes(stored, by_partition)
             for scope in scopes:
@@ -341,7 +367,7 @@ class Lake:
         leaves each row in its own. `origin` stays as it was.
         """
         stored = self.stored(table)
-        with staging_folder(self.folder) as staging:
+        with self._staging() as staging:
             adds: list[AddAction] = []
             for scope in [None] if table.partition is None else self._in_scopes(stored, self.partitions(stored)):
                 with self._kept(table, table.check(step(self.read(stored, only=scope)))) as kept:
@@ -440,6 +466,7 @@ class Lake:
         staging: Path,
     ) -> bool:
         """Swap in what differs from the version that was read."""
+        self._check_place()
         self._tables.refuse_changed(table.name)  # before files are moved that nothing will name
         if not self.has(table):
             self._create(table, adds, origin, staging)

@@ -20,7 +20,7 @@ from features.attributes import DuplicateUserError
 from features.damage import DamagedError, find_damage, may_be_of_damage
 from features.delta import ConflictError
 from features.discretion import where
-from features.lake import LakeInUseError
+from features.lake import LakeInUseError, MovedError
 from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import Configuration, ConfigurationError, load
@@ -46,7 +46,16 @@ class PassingError(UnexpectedError):
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
-ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, ConflictError, DamagedError, StoreError, ServerError)
+ELSEWHERE = (
+    DeliveryError,
+    LockedError,
+    LakeInUseError,
+    MovedError,
+    ConflictError,
+    DamagedError,
+    StoreError,
+    ServerError,
+)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAYS_FULL = re.compile("No space left on device|database or disk is full|Disk quota exceeded|File too large")

@@ -5,11 +5,12 @@ copy would read, and write, those of its original. So it is told an address with
 here. Its server, started with `--artifacts-destination`, finds the same files.
 """
 
-import errno
 import re
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
+
+from features.lake import MovedError
 
 ADDRESS = "mlflow-artifacts:/"
 MODEL = re.compile(r"/models/(m-[0-9a-f]{32})/artifacts$")
@@ -51,10 +52,10 @@ class Artifacts:
     def prepare(self, path: Path) -> Path:
         """Have the folder there that something is about to be written in.
 
-        Raises FileNotFoundError where the store was moved meanwhile: nothing is written where it was.
+        Raises MovedError where the store is no longer there: nothing is written where it was.
         """
         if not self.folder.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "moved or removed meanwhile", str(self.folder.parent))
+            raise MovedError(self.folder.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -62,10 +63,10 @@ class Artifacts:
 def forget_places(database: Path) -> None:
     """Have a store of 0.1.0, which said where artifacts were, say no more of it.
 
-    Only MLflow's own pages ask it, so a store that cannot be written stays as it is.
+    Only MLflow's own pages ask it, so a store that cannot be written now stays as it is.
     """
     if not database.exists():
         return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as store:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=0)) as store:
         if store.execute(PLACED).fetchone():
             store.executescript(FORGET_PLACES)

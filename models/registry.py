@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -256,7 +256,8 @@ class Registry:
             yield run
             run._register()
         except BaseException as error:
-            self._client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else INTERRUPTED)
+            with suppress(MlflowException):  # of a store that is gone, the first error says more
+                self._client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else INTERRUPTED)
             raise
         self._client.set_terminated(run.run_id, "FINISHED")
 
