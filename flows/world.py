@@ -23,7 +23,7 @@ from features.lake import LakeInUseError
 from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import Configuration, ConfigurationError, load
-from models.registry import StoreError
+from models.store import StoreError
 from publish.lock import LockedError
 
 Given = ParamSpec("Given")
