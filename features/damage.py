@@ -25,8 +25,8 @@ HINT = "_last_checkpoint"
 ENTRY = re.compile(r"(\d{20})\.json")
 CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\b.*\.parquet")
 INSTANT = re.compile(r"as_of=(\d{4}-\d\d-\d\d)T(\d\d)(\d\d)(\d\d\.\d+Z)")
-ENGINES = ("duckdb", "pyarrow", "deltalake", "_internal", "pyspark", "py4j")
-"""The packages whose errors may come of a broken file; `_internal` is how deltalake's own are called."""
+ENGINES = ("_duckdb", "pyarrow", "_internal", "pyspark", "py4j")
+"""The packages whose errors may come of a broken file; `_internal` is what deltalake calls its own."""
 MADE_BY = {
     **dict.fromkeys(("events", "rejected", "files", "attributes"), "ingest"),
     **dict.fromkeys(("sessions", "session_aliases"), "sessions"),
@@ -183,7 +183,11 @@ def _find_gone(lake: Path) -> Iterator[Damage]:
     for name, other in NEEDED_BY.items():
         if _was_written(lake / other) and not _was_written(lake / name):
             yield _gone(lake, name)
-    if _was_written(lake / "versions") and not _was_written(lake / "audiences") and len(_rows(lake, "versions")) > 1:
+    if (
+        _was_written(lake / "versions")
+        and not _was_written(lake / "audiences")
+        and max(_rows(lake, "versions"), default=0) > 1
+    ):
         yield _gone(lake, "audiences")  # a second version is written when the first is committed
     if not _was_written(lake / "erasures") and any(map(_is_completed, lake.glob("receipts/[!p]*.json"))):
         yield _gone(lake, "erasures")

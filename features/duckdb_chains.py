@@ -7,7 +7,7 @@ test.
 """
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
@@ -89,7 +89,7 @@ FROM numbered
 GROUP BY user_id, chain"""
 
 
-def make_chains(engine: DuckDB, chunks: Sequence[list[str]], gap: timedelta) -> Iterator[ir.Table]:
+def make_chains(engine: DuckDB, chunks: Sequence[list[str]], gap: timedelta) -> Generator[ir.Table, None, None]:
     """Yield what `sessions.chains_of` gives of each chunk's files of EVENTS, in order; each is gone after its turn.
 
     Meanwhile the engine works with one thread for each query, and the next chunks are being made.

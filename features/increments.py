@@ -7,7 +7,8 @@ all would. The cap is why a touched session takes along those that follow it wit
 ended changes, the next may begin elsewhere. Those before it stay, for their cuts do not depend on what came after.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -192,7 +193,8 @@ def _days_to_revise(lake: Lake, gap: timedelta) -> list[datetime] | None:
 def _rebuild(lake: Lake, gap: timedelta, on_progress: Progress) -> Sessionized:
     """Make all sessions, by chunks of days that fit into memory."""
     origin = _origin(lake, gap) if lake.has(EVENTS) else None
-    changed = lake.write_in_parts(SESSIONS, _parts(lake, gap, on_progress), origin)
+    with closing(_parts(lake, gap, on_progress)) as parts:
+        changed = lake.write_in_parts(SESSIONS, parts, origin)
     if lake.has(ALIASES):
         kept = lake.read(ALIASES).semi_join(lake.read(SESSIONS), "session_id")
         lake.write(ALIASES, kept)
@@ -200,7 +202,7 @@ def _rebuild(lake: Lake, gap: timedelta, on_progress: Progress) -> Sessionized:
     return Sessionized(count, added=count, revised=0, aliased=0, rebuilt=True, changed=changed)
 
 
-def _parts(lake: Lake, gap: timedelta, on_progress: Progress) -> Iterator[tuple[ir.Table, datetime]]:
+def _parts(lake: Lake, gap: timedelta, on_progress: Progress) -> Generator[tuple[ir.Table, datetime], None, None]:
     """Yield sessions as they are over, each time with the day before which there are no more to come."""
     row_counts = lake.partitions(EVENTS)
     most_rows = MOST_EVENTS_IN_CHUNK
@@ -211,18 +213,19 @@ def _parts(lake: Lake, gap: timedelta, on_progress: Progress) -> Iterator[tuple[
     chunks = _chunks(row_counts, most_rows)
     go_on = duckdb_chains.continue_chains if isinstance(lake.engine, DuckDB) else continue_chains
     opened = None
-    for number, (chunk, chains) in enumerate(zip(chunks, _chains(lake, chunks, gap), strict=True)):
-        on_progress(chunk[-1], chunks[-1][-1])
-        border = chunks[number + 1][0] if chunk is not chunks[-1] else None
-        since = chunk[0] - lookback(gap) - DAY
-        recent = lake.read(EVENTS, only=[day for day in row_counts if since < day <= chunk[-1]])
-        closed, opened = advance(chains, recent, opened, border, gap, go_on)
-        days = days_of(opened) if opened is not None else []
-        yield closed, min(days, default=border or chunk[-1] + DAY)
-        forget_materialized(lake.engine, keep=opened)
+    with closing(_chains(lake, chunks, gap)) as all_chains:  # while the engine is still there
+        for number, (chunk, chains) in enumerate(zip(chunks, all_chains, strict=True)):
+            on_progress(chunk[-1], chunks[-1][-1])
+            border = chunks[number + 1][0] if chunk is not chunks[-1] else None
+            since = chunk[0] - lookback(gap) - DAY
+            recent = lake.read(EVENTS, only=[day for day in row_counts if since < day <= chunk[-1]])
+            closed, opened = advance(chains, recent, opened, border, gap, go_on)
+            days = days_of(opened) if opened is not None else []
+            yield closed, min(days, default=border or chunk[-1] + DAY)
+            forget_materialized(lake.engine, keep=opened)
 
 
-def _chains(lake: Lake, chunks: list[list[datetime]], gap: timedelta) -> Iterator[ir.Table]:
+def _chains(lake: Lake, chunks: list[list[datetime]], gap: timedelta) -> Generator[ir.Table, None, None]:
     """Yield the chains of each chunk; with DuckDB, those of the next are being made meanwhile."""
     if isinstance(lake.engine, DuckDB):
         return duckdb_chains.make_chains(lake.engine, [lake.files(EVENTS, only=chunk) for chunk in chunks], gap)

@@ -227,9 +227,9 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
 
 
 def _is_outdated(lake: Lake, configuration: Configuration, known: list[File]) -> bool:
-    """Tell whether what is known was read otherwise than it would be now, or nothing is."""
+    """Tell whether what is known was read otherwise than it would be now, or nothing is, or not what was rejected."""
     mapping = fingerprint(configuration.events, configuration.time_zone)
-    return not lake.row_count(EVENTS) or {file["fingerprint"] for file in known} != {mapping}
+    return not lake.row_count(EVENTS) or not lake.has(REJECTED) or {file["fingerprint"] for file in known} != {mapping}
 
 
 def _refuse_to_lose(lake: Lake, configuration: Configuration, known: list[File], contents: Mapping[Path, str]) -> None:

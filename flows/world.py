@@ -25,7 +25,7 @@ from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.temporary_server import ServerError
-from models.registry import StoreError
+from models.store import StoreError
 from publish.lock import LockedError
 
 Given = ParamSpec("Given")
@@ -140,7 +140,7 @@ def _raise_discreetly(error: Exception, config: str | None) -> NoReturn:
     if not isinstance(error, (ConfigurationError, *ELSEWHERE)) and config is not None:
         configuration = load(config)
     if _is_of_full_disk(error):
-        raise OSError(errno.ENOSPC, _explain_full(configuration)) from None
+        raise OSError(_explain_full(configuration)) from None
     if configuration is not None and (may_be_of_damage(error) or not isinstance(error, MISTAKES)):
         in_content = may_be_of_damage(error)
         damage = find_damage(configuration.lake, configuration.file, in_content=in_content)
@@ -163,11 +163,10 @@ def _is_of_full_disk(error: BaseException | None) -> bool:
 
 
 def _explain_full(configuration: Configuration | None) -> str:
-    """Say which disk takes no more: of those that are written to, the one with the least space, as far as is known."""
-    folders = [Path(tempfile.gettempdir())]
+    """Say which disk takes no more: of those that are written to, the one with the least space left."""
+    folders = [Path(tempfile.gettempdir()), Path.cwd()]  # for what is made on the way, and Prefect's database
     if configuration is not None:
         folders = [configuration.lake, configuration.mlruns, configuration.published, *folders]
-    left_bytes = {folder: shutil.disk_usage(folder).free for folder in folders if folder.exists()}
-    folder = min(left_bytes, key=lambda one: left_bytes[one])
-    left = f"{left_bytes[folder] / 1e6:,.1f} MB"
-    return f"the disk of {folder} is full ({left} left): free some space, and run the same command again"
+    there = [folder for folder in folders if folder.exists()]
+    folder = min(there, key=lambda one: shutil.disk_usage(one).free)
+    return f"the disk of {folder} is full: free some space, and run the same command again; nothing is half-written"

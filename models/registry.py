@@ -34,6 +34,7 @@ from mlflow.models import Model, infer_signature
 from features.addresses import file_address, sqlite_address
 from features.labels import Purpose
 from models.artifacts import ADDRESS, Artifacts, forget_places
+from models.store import MEND, StoreError, check_store
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -65,15 +66,10 @@ SEGMENT_NAME = "segment_name."
 OWNER = "habitus.lake"
 """The tag of a run that names the lake it works on, of which whoever holds its lock is the only one."""
 INTERRUPTED = "KILLED"
-HEADER = b"SQLite format 3\0"
 
 
 class UnknownVersionError(Exception):
     """Name a version that is not registered, and those that are."""
-
-
-class StoreError(Exception):
-    """Name a file of MLflow's store that is missing or broken, and what mends it."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +230,7 @@ class Registry:
     def __init__(self, mlruns: Path, owner: Path | None = None) -> None:
         """Open the store, for work on the lake that is its `owner`. Raises StoreError where it is broken."""
         mlruns.mkdir(parents=True, exist_ok=True)
-        _check_store(mlruns)
+        check_store(mlruns)
         # As seen from the store, so that both may be moved.
         self._owner = None if owner is None else os.path.relpath(owner, mlruns)
         self.tracking_uri = sqlite_address(mlruns / DATABASE)
@@ -409,7 +405,7 @@ class Registry:
             model = mlflow.sklearn.load_model(file_address(folder))
         except Exception as error:
             raise StoreError(
-                f"{name} version {found.version} cannot be loaded from {folder or found.source}: {_MEND}; "
+                f"{name} version {found.version} cannot be loaded from {folder or found.source}: {MEND}; "
                 f"or have another version serve with `habitus rollback {name}`"
             ) from error
         return Version(int(found.version), found.tags["fingerprint"], model, metadata)
@@ -443,28 +439,6 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             return self._experiment(name)  # another task was quicker
-
-
-_MEND = "put it back from a backup, or move mlruns elsewhere and run `habitus train`, which begins anew"
-
-
-def _check_store(mlruns: Path) -> None:
-    """Look for a database that is missing or broken; MLflow would begin a new one, or say in many lines that it cannot.
-
-    Raises StoreError. Without artifacts nothing is lost: a process was killed as it began.
-    """
-    file = mlruns / "mlflow.db"
-    if not (mlruns / "artifacts").exists():
-        return
-    if not file.exists():
-        raise StoreError(f"{file} is missing: {_MEND}")
-    with file.open("rb") as opened:
-        header = opened.read(100)
-    size_bytes = int.from_bytes(header[16:18], "big") * int.from_bytes(header[28:32], "big")
-    # Beside a journal is what a killed process left, which SQLite takes back by itself.
-    is_cut_off = file.stat().st_size < size_bytes and not file.with_name("mlflow.db-journal").exists()
-    if not header.startswith(HEADER) or is_cut_off:
-        raise StoreError(f"{file} is broken: {_MEND}")
 
 
 def _owned_by(owner: str | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages import PRELOADED, PROCESSES, STEPS, Step, attempt, make_shop, restore, state_of
+from stages import STEPS, Step, attempt, make_shop, restore, state_of
 
 
 class FindingError(Exception):
@@ -46,6 +46,7 @@ def run_undisturbed(folder: Path, kept: Path, names: list[str]) -> list[Undistur
         said, takes_s = attempt(step, folder)
         if said != "done":
             raise FindingError(f"{step.name} undisturbed: {said}")
+        print(f"{step.name} takes {takes_s:.1f} s", flush=True)
         if step.name in names:
             known.append(Undisturbed(step, before, takes_s, state_of(folder)))
     return known
@@ -64,7 +65,6 @@ def finish(one: Undisturbed, folder: Path) -> None:
 
 def main(kills: int, seed: int = 0, names: list[str] | None = None) -> int:
     """Kill so often, print what was found, and return the exit status."""
-    PROCESSES.set_forkserver_preload(PRELOADED)
     draw, began_s = random.Random(seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crash-") as within:
         folder, kept = Path(within, "shop"), Path(within, "kept")

@@ -27,6 +27,7 @@ NOW = datetime(2024, 7, 1, tzinfo=UTC)
 """The present, to the shop."""
 LATE_EVERY = 50
 """One of so many events comes with the second file."""
+USERS = '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["plan"]\n'
 FORGOTTEN = ["user_0003", "user_0010"]
 LONGEST_S = 300
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -135,9 +136,12 @@ STEPS = (
 def make_shop(folder: Path) -> None:
     """Write a shop, some of whose events come later."""
     config = small_shop(folder)
-    text = config.read_text().replace('"events.csv.gz"', '"events*.csv.gz"')
-    config.write_text(text)
+    config.write_text(config.read_text().replace('"events.csv.gz"', '"events*.csv.gz"') + USERS)
     head, *lines = gzip.decompress((folder / "events.csv.gz").read_bytes()).decode().splitlines()
+    users = sorted({user for line in lines if (user := line.partition(",")[0])})
+    (folder / "users.csv").write_text(
+        "\n".join(["user,plan", *(f"{user},{'pro' if user.endswith('1') else 'free'}" for user in users)])
+    )
     for name, is_late in (("late", True), ("events.csv.gz", False)):
         some = [line for number, line in enumerate(lines) if (number % LATE_EVERY == 0) == is_late]
         (folder / name).write_bytes(gzip.compress("\n".join([head, *some]).encode(), mtime=0))
@@ -189,6 +193,8 @@ def _work(step: Step, config: str, told: Any) -> None:
 
 def attempt(step: Step, folder: Path, kill_after_s: float | None = None) -> tuple[str, float]:
     """Run a step in another process; return what it said at the end, "killed" if it was, and the seconds it took."""
+    PROCESSES.set_forkserver_preload(PRELOADED)
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other take longer, where others work too
     told, tells = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=_work, args=(step, str(folder / "habitus.toml"), tells))
     process.start()

@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 from features.lake import Lake, MovedError
 from features.table import Table
-from models.registry import Registry, StoreError
+from models.registry import Registry
+from models.store import StoreError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from models import propensities, segments
 from models.registry import PROMOTIONS, GivenName, Promotion, Registry, UnknownVersionError, promotion_tag
+from models.store import StoreError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's
 
@@ -53,6 +55,25 @@ def train(registry: Registry, name: str, fingerprint: str = "abc", **tags: str) 
 
 def files_of(registry: Registry, run: str) -> list[str]:
     return sorted(file.name for file in registry.artifacts.of_run(run, "").iterdir())
+
+
+# --- a broken store ---
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(("file", "damage"), [("model.skops", cut), ("metadata.json", Path.unlink)])
+def test_a_model_whose_files_are_broken_is_named(registry: Registry, file: str, damage: Callable[[Path], None]) -> None:
+    number = train(registry, "broken")
+    mlruns = registry.artifacts.folder.parent
+    damage(max(mlruns.rglob(file), key=lambda path: path.stat().st_mtime_ns))
+
+    with pytest.raises(
+        StoreError, match=rf"^broken version {number} cannot be loaded from .*`habitus rollback broken`$"
+    ):
+        registry.load("broken", number)
 
 
 # --- versions ---
@@ -329,8 +350,29 @@ def test_a_run_that_dies_is_marked_and_leaves_no_version(registry: Registry, cli
     with pytest.raises(KeyboardInterrupt):
         die()
 
-    assert client.get_run(runs[0]).info.status == "FAILED"
+    assert client.get_run(runs[0]).info.status == "KILLED"
     assert registry.find("half", "abc") is None
+
+
+def running(client: MlflowClient, name: str) -> list[str]:
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+    return sorted(run.info.run_name for run in found)
+
+
+def test_runs_that_a_killed_process_left_are_ended_by_whoever_has_its_lake(
+    registry: Registry, client: MlflowClient
+) -> None:
+    mlruns = registry.artifacts.folder.parent
+    lakes = {"mine": mlruns.parent / "lake", "another's": mlruns.parent / "other"}
+    left = [Registry(mlruns, lake).run("ecom/killed", name) for name, lake in lakes.items()]
+    for one in left:
+        one.__enter__()
+
+    assert registry.end_interrupted(["ecom/killed"]) == 0  # it is of no lake
+    assert Registry(mlruns, lakes["mine"]).end_interrupted(["ecom/killed", "ecom/absent"]) == 1
+    assert running(client, "ecom/killed") == ["another's"]
 
 
 def test_a_version_says_what_it_takes_and_what_it_needs(registry: Registry, client: MlflowClient) -> None:
