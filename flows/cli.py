@@ -18,7 +18,6 @@ import typer.core
 from rich.console import Console
 from rich.status import Status
 
-from features.lake import LakeInUseError
 from features.zones import write_instant
 from flows.configuration import ConfigurationError, load, parse_as_of
 from flows.one_off import ONE_OFF_SETTINGS
@@ -428,15 +427,21 @@ def _show(module: str, find: str, config: Path, as_json: bool) -> None:
 
 @contextmanager
 def _complaining(config: Path) -> Iterator[None]:
-    """Show a mistake in what a person wrote as one line, or that others are at work on the lake."""
+    """Show a mistake in what a person wrote as one line, and what is wrong elsewhere."""
     try:
         yield
     except ConfigurationError as error:
         _complain(str(error) if str(error).startswith(str(config)) else f"{config}: {error}")
         raise typer.Exit(2) from None
-    except LakeInUseError as error:
-        _complain(str(error))
-        raise typer.Exit(1) from None
+    except Exception as error:
+        if isinstance(error, (typer.Exit, typer.Abort)):
+            raise
+        world = importlib.import_module("flows.world")
+        said = world.in_discreet_words(error, str(config))
+        if isinstance(said, world.UnexpectedError):
+            raise
+        _complain(str(said))
+        raise typer.Exit(2 if isinstance(said, world.MISTAKES) else 1) from None
 
 
 def _program() -> str:
