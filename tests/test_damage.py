@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Lake(folder) as lake:
         for number in (1, 2, 3):
             for name in NAMES:
-                write(lake, name, number, **ORIGINS.get(name, lambda number: {})(number))
+                write(lake, name, number, **(ORIGINS[name](number) if name in ORIGINS else {}))
     return folder
 
 
