@@ -159,7 +159,8 @@ class Lake:
 
     def tables(self) -> list[str]:
         """List the names of the tables that were ever written."""
-        return sorted(path.parent.name for path in self.folder.glob("*/_delta_log"))
+        folders = (path.parent for path in self.folder.glob("*/_delta_log"))
+        return sorted(folder.name for folder in folders if DeltaTable.is_deltatable(str(folder)))
 
     def stored(self, table: Table, version: int | None = None) -> Table:
         """Return a table's contract with the columns it has, be they those of another configuration or version."""
