@@ -19,7 +19,7 @@ INSTALLED := .venv/installed
 SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash studies bench picture report-pictures run-pictures format lock serve
+.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash crash-stages full-disk studies bench picture report-pictures run-pictures format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -78,6 +78,14 @@ mutants: setup ## plausible mistakes in the product, and by which test each is t
 KILLS ?= 200
 crash: setup ## kill publishing at random moments, while others read what it publishes: make crash KILLS=20
 	@.venv/bin/python tests/crash.py --kills $(KILLS)
+
+STAGE_KILLS ?= 100
+crash-stages: setup ## kill every stage at random moments and run it again to the end: make crash-stages STAGE_KILLS=20
+	@.venv/bin/python tests/crash_stages.py --kills $(STAGE_KILLS)
+
+FILLS ?= 39
+full-disk: setup ## let every stage run on a disk that takes no more, then on one that does; as root, who may mount one
+	@.venv/bin/python tests/full_disk.py --fills $(FILLS)
 
 EVENTS ?= 10000000
 DAYS ?= 180

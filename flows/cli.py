@@ -414,13 +414,16 @@ def _complaining(config: Path) -> Iterator[None]:
         yield
     except ConfigurationError as error:
         _end(str(error), 2, config)
+    except (typer.Exit, typer.Abort):
+        raise
     except Exception as error:
         world = importlib.import_module("flows.world")
-        if isinstance(error, world.MISTAKES):
-            _end(world.in_one_line(error), 2, config)
-        if isinstance(error, (*world.ELSEWHERE, OSError)):
-            _end(world.in_one_line(error), 1)
-        raise
+        said = world.in_discreet_words(error, str(config))
+        if isinstance(said, world.UnexpectedError):
+            raise
+        if isinstance(said, world.MISTAKES):
+            _end(world.in_one_line(said), 2, config)
+        _end(world.in_one_line(said), 1)
 
 
 def _end(complaint: str, status: int, config: Path | None = None) -> NoReturn:

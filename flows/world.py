@@ -4,11 +4,10 @@ import errno
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import duckdb
 from deltalake.exceptions import CommitFailedError
@@ -121,37 +120,32 @@ def discreet(function: Callable[Given, Found]) -> Callable[Given, Found]:
             if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None  # a signal, which DuckDB says is its own error
             config = kwargs.get("config", args[0] if args else None)
-            _raise_discreetly(error, config if isinstance(config, str) else None)
+            raise in_discreet_words(error, config if isinstance(config, str) else None) from None
 
     return discreetly
 
 
-@contextmanager
-def discreetly(config: str) -> Iterator[None]:
-    """Have a block raise only what may be shown, as `discreet` has a task."""
-    try:
-        yield
-    except Exception as error:
-        _raise_discreetly(error, config)
+def in_discreet_words(error: Exception, config: str | None) -> Exception:
+    """Return an error that may be stored and shown in the place of another.
 
-
-def _raise_discreetly(error: Exception, config: str | None) -> NoReturn:
+    Of a full disk it says which, and of a broken lake or file of it what mends it.
+    """
     configuration = None
-    if not isinstance(error, (ConfigurationError, *ELSEWHERE)) and config is not None:
+    if config is not None and not isinstance(error, (ConfigurationError, *ELSEWHERE)):
         configuration = load(config)
     if _is_of_full_disk(error):
-        raise OSError(_explain_full(configuration)) from None
+        return OSError(_explain_full(configuration))
     if configuration is not None and (may_be_of_damage(error) or not isinstance(error, MISTAKES)):
         in_content = may_be_of_damage(error)
         damage = find_damage(configuration.lake, configuration.file, in_content=in_content)
         if damage is not None:
-            raise damage from None
+            return damage
     if isinstance(error, OSError) and NESTED.search(str(error)):
-        raise OSError(NESTED.sub(": ", str(error))) from None
+        return OSError(NESTED.sub(": ", str(error)))
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in PACKAGES:
-        raise error from None
+        return error
     unexpected = PassingError if may_pass(error) else UnexpectedError
-    raise unexpected(where(error)).with_traceback(error.__traceback__) from None
+    return unexpected(where(error)).with_traceback(error.__traceback__)
 
 
 def _is_of_full_disk(error: BaseException | None) -> bool:

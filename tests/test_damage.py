@@ -162,6 +162,14 @@ def test_a_first_publish_that_was_killed_is_no_damage(tmp_path: Path) -> None:
     check(tmp_path / "lake", "habitus.toml")
 
 
+def test_a_table_whose_first_commit_was_killed_was_never_written(tmp_path: Path) -> None:
+    (tmp_path / "events" / "_delta_log").mkdir(parents=True)
+    check(tmp_path, "habitus.toml")
+    assert find_damage(tmp_path, "habitus.toml", in_content=True) is None
+    with Lake(tmp_path) as lake:
+        assert lake.tables() == []
+
+
 def test_a_log_that_ends_before_what_another_table_was_made_of_is_named(folder: Path) -> None:
     last(folder / "released").unlink()
     assert found_in(folder).startswith(
