@@ -333,6 +333,16 @@ class Lake:
         if origin != self.origin(table):
             self._tables.note(table.name, origin)
 
+    def claim(self, table: Table) -> None:
+        """Commit to a table before others are changed that have to fit it, as it is to be changed last.
+
+        Of two who do so at once, only one gets to that last commit: the other, whose changes may lie across, is refused
+        and begins again. The rows of the table stay, and what they were made of.
+        """
+        if not self.has(table):
+            self.write(table, self.read(table))
+        self.note(table, {**self.origin(table), "claimed_from": self.version(table)})
+
     def remove(
         self, table: Table, values: ir.Table, column: str = "user_id", origin: Mapping[str, Any] | None = None
     ) -> int:

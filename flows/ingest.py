@@ -350,6 +350,7 @@ def _replace(lake: Lake, configuration: Configuration, judged: _Judged, known: l
         rejected = materialize(stack(rejected, reject_events(repeated, DUPLICATE_LINE)))
     none = events.filter(ibis.literal(False))
     batch, files = _sum_up(configuration, judged, events, rejected, none, [], None)
+    lake.claim(FILES)
     if known and sorted(known, key=_key) != files:
         _write_files(lake, [])  # if this breaks off, the next run begins anew
     changed = lake.write(REJECTED, rejected)
@@ -388,6 +389,7 @@ def _add(lake: Lake, configuration: Configuration, judged: _Judged, known: list[
     gave_way = stack(reject_events(theirs, DUPLICATE_ID), reject_events(lines.repeated, DUPLICATE_LINE))
     fresh = materialize(stack(rejected, gave_way).distinct())
     kept = materialize(others.anti_join(fresh, "rejected_id"))
+    lake.claim(FILES)
     changed = lake.write(REJECTED, stack(fresh, kept))
 
     days = _days(stack(lines.entering, lines.leaving))

@@ -113,6 +113,7 @@ def commit(lake: Lake, version: Version, assignments: ir.Table, audiences: ir.Ta
 
     Return it as `present` does, so that destinations get the same bytes of it now and after a crash.
     """
+    lake.claim(AUDIENCES)
     earlier = lake.read(CHANGES)
     never = earlier.filter(earlier.version >= version.version).select("as_of").distinct()
     instants = sorted({version.as_of, *never.as_of.to_pyarrow().to_pylist()})

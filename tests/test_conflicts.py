@@ -4,6 +4,7 @@ A lock keeps two commands apart. These tests have none, as on a disk that locks 
 """
 
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import crowd
 import ibis
 import pytest
 from deltalake import DeltaTable
 from messages import assert_documented
+from prefect_server import await_server, started
 from shops import Ran
 from test_ingest import Shop
 from test_lake import BALANCES, JUNE, MAY, PLANS, read, rows_of
@@ -236,6 +239,74 @@ def content(tables: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_an_ingest_that_began_while_another_was_at_work_does_not_end_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has said what it rejected and not yet what it accepted, so to the second the lake is still new."""
+    shop = Shop(tmp_path / "shop")
+    shop.configure(files="2.csv")
+    later = shop.folder / "later.toml"
+    later.write_text(shop.config.read_text().replace("2.csv", "3.csv"))
+    shop.put("2.csv", *OURS)
+    shop.put("3.csv", *OTHERS)
+    refused, has_read, may_write = list[str](), threading.Event(), threading.Event()
+
+    def ingest(config: Path) -> None:
+        try:
+            accept_files.fn(str(config), NOW, False)
+        except ConflictError:
+            refused.append(config.name)
+
+    def pause() -> None:
+        has_read.set()
+        assert may_write.wait(60)
+
+    def begin_another() -> None:
+        interrupt(monkeypatch, "_name_by_content", REJECTED, pause)
+        second.start()
+        assert has_read.wait(60)
+
+    second = threading.Thread(target=ingest, args=(later,))
+    with monkeypatch.context() as patched:
+        interrupt(patched, "_name_by_content", EVENTS, begin_another)
+        ingest(shop.config)
+        may_write.set()
+        second.join()
+    assert refused
+    ingest(shop.config)
+    ingest(later)
+
+    assert shop.ids() == ["1", "3", "5"]
+    assert sorted(shop.rows(REJECTED, "reason")) == ["duplicate_id", "no_user", "no_user"]
+    assert sorted(shop.rows(FILES, "path")) == ["2.csv", "3.csv"]
+
+
+@pytest.mark.parametrize(
+    ("count", "locked"),
+    [
+        pytest.param(4, True, marks=pytest.mark.ci),
+        pytest.param(4, False, marks=pytest.mark.ci),
+        pytest.param(20, True, marks=pytest.mark.slow),
+        pytest.param(20, False, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_ingest_at_once_lose_no_event_and_have_none_twice(
+    tmp_path: Path, count: int, locked: bool
+) -> None:
+    shop = Shop(tmp_path / "shop")
+    configs = crowd.write_files(shop.folder, count)
+    with started():
+        await_server()
+        refused = crowd.ingest_at_once(configs, locked)
+
+    assert bool(sum(refused)) is not locked
+    own = {f"{number}-{event}" for number in range(count) for event in range(crowd.EVENTS_IN_FILE)}
+    assert sorted(shop.ids()) == sorted([*own, "of all"])
+    assert sorted(shop.rows(FILES, "path")) == sorted(f"{number}.csv" for number in range(count))
+    reasons = shop.rows(REJECTED, "reason")
+    assert (reasons.count("no_user"), reasons.count("duplicate_id"), len(reasons)) == (count, count - 1, 2 * count - 1)
+
+
 # --- every stage, and every table that it writes ---
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -292,7 +363,7 @@ def test_no_stage_replaces_what_another_wrote_to_any_table(
 
     for number, table in enumerate(tables):
         with monkeypatch.context() as patched:
-            interrupt(patched, "_name_by_content", table, partial(note, config, table, number))
+            interrupt(patched, "_name_by_content", table, partial(change, config, table, number))
             with pytest.raises(ConflictError, match=f"lake/{table.name} was changed by another process"):
                 stage.run(str(config))
         with Lake(load(config).lake) as lake:
@@ -313,9 +384,11 @@ def tables_written(monkeypatch: pytest.MonkeyPatch) -> list[Table]:
     return cast("list[Table]", written.values())
 
 
-def note(config: Path, table: Table, number: int) -> None:
+def change(config: Path, table: Table, number: int) -> None:
     """Commit to a table, as another would where nothing locks the lake."""
     with Lake(load(config).lake, held=False) as lake:
+        if not lake.has(table):
+            lake.write(table, lake.read(table))
         lake.note(table, {**lake.origin(table), "other": number})
 
 
