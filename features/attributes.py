@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import ibis
 import ibis.expr.types as ir
 
-from features.sources import CONSENT, EMAIL, PHONE, RESERVED, SourceError
+from features.sources import CONSENT, EMAIL, PHONE, RESERVED, SourceError, attribute_column
 from features.table import Table
 from features.values import as_text, is_inexact
 
@@ -32,10 +32,13 @@ def describe_users(parts: Sequence[ir.Table], attributes: list[str], places_of: 
     for users in parts:
         count = users.filter(is_inexact(users.user_id)).count().to_pyarrow().as_py()
         if count:
-            raise SourceError(f"users.user_id: {count:,} ids are numbers too large to be exact; write them as text")
+            are = "id is a number" if count == 1 else "ids are numbers"
+            raise SourceError(f"users.user_id: {count:,} {are} too large to be exact; write ids as text")
     given = ibis.union(
         *(
-            users.select(user_id=as_text(users.user_id), **{name: as_text(users[name]) for name in attributes})
+            users.select(
+                user_id=as_text(users.user_id), **{name: as_text(users[attribute_column(name)]) for name in attributes}
+            )
             for users in parts
         )
     )
@@ -47,7 +50,9 @@ def describe_users(parts: Sequence[ir.Table], attributes: list[str], places_of: 
         places = []
         for users in parts:
             is_theirs = as_text(users.user_id) == row["user_id"]
-            places.append(places_of(users.filter(is_theirs, as_text(users[row["attribute"]]).notnull())))
+            places.append(
+                places_of(users.filter(is_theirs, as_text(users[attribute_column(row["attribute"])]).notnull()))
+            )
         name = row["attribute"].removeprefix(CONSENT).removeprefix(RESERVED)
         raise DuplicateUserError(
             f"{'; '.join(filter(None, places))}: one user has {row['values']} values of {name}; give one"

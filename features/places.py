@@ -1,15 +1,19 @@
 """Places: where rows are in the files that they came from. They carry no line numbers, since few are ever asked for."""
 
 import csv
-import gzip
+import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
+from features.compression import open_unpacked
+
 DELIMITERS = (",", "\t", ";", "|")
-NO_LINES = (".parquet", ".pq", ".zst")
-"""Ends of names of files that have none, or none that are read here."""
+NO_LINES = (".parquet", ".pq")
+"""Ends of names of files that have none."""
 
 
 def place_of(folder: Path, name: str, text: str | None) -> str:
@@ -29,34 +33,28 @@ def find_lines(path: Path, rows: list[str], most: int) -> list[int]:
     """
     found: list[int] = []
     try:
-        with _open(path) as file:
+        with io.TextIOWrapper(open_unpacked(path), "utf-8-sig", errors="replace", newline="") as file:
             for line in _matches(file, rows):
                 found.append(line)
                 if len(found) == most:
                     break
-    except (OSError, EOFError, UnicodeError, csv.Error):
+    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error):
         pass
     return found
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _matches(file: TextIO, rows: list[str]) -> Iterator[int]:
     """Yield the lines of rows: lines as they are, those that are objects of a CSV file's columns as its rows."""
     header = file.readline()
-    file.seek(0)
+    unread = chain([header], file)
     lines = set(rows)
     if header.lstrip().startswith("{"):
-        yield from (number for number, line in enumerate(file, start=1) if line.strip("\r\n") in lines)
+        yield from (number for number, line in enumerate(unread, start=1) if line.strip("\r\n") in lines)
         return
     objects = {key for key in map(_key_of, rows) if key is not None}
     delimiter = max(DELIMITERS, key=header.count)
     kept: list[str] = []
-    reader = csv.reader(_keeping(file, kept), delimiter=delimiter)
+    reader = csv.reader(_keeping(unread, kept), delimiter=delimiter)
     names = [name or f"column_{place}" for place, name in enumerate(next(reader), start=1)]
     while True:
         start = reader.line_num + 1
@@ -69,7 +67,7 @@ def _matches(file: TextIO, rows: list[str]) -> Iterator[int]:
             yield start
 
 
-def _keeping(file: TextIO, kept: list[str]) -> Iterator[str]:
+def _keeping(file: Iterable[str], kept: list[str]) -> Iterator[str]:
     """Yield lines, and keep those of the row that is being read."""
     for line in file:
         kept.append(line)

@@ -6,9 +6,10 @@ Rows leave here as the source has them, only under the names of EVENTS. Nothing 
 import csv
 import difflib
 import glob
-import gzip
 import json
+import os
 import re
+import stat
 import uuid
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,15 +22,17 @@ from zoneinfo import ZoneInfo
 import duckdb
 import ibis
 import ibis.expr.types as ir
+import pyarrow.parquet as pq
 from ibis.backends.duckdb import Backend as DuckDB
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from features.addresses import literal
+from features.compression import COMPRESSIONS, compression_of, open_unpacked
 from features.discretion import hide_values
 from features.expressions import why_not_of_one_row
 from features.first_ids import FIRST_ID, add_first_ids, structure_of
 from features.placeholders import NO_USER
-from features.places import DELIMITERS
+from features.places import DELIMITERS, find_lines
 from features.values import PART
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -53,9 +56,16 @@ Structure = dict[str, "Structure"] | list["Structure"] | str | None
 """What JSON lines hold: by field, of elements, or a value's type."""
 TEXT_AS_IT_IS = {"VARCHAR", "UBIGINT", "BIGINT", "BOOLEAN"}
 """What has one type in a file, of which JSON's text is canonical."""
+NUMBERS: tuple[Structure, ...] = ("UBIGINT", "BIGINT", "HUGEINT", "DOUBLE")
+"""Types of JSON's numbers, each wider than those before."""
 NO_ROWS = (
     "SELECT NULL::VARCHAR AS habitus_path, NULL::VARCHAR AS habitus_line, NULL::BOOLEAN AS habitus_malformed WHERE 0"
 )
+JSON_LINE = "CASE WHEN NOT habitus_malformed THEN habitus_line END::JSON"
+REQUIRED = ("events.columns.user_id", "events.columns.occurred_at", "events.columns.event_name", "users.user_id")
+"""The keys of columns without which no row can be used: not even a file of JSON lines may lack them."""
+OURS = "habitus_"
+"""What the names of columns begin with that are read beside a source's own."""
 STORED = "source_"
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line that is read; a longer one is malformed."""
@@ -212,19 +222,31 @@ class Users(Settings):
 
 
 def find_files(files: str | list[str], folder: Path, known: Collection[str] = ()) -> list[Path]:
-    """List the files that paths or globs name, relative to a folder, sorted.
+    """List the files that paths or globs name, relative to a folder, sorted, links to nothing and the like too.
 
     Raises SourceError for a path or glob that names none, unless it is one of those that are known from before.
     """
     found: set[Path] = set()
     for pattern in [files] if isinstance(files, str) else files:
         matches = [folder / match for match in glob.glob(pattern, root_dir=folder, recursive=True)]
-        matches = [match for match in {folder / pattern, *matches} if match.is_file()]
+        matches = [match for match in {folder / pattern, *matches} if os.path.lexists(match) and not match.is_dir()]
         name = name_of(folder / pattern, folder).replace("**/", "*")
         if not matches and name not in known and not any(fnmatch(path, name) for path in known):
+            if (folder / pattern).is_dir():
+                raise SourceError(f"{pattern}: is a folder; name the files in it, as {pattern.rstrip('/')}/*")
             raise SourceError(f"{pattern}: no such file; paths are relative to {folder}")
         found.update(matches)
     return sorted(found)
+
+
+def check_is_file(path: Path) -> None:
+    """Stop at what cannot be read to its end. Raises UnreadableError where it is no file, OSError where it is gone."""
+    mode = path.stat().st_mode if path.exists() else 0
+    if mode and not stat.S_ISREG(mode):
+        raise UnreadableError(f"{path.name}: cannot be read: it is no file, but a pipe, a socket or a device")
+    if not mode and path.is_symlink():
+        raise UnreadableError(f"{path.name}: cannot be read: it is a link to what is not there")
+    path.stat()
 
 
 @dataclass(frozen=True)
@@ -349,7 +371,10 @@ def row_text(rows: ir.Table) -> ir.StringValue:
 
 
 def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str, str]) -> list[ir.Table]:
-    """Read the attributes of users: user_id and those of `Users.columns`, and otherwise as `read_events` does."""
+    """Read the attributes of users: user_id and those of `Users.columns`, and otherwise as `read_events` does.
+
+    An attribute's column is called as `attribute_column` says, so that it may have the name of any other.
+    """
     parts = _read(engine.con, find_files(users.files, folder), users.format)
     parts = _with_names(parts, [users.user_id, *(column for _, column in users.columns(consents).values())])
     _refuse_nothing(parts)
@@ -359,9 +384,14 @@ def read_users(engine: DuckDB, users: Users, folder: Path, consents: Mapping[str
         for name, (key, column) in users.columns(consents).items():
             has_other = any(_named(engine.con, other, column) for other in parts)
             given = Computed(column=column, optional=has_other)
-            selected[name] = _column(engine.con, part, parts, (), key, given)
+            selected[attribute_column(name)] = _column(engine.con, part, parts, (), key, given)
         tables.append(_project(engine, part, selected, folder))
     return tables
+
+
+def attribute_column(name: str) -> str:
+    """Return what the column of an attribute is called in what `read_users` gives."""
+    return f"attribute {name}"
 
 
 @dataclass(frozen=True)
@@ -369,7 +399,8 @@ class _Part:
     """Hold a query for the rows of files that have the same columns, and the types of these.
 
     Beside the source's columns, the query gives habitus_path, habitus_line (of JSON lines, and of what is malformed)
-    and habitus_malformed. Of JSON lines `structures` says by file what its fields are. Where it is not `is_named`, the
+    and habitus_malformed. Of JSON lines `structures` says by file what its fields are, and
+    `structure` what they are in all files, earlier ones too. Where it is not `is_named`, the
     columns may be what a row holds, and are nothing for errors.
     """
 
@@ -378,6 +409,7 @@ class _Part:
     paths: list[Path]
     format: Format
     structures: dict[Path, Structure] = field(default_factory=dict)
+    structure: Structure = None
     is_named: bool = True
 
     @property
@@ -443,11 +475,7 @@ def _with_names(parts: list[_Part], mapped: Iterable[str | Computed | list[str]]
 
 def _describe(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
     described = con.execute(f"DESCRIBE {sql}").fetchall()
-    return {name: kind for name, kind, *_ in described if not name.startswith("habitus_")}
-
-
-def _nulls(columns: Mapping[str, str]) -> str:
-    return ", ".join(f"NULL::{kind} AS {_identifier(name)}" for name, kind in columns.items())
+    return {name: kind for name, kind, *_ in described if not name.startswith(OURS)}
 
 
 def _some(paths: list[Path]) -> str:
@@ -455,7 +483,7 @@ def _some(paths: list[Path]) -> str:
 
 
 def _format_of(path: Path) -> Format:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSIONS]
     if suffixes and suffixes[-1] in FORMATS:
         return FORMATS[suffixes[-1]]
     raise SourceError(f"{path.name}: its name does not tell its format; set format to csv, jsonl or parquet")
@@ -463,14 +491,19 @@ def _format_of(path: Path) -> Format:
 
 def _check_is_whole(path: Path) -> None:
     """Read a compressed file to its end: the engine takes one that breaks off for a whole one."""
-    if path.suffix.lower() != ".gz":
-        return
     try:
-        with gzip.open(path, "rb") as file:
-            while file.read(BLOCK_BYTES):
-                pass
+        check_is_file(path)
+        if compression_of(path) != "none":
+            with open_unpacked(path) as file:
+                while file.read(BLOCK_BYTES):
+                    pass
     except (OSError, EOFError, zlib.error) as error:
-        raise UnreadableError(f"{path.name}: cannot be read: {error}") from error
+        raise UnreadableError(f"{path.name}: cannot be read: {why_of(error)}") from error
+
+
+def why_of(error: Exception) -> str:
+    """Return what the system says of a file, without its path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[_Part]:
@@ -484,12 +517,11 @@ def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[_Part]:
             continue
         delimiter = max(DELIMITERS, key=header.count)
         names = _column_names(header, delimiter)
-        if len({name.lower() for name in names}) < len(names):
-            lower = [name.lower() for name in names]
-            second = next(place for place, name in enumerate(lower) if name in lower[:place])
+        _refuse_taken(members[0], names)
+        if twice := _first_twice(names):
             raise UnreadableError(
                 f"{members[0].name}: its first line must name the columns, each once; columns "
-                f"{lower.index(lower[second]) + 1} and {second + 1} have one name"
+                f"{twice[0]} and {twice[1]} have one name"
             )
         dialect = f"header=true, delim={_text(delimiter)}, quote='\"', escape='\"'"
         rows, malformed = _read_text(con, members, names, dialect)
@@ -499,6 +531,20 @@ def _read_csv(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[_Part]:
     return parts
 
 
+def _refuse_taken(path: Path, names: Iterable[str]) -> None:
+    """Stop where a column is called as those are that are read beside a source's own."""
+    for name in names:
+        if name.lower().startswith(OURS):
+            raise SourceError(f"{path.name}: names that begin with {OURS} are taken; rename the column {name!r}")
+
+
+def _first_twice(names: Sequence[str]) -> tuple[int, int] | None:
+    """Return the places of the first two columns of one name: engines do not tell upper from lower case in names."""
+    lower = [name.lower() for name in names]
+    seconds = (place for place, name in enumerate(lower) if name in lower[:place])
+    return next(((lower.index(lower[second]) + 1, second + 1) for second in seconds), None)
+
+
 def _read_text(con: duckdb.DuckDBPyConnection, paths: list[Path], names: list[str], dialect: str) -> tuple[str, str]:
     """Read text into two tables and return their names: of rows, and of the lines that are no rows.
 
@@ -506,11 +552,16 @@ def _read_text(con: duckdb.DuckDBPyConnection, paths: list[Path], names: list[st
     """
     rows, malformed = _temporary_name("rows"), _temporary_name("malformed")
     con.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
-    con.execute(
-        f"""CREATE TEMP TABLE {rows} AS SELECT * FROM read_csv({_texts(paths)}, auto_detect=false, {dialect},
+    by_compression: dict[str, list[Path]] = {}
+    for path in paths:
+        by_compression.setdefault(compression_of(path), []).append(path)
+    scans = (
+        f"""SELECT * FROM read_csv({_texts(members)}, auto_detect=false, {dialect}, compression='{compression}',
             columns={{{", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)}}}, max_line_size={LINE_BYTES},
             store_rejects=true, rejects_limit=0, filename='habitus_path')"""
+        for compression, members in by_compression.items()
     )
+    con.execute(f"CREATE TEMP TABLE {rows} AS {' UNION ALL '.join(scans)}")
     con.execute(
         f"""CREATE TEMP TABLE {malformed} AS
         SELECT any_value(file_path) AS habitus_path, trim(any_value(csv_line), chr(13) || chr(10)) AS habitus_line
@@ -521,7 +572,7 @@ def _read_text(con: duckdb.DuckDBPyConnection, paths: list[Path], names: list[st
 
 def _read_header(path: Path) -> str:
     """Return the first line of a file; blank only if the file is empty."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with open_unpacked(path) as file:
         line = file.readline(LINE_BYTES)
     try:
         header = re.split("[\r\n]", line.decode("utf-8-sig"), maxsplit=1)[0]
@@ -554,22 +605,38 @@ def _read_json_lines(con: duckdb.DuckDBPyConnection, paths: list[Path], known: I
     whole = f"SELECT json_group_structure(habitus_line::JSON), habitus_path FROM {lines} WHERE NOT habitus_malformed"
     by_file = con.execute(f"{whole} GROUP BY habitus_path").fetchall()
     structures: dict[Path, Structure] = {Path(path): json.loads(text) for text, path in by_file if text}
+    for path, fields in structures.items():
+        _refuse_taken(path, fields or ())
     structure: Structure = next(iter(structures.values()), None)
     if any(other != structure for other in structures.values()):
         [text] = con.execute(whole.replace(", habitus_path", "")).fetchone() or ["null"]
         structure = json.loads(text)
+    for other in known:
+        structure = _joined(structure, _structure_of(other))
     plain = _plain_types(structure)
     sql = f"SELECT * FROM {lines}"
     if isinstance(plain, dict) and plain:
         text = _text(json.dumps(plain))
         as_structure = f"from_json(CASE WHEN NOT habitus_malformed THEN habitus_line END, {text})"
         sql = f"SELECT unnest({as_structure}), habitus_path, habitus_line, habitus_malformed FROM {lines}"
-    columns = _describe(con, sql)
-    others = [other for other in known if other and other != columns]
-    if others:
-        sql = " UNION ALL BY NAME ".join([sql, *(f"SELECT {_nulls(other)} WHERE false" for other in others)])
-        columns = _describe(con, sql)
-    return _Part(sql, columns, paths, "jsonl", structures)
+    return _Part(sql, _describe(con, sql), paths, "jsonl", structures, structure)
+
+
+def _joined(now: Structure, then: Structure) -> Structure:
+    """Join what a field is with what it was in earlier files: what both hold is read as if it were read together."""
+    if then in (None, "NULL", now):
+        return now or then
+    if now in (None, "NULL"):
+        return then
+    if isinstance(now, dict) and isinstance(then, dict):
+        return {name: _joined(now.get(name), then.get(name)) for name in {**now, **then}}
+    if isinstance(now, list) and isinstance(then, list):
+        return [_joined(now[0], then[0])]
+    if not isinstance(now, str) and then == "VARCHAR":  # which it is too where it was always null
+        return now
+    if now in NUMBERS and then in NUMBERS:
+        return max(now, then, key=NUMBERS.index)
+    return "VARCHAR"
 
 
 def _plain_types(structure: Structure) -> Structure:
@@ -587,6 +654,10 @@ def _read_parquet(con: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[_Pa
     groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
     for path in paths:
         found = _describe(con, f"SELECT * FROM read_parquet({_texts([path])}, hive_partitioning=false)")
+        names = pq.read_schema(path).names
+        _refuse_taken(path, names)
+        if twice := _first_twice(names):
+            raise UnreadableError(f"{path.name}: columns {twice[0]} and {twice[1]} have one name; give each its own")
         groups.setdefault(tuple(found.items()), []).append(path)
     parts = []
     for columns, members in groups.items():
@@ -642,21 +713,26 @@ def _column(
     found = _named(con, part, name)
     if found is not None:
         if not is_optional:
+            _refuse_no_objects(con, part, key, name)
             _refuse_renamed(part, known, key, name)
+            if key in REQUIRED:
+                _refuse_lacking(part, key, name)
         return found
     others = [other.files for other in parts if other is not part and _named(con, other, name) is not None]
-    before = {column for columns in known for column in columns}
+    fields = _fields_of(part, name)
+    before = any(_leaf(_structure_of(columns), fields) is not None or name in columns for columns in known)
     if is_optional:
         return "NULL::VARCHAR"
     lacks = f"{key}: {part.files} has no column {name!r}"
-    if others or name in before:
+    if others or before:
         who = f"{others[0]} has" if others else "earlier files had"
-        raise SourceError(
-            f"{lacks}, which {who}: mend it, or write {{ column = {json.dumps(name)}, optional = true }} if files may "
-            f"lack it; {_told(part)}"
-        )
+        raise SourceError(f"{lacks}, which {who}: {_mend(name)}; {_told(part)}")
     near = difflib.get_close_matches(name, part.columns, n=1, cutoff=0.5)
     raise SourceError(f"{lacks}; {f'did you mean {near[0]!r}?' if near else _told(part)}")
+
+
+def _mend(name: str) -> str:
+    return f"mend it, or write {{ column = {json.dumps(name)}, optional = true }} if files may lack it"
 
 
 def _told(part: _Part) -> str:
@@ -670,33 +746,38 @@ def _list(names: Iterable[str]) -> str:
 
 def _named(con: duckdb.DuckDBPyConnection, part: _Part, name: str) -> str | None:
     """Return the SQL of a column, or of a field within one, `user.id`; None if there is none."""
-    if name in part.columns:
-        fields = [name]
-    elif name.split(".")[0] in part.columns:
-        fields = name.split(".")
-    else:
+    fields = _fields_of(part, name)
+    if fields[0] not in part.columns:
         return None
-    sql = ".".join(_identifier(one) for one in fields)
-    if len(fields) > 1:
+    if part.format != "jsonl":
+        sql = ".".join(_identifier(one) for one in fields)
         try:
             con.execute(f"DESCRIBE SELECT {sql} FROM ({part.sql})")
         except duckdb.Error:
             return None
-    if part.format != "jsonl":
         return sql
+    if all(_leaf(structure, fields) is None for structure in (part.structure, *part.structures.values())):
+        return None
     # Each value as it is written, whatever the type is that the engine finds for all.
-    pointer = "".join("/" + one.replace("~", "~0").replace("/", "~1") for one in fields)
-    line = "CASE WHEN NOT habitus_malformed THEN habitus_line END::JSON"
     kinds = {_leaf(structure, fields) for structure in part.structures.values()} - {None, "NULL"}
     function = "json_extract_string" if kinds <= TEXT_AS_IT_IS else "json_extract"
-    return f"{function}({line}, {_text(pointer)})"
+    return f"{function}({JSON_LINE}, {_text(_pointer(fields))})"
+
+
+def _fields_of(part: _Part, name: str) -> list[str]:
+    """Return where a column is: a name with dots is a field within others, unless a column is called so."""
+    return [name] if name in part.columns else name.split(".")
+
+
+def _pointer(fields: Sequence[str]) -> str:
+    return "".join("/" + one.replace("~", "~0").replace("/", "~1") for one in fields)
 
 
 def _leaf(structure: Structure, fields: Sequence[str]) -> str | None:
     """Return what a field of JSON lines is; None if they have none."""
     for one in fields:
         if not isinstance(structure, dict):
-            return None if structure in ("NULL", None) else "JSON"
+            return "JSON" if structure == "JSON" else None  # of several types, objects perhaps among them
         if one not in structure:
             return None
         structure = structure[one]
@@ -723,9 +804,9 @@ def _refuse_renamed(part: _Part, known: Iterable[Mapping[str, str]], key: str, n
     """
     if not part.structures:
         return
-    fields = [name] if name in part.columns else name.split(".")
+    fields = _fields_of(part, name)
     having = {path for path, structure in part.structures.items() if _leaf(structure, fields) is not None}
-    before = [{column: structure_of(duckdb.sqltype(kind)) for column, kind in columns.items()} for columns in known]
+    before = [_structure_of(columns) for columns in known]
     those = [*before, *(part.structures[path] for path in having)]
     if not any(_leaf(structure, fields) is not None for structure in those):
         return
@@ -735,8 +816,38 @@ def _refuse_renamed(part: _Part, known: Iterable[Mapping[str, str]], key: str, n
         if path not in having and fresh:
             raise SourceError(
                 f"{key}: {path.name} has no field {name!r}, which other files have, but {_list(fresh[:3])}, which they "
-                f"have not: mend it, or write {{ column = {json.dumps(name)}, optional = true }} if files may lack it"
+                f"have not: {_mend(name)}"
             )
+
+
+def _refuse_lacking(part: _Part, key: str, name: str) -> None:
+    """Stop where a file of JSON lines has a field that every row needs in none of them."""
+    for path, structure in sorted(part.structures.items()):
+        if _leaf(structure, _fields_of(part, name)) is None:
+            raise SourceError(f"{key}: {path.name} has no field {name!r}, which others have: {_mend(name)}")
+
+
+def _refuse_no_objects(con: duckdb.DuckDBPyConnection, part: _Part, key: str, name: str) -> None:
+    """Stop where what is to hold a mapped field is no object in a line, as where objects have become text."""
+    fields = _fields_of(part, name)
+    for path, structure in sorted(part.structures.items()):
+        for depth, one in enumerate(fields[:-1], start=1):
+            structure = structure.get(one) if isinstance(structure, dict) else None
+            if isinstance(structure, dict) or structure in (None, "NULL"):
+                continue
+            found = con.execute(
+                f"""SELECT habitus_line FROM ({part.sql}) WHERE habitus_path = ?
+                AND json_type({JSON_LINE}, {_text(_pointer(fields[:depth]))}) NOT IN ('OBJECT', 'NULL') LIMIT 1""",
+                [str(path)],
+            ).fetchall()
+            lines = find_lines(path, [line for [line] in found], 1)
+            place = f"{path.name}, line {lines[0]:,}" if lines else path.name
+            whole = ".".join(fields[:depth])
+            raise SourceError(f"{key}: {place}: {whole!r} is no object, so there is no {name!r}: {_mend(name)}")
+
+
+def _structure_of(columns: Mapping[str, str]) -> Structure:
+    return {name: structure_of(duckdb.sqltype(kind)) for name, kind in columns.items()}
 
 
 def _fields_in(structure: Structure, fields: Sequence[str]) -> list[str]:

@@ -46,6 +46,7 @@ from features.sources import (
     Raw,
     SourceError,
     UnreadableError,
+    check_is_file,
     find_failing,
     find_files,
     find_unreadable,
@@ -55,6 +56,7 @@ from features.sources import (
     read_users,
     reason_of,
     row_text,
+    why_of,
 )
 from features.table import TIME, materialize, stack
 from features.unusable import refuse_unusable
@@ -182,8 +184,8 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         known: list[File] = lake.read(FILES).to_pyarrow().to_pylist()
         known_paths = [] if rebuild else [file["path"] for file in known]
         paths = find_files(configuration.events.files, configuration.folder, known_paths)
-        with ThreadPoolExecutor() as pool:
-            contents = dict(zip(paths, pool.map(content_of, paths), strict=True))
+        stamps = {path: _stamp(path) for path in paths}
+        contents = _contents_of(configuration, paths)
         anew = rebuild or _is_outdated(lake, configuration, known)
         if anew and not rebuild:
             _refuse_to_lose(lake, configuration, known, contents)
@@ -199,6 +201,7 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
             new = {content: path for path, content in reversed(contents.items())}
             judged = _judge(lake, configuration, new, now, [], erased)
         forget_files(lake.engine)
+        _refuse_changed(stamps, judged)
         described = _describe_users(lake, configuration)
         users = _match_users(lake, described, judged, anew, erased) if described is not None else None
         batch, changed = Batch(), False
@@ -224,6 +227,52 @@ def accept_files(config: str, now: datetime, rebuild: bool) -> Ingested:
         ]
         known_files, watermark = len(contents) - len(new), _watermark(lake)
         return Ingested(known_files, total, accepted, rejected, watermark, batch, users, hints, changed)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what another content of a file shows by: its size and when it was written; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _refuse_changed(stamps: Mapping[Path, tuple[int, int] | None], judged: _Judged | None) -> None:
+    """Stop where a file is no longer what it was when its content was looked at: its rows may be of either."""
+    for path in sorted(judged.files.values()) if judged else ():
+        if _stamp(path) != stamps[path]:
+            raise UnreadableError(
+                f"{path.name}: changed while it was read: nothing was stored; ingest it again when it is whole"
+            )
+
+
+def _contents_of(configuration: Configuration, paths: list[Path]) -> dict[Path, str]:
+    """Hash the content of files, without those that cannot be read, where these are to be skipped."""
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(paths, pool.map(_content_or_why_not, paths), strict=True))
+    unreadable = {path: str(content) for path, content in found.items() if isinstance(content, UnreadableError)}
+    if unreadable:
+        _skip(configuration, unreadable)
+    return {path: content for path, content in found.items() if isinstance(content, str)}
+
+
+def _content_or_why_not(path: Path) -> str | UnreadableError:
+    try:
+        check_is_file(path)
+        return content_of(path)
+    except UnreadableError as error:
+        return error
+    except OSError as error:
+        return UnreadableError(f"{path.name}: cannot be read: {why_of(error)}")
+
+
+def _skip(configuration: Configuration, unreadable: Mapping[Path, str]) -> None:
+    """Say which files are skipped, and why. Raises UnreadableError where none is to be."""
+    if not configuration.events.skip_unreadable:
+        raise UnreadableError(f"{min(unreadable.values())}; mend or remove it, or set events.skip_unreadable = true")
+    for said in unreadable.values():
+        logger.warning("  skipped %s", said)
 
 
 def _is_outdated(lake: Lake, configuration: Configuration, known: list[File]) -> bool:
@@ -282,12 +331,7 @@ def _judge(
             if failing := find_failing(lake.engine, source, paths, columns):
                 raise SourceError(f"{failing}; a function that begins with try_ gives null instead") from error
             raise SourceError(f"events.files: {source.files} cannot be read: {reason_of(error)}") from error
-        if not source.skip_unreadable:
-            raise UnreadableError(
-                f"{min(unreadable.values())}; mend or remove it, or set events.skip_unreadable = true"
-            ) from error
-        for said in unreadable.values():
-            logger.warning("  skipped %s", said)
+        _skip(configuration, unreadable)
         readable = {content: path for content, path in files.items() if path not in unreadable}
         return _judge(lake, configuration, readable, now, known, erased)
     rejected = materialize(rejected)

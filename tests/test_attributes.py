@@ -6,7 +6,7 @@ import pytest
 from ibis.backends.duckdb import Backend as DuckDB
 
 from features.attributes import ATTRIBUTES, DuplicateUserError, contacts, describe_users
-from features.sources import CONSENT, EMAIL, PHONE
+from features.sources import CONSENT, EMAIL, PHONE, attribute_column
 
 
 def describe(engine: DuckDB, users: Sequence[Mapping[str, Any]]) -> set[tuple[str, str, str]]:
@@ -14,8 +14,12 @@ def describe(engine: DuckDB, users: Sequence[Mapping[str, Any]]) -> set[tuple[st
     names = list(users[0])
     columns = {name: pa.array([user[name] for user in users]) for name in names}
     text = {name: column.cast(pa.string()) for name, column in columns.items() if pa.types.is_null(column.type)}
-    table = engine.create_table("users", pa.table(columns | text), temp=True)
-    found = describe_users([table], [name for name in names if name != "user_id"], lambda rows: "the file")
+    attributes = [name for name in names if name != "user_id"]
+    table = pa.table(columns | text).rename_columns(
+        dict(zip(attributes, map(attribute_column, attributes), strict=True))
+    )
+    users_table = engine.create_table("users", table, temp=True)
+    found = describe_users([users_table], attributes, lambda rows: "the file")
     return {tuple(row.values()) for row in ATTRIBUTES.check(found).to_pyarrow().to_pylist()}
 
 

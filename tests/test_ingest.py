@@ -581,8 +581,8 @@ def test_fields_that_new_json_lines_lack_are_null_in_them(shop: Shop) -> None:
     line = {"id": "1", "who": {"id": "ada", "name": "Ada"}, "at": "2024-03-01", "event": "home"}
     (shop.folder / "a.jsonl").write_text(json.dumps(line | {"price": 1.5}))
     shop.ingest()
-    (shop.folder / "b.jsonl").write_text(json.dumps(line | {"id": "2"}))
-    (shop.folder / "c.jsonl").write_text(json.dumps(line | {"id": "3", "who": {"name": "ada"}}))
+    lines = [line | {"id": "2"}, line | {"id": "3", "who": {"name": "ada"}}]
+    (shop.folder / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (shop.folder / "d.jsonl").write_text("")
     shop.ingest()
 
@@ -665,7 +665,7 @@ def test_an_expression_that_fails_on_a_row_is_named(shop: Shop) -> None:
 
 def test_times_that_no_business_has_are_hinted_at(shop: Shop) -> None:
     shop.configure(CONFIG + 'ingested_at = "learned"\n')
-    odd = ["2024-03-01,home,1970-01-20", "2024-03-02,home,5138-11-16", "1970-01-20,home,1970-01-20"]
+    odd = ["2024-03-01,home,1970-01-20", "2024-03-02,home,2138-11-16", "1970-01-20,home,1970-01-20"]
     shop.put("a.csv", *(f"{i},ada,{rest}" for i, rest in enumerate(odd)), header=HEADER + ",learned")
     assert shop.ingest().hints[:3] == [
         "events before 1990: 1; check the time_unit of events.columns.occurred_at",
@@ -913,7 +913,7 @@ def test_nothing_of_users_stays_without_a_users_file(described: Shop) -> None:
 
 def test_a_users_row_that_cannot_be_read_is_named_by_its_line(described: Shop) -> None:
     described.put("people.txt", "ada,pro,Ada@Example.org,020,yes,extra", header="user,plan,mail,tel,letters")
-    with pytest.raises(SourceError, match=r"^users\.files: 1 rows cannot be read, such as people\.txt, line 2; mend"):
+    with pytest.raises(SourceError, match=r"^users\.files: 1 row cannot be read, such as people\.txt, line 2; mend"):
         described.ingest()
 
 

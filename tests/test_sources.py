@@ -18,7 +18,17 @@ from ibis.backends.duckdb import Backend as DuckDB
 from laws import law
 from pydantic import ValidationError
 
-from features.sources import Source, SourceError, Users, find_files, read_events, read_files, read_users, row_text
+from features.sources import (
+    Source,
+    SourceError,
+    Users,
+    attribute_column,
+    find_files,
+    read_events,
+    read_files,
+    read_users,
+    row_text,
+)
 from features.values import as_text
 
 COLUMNS: dict[str, Any] = {"user_id": "user", "occurred_at": "time", "event_name": "name"}
@@ -117,7 +127,7 @@ def test_a_glob_that_named_a_file_before_may_name_none_now(tmp_path: Path) -> No
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     write(tmp_path, {"data/a.csv": "x"})
-    with pytest.raises(SourceError, match=r"^data: no such file"):
+    with pytest.raises(SourceError, match=r"^data: is a folder"):
         find_files("data", tmp_path)
 
 
@@ -761,7 +771,10 @@ def test_a_column_that_earlier_files_had_is_missed(engine: DuckDB, tmp_path: Pat
 def attributes(engine: DuckDB, folder: Path, files: dict[str, str | bytes], *names: str) -> list[dict[str, Any]]:
     write(folder, files)
     users = Users(files=sorted(files), user_id="user", attributes=list(names))
-    parts = [part.select("user_id", *names).to_pyarrow() for part in read_users(engine, users, folder, {})]
+    columns = {name: attribute_column(name) for name in names}
+    parts = [
+        part.rename(columns).select("user_id", *names).to_pyarrow() for part in read_users(engine, users, folder, {})
+    ]
     return [row for part in parts for row in part.to_pylist()]
 
 
@@ -790,7 +803,8 @@ def private(engine: DuckDB, folder: Path, **named: Any) -> list[dict[str, Any]]:
     consents = named.pop("consents", {})
     users = Users(files="u.csv", user_id="user", **named)
     [part] = read_users(engine, users, folder, consents)
-    return list(part.select(*users.columns(consents)).to_pyarrow().to_pylist())
+    columns = {name: attribute_column(name) for name in users.columns(consents)}
+    return list(part.rename(columns).select(*columns).to_pyarrow().to_pylist())
 
 
 def test_contacts_and_consents_have_names_that_no_attribute_has(engine: DuckDB, tmp_path: Path) -> None:
