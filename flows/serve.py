@@ -90,7 +90,7 @@ def serve(configuration: Configuration, listening: Listening) -> None:
     crowd = Crowd(room_for(_allow_files()))
 
     async def look_around() -> None:
-        crowd.see_out_late()
+        crowd.see_out()
         log.tell()
 
     settings = uvicorn.Config(

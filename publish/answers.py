@@ -166,3 +166,4 @@ class Versions(Model):
     """The versions that are kept, the latest first."""
 
     versions: list[OneVersion]
+    broken: list[str] = Field(description="folders of versions that cannot be read; publish again")

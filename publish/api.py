@@ -41,9 +41,10 @@ from publish.answers import (
     Versions,
 )
 from publish.caching import NUMBERS, PEOPLE, answer, cache_headers, is_known, tag_of
-from publish.catalogue import BrokenVersionError, Catalogue, Loaded, NoVersionError, csv_chunks
+from publish.catalogue import Catalogue, Loaded, NoVersionError, csv_chunks
 from publish.cursors import digest, read_cursor, write_cursor
 from publish.guard import HEALTH, PROBLEM, Guard, problem
+from publish.kept import BrokenVersionError
 from publish.keys import Keys, Scope
 from publish.lookups import LakeAwayError, Lookups
 from publish.report.reports import Page
@@ -148,8 +149,10 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             await catalogue.latest()
-        except (NoVersionError, BrokenVersionError) as error:
+        except NoVersionError as error:
             logger.warning("%s", error)
+        except BrokenVersionError:
+            pass  # is logged where it is found
         yield
 
     app = FastAPI(
@@ -215,14 +218,19 @@ def _add_numbers(app: FastAPI, catalogue: Catalogue) -> None:
 
     @app.get("/versions", response_model=Versions, **_needs("aggregate"))
     async def versions(request: Request) -> Response:
-        """List the versions that are kept."""
-        latest = await _version(catalogue, None)
-        found = await asyncio.to_thread(catalogue.manifests)
+        """List the versions that are kept, and which of them are broken."""
+        try:
+            latest = (await catalogue.latest()).name
+        except (BrokenVersionError, NoVersionError):
+            latest = None
+        found, broken = await asyncio.to_thread(catalogue.manifests)
+        if not found and not broken:
+            raise NoVersionError("no version has a report yet", is_none=True)
         kept = [
-            OneVersion(version=said["version"], as_of=said["as_of"], latest=said["version"] == latest.version)
-            for said in found.values()
+            OneVersion(version=said["version"], as_of=said["as_of"], latest=name == latest)
+            for name, said in found.items()
         ]
-        return answer(request, Versions(versions=kept), NUMBERS)
+        return answer(request, Versions(versions=kept, broken=broken), NUMBERS)
 
 
 # --- lists ---
@@ -517,7 +525,10 @@ def _answer_errors(app: FastAPI) -> None:
     handle(
         NoVersionError, lambda error: problem(503 if error.is_none else 404, str(error), later if error.is_none else {})
     )
-    handle(BrokenVersionError, lambda error: _logged(error, problem(503, "this version cannot be read now", later)))
+    handle(
+        BrokenVersionError,
+        lambda error: problem(503, f"the version {error.name} cannot be read now; /versions says which can", later),
+    )
     handle(LakeAwayError, lambda error: _logged(error, problem(503, "this cannot be looked up now", later)))
 
 

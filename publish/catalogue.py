@@ -6,9 +6,7 @@ question: whoever was erased from it is not answered from memory.
 
 import asyncio
 import io
-import json
 import logging
-import os
 import re
 import threading
 import time
@@ -31,9 +29,9 @@ from numpy.typing import NDArray
 
 from features import engines
 from features.snapshots import title
-from publish.destination import DestinationError
 from publish.destinations.files import LIST_SEPARATOR
-from publish.destinations.folders import MANIFEST, VERSION, LocalFolder
+from publish.destinations.folders import MANIFEST, VERSION
+from publish.kept import BrokenVersionError, Kept, latest_in, read_manifest
 from publish.keys import Scope
 from publish.report.content import Report, Segment
 from publish.report.reports import CONTENT, PAGE, USERS, Page, without_users
@@ -64,10 +62,6 @@ class NoVersionError(Exception):
     def __init__(self, words: str, *, is_none: bool = False) -> None:
         super().__init__(words)
         self.is_none = is_none
-
-
-class BrokenVersionError(Exception):
-    """Say which file of a version cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +214,7 @@ class Catalogue:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
         self._failed: dict[str, tuple[float, BrokenVersionError]] = {}
-        self._manifests: dict[str, dict[str, Any]] = {}
+        self._kept, self._published = Kept(folder), Kept(folder.parent)
         self._latest: Loaded | None = None
 
     async def latest(self) -> Loaded:
@@ -228,9 +222,10 @@ class Catalogue:
 
         Raises NoVersionError before the first, and BrokenVersionError where the latest cannot be read.
         """
-        name = self._latest_name()
+        name = latest_in(self.folder)
         if name is None or not self._is_there(name):
-            raise NoVersionError("no version has a report yet", is_none=True)
+            words = "no version has a report yet" if name is None else "the latest version is not there"
+            raise NoVersionError(words, is_none=True)
         before = self._latest
         if before is not None and before.name == name:
             return before
@@ -245,8 +240,8 @@ class Catalogue:
 
     async def version(self, number: int) -> Loaded:
         """Return a version that is kept, by its number; raises NoVersionError and BrokenVersionError."""
-        found = await asyncio.to_thread(self.manifests)
-        name = next((name for name, said in found.items() if said.get("version") == number), None)
+        found, _ = await asyncio.to_thread(self.manifests)
+        name = next((name for name, said in found.items() if said["version"] == number), None)
         if name is None:
             raise NoVersionError("this version is not kept")
         return await self.named(name)
@@ -260,31 +255,17 @@ class Catalogue:
             return self._loaded[name]
         return await self._wait_for(name)
 
-    def manifests(self) -> dict[str, dict[str, Any]]:
-        """Return what the versions that are kept say of themselves, by folder, the latest first."""
-        names = LocalFolder(self.folder).versions()
-        for name in names:
-            if name not in self._manifests:
-                self._manifests[name] = json.loads((self.folder / name / MANIFEST).read_bytes())
-        self._manifests = {name: self._manifests[name] for name in names}
-        return dict(sorted(self._manifests.items(), key=lambda one: -one[1].get("version", 0)))
+    def manifests(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Return what whole versions say of themselves, by folder, the latest first, and the folders of broken ones."""
+        return self._kept.read()
 
     def published_manifest(self, number: int) -> dict[str, Any] | None:
-        """Return the manifest of the published files of a version, None where these are not kept."""
-        folder = LocalFolder(self.folder.parent)
+        """Return the manifest of the published files of a version, None where these are not kept, or broken."""
+        found, _ = self._published.read()
         # Later formats of one version are another folder: the latest one is preferred.
-        latest = folder.latest()
-        for name in sorted(folder.versions(), key=lambda name: name != latest):
-            said = folder.manifest(name)
-            if said.get("version") == number:
-                return said
-        return None
-
-    def _latest_name(self) -> str | None:
-        try:
-            return os.path.basename(os.readlink(self.folder / "latest"))
-        except OSError:
-            return None
+        latest = latest_in(self.folder.parent)
+        names = sorted(found, key=lambda name: (name != latest, name))
+        return next((found[name] for name in names if found[name]["version"] == number), None)
 
     def _is_there(self, name: str) -> bool:
         return (self.folder / name / MANIFEST).exists()
@@ -317,34 +298,32 @@ class Catalogue:
             raise NoVersionError("this version is not kept")
         self._loaded[name] = loaded
         for other in [*self._loaded]:
-            if not self._is_there(other) or (len(self._loaded) > LOADED_MAX and other != self._latest_name()):
+            if not self._is_there(other) or (len(self._loaded) > LOADED_MAX and other != latest_in(self.folder)):
                 del self._loaded[other]
         return loaded
 
 
 def load(folder: Path) -> Loaded:
     """Read a version. Raises BrokenVersionError where a file is missing, or not what was written."""
+    number = read_manifest(folder)["version"]
+    reading = CONTENT
     try:
         report = Report.model_validate_json((folder / CONTENT).read_bytes())
+        if number != report.version:
+            raise ValueError("the report is of another version than the manifest")
+        reading = PAGE
         page = (folder / PAGE).read_bytes()
+        _policy_of(page)  # which is asked for again with each page that is drawn
+        reading = USERS
         users = pq.read_table(folder / USERS)
         if users[USER_ID].null_count:
             raise ValueError("a user has no id")
-    except (OSError, ValueError, KeyError, pa.ArrowException, DestinationError) as error:
-        raise BrokenVersionError(f"{folder.name}: cannot be read ({type(error).__name__}); publish again") from error
-    users = users.set_column(users.column_names.index(USER_ID), USER_ID, users[USER_ID].cast(pa.string())).sort_by(
-        USER_ID
-    )
-    everything, unpersonal = _views(users, report)
-    return Loaded(
-        folder.name,
-        report,
-        report.without_personal(),
-        page,
-        everything,
-        unpersonal,
-        _positions(users, report),
-    )
+        ids = users[USER_ID].cast(pa.string())
+        users = users.set_column(users.column_names.index(USER_ID), USER_ID, ids).sort_by(USER_ID)
+        views, positions = _views(users, report), _positions(users, report)
+    except Exception as error:  # whatever it is, the other versions are answered
+        raise BrokenVersionError(folder.name, f"{reading}: {type(error).__name__}") from error
+    return Loaded(folder.name, report, report.without_personal(), page, *views, positions)
 
 
 def _views(users: pa.Table, report: Report) -> tuple[View, View]:
@@ -416,4 +395,6 @@ class _Policy(HTMLParser):
 def _policy_of(page: bytes) -> str:
     parser = _Policy()
     parser.feed(page[:200_000].decode("utf-8", "replace"))
+    if not all(policy.isascii() and policy.isprintable() for policy in parser.found):
+        raise ValueError("the policy of the page can be in no header")
     return parser.found[0] if parser.found else "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -25,6 +25,7 @@ ACCEPTED_AT_ONCE = 50
 """So that of those who come together each is read before others crowd it out."""
 QUEUED_MAX = 4096
 """Who wait to be accepted; the kernel may allow fewer."""
+FIRST_SECOND_S = 1
 NETWORK_BITS = 64
 """Of an IPv6 address: what one subscriber has."""
 FIRST_BYTE_WITHIN_S = 5
@@ -62,16 +63,14 @@ class Crowd:
         return partial(Connection, self)
 
     def enter(self, connection: "Connection", address: str) -> None:
-        """Take a connection in; another makes room for it, or goes itself where none can."""
+        """Take a connection in; where there are too many, another makes room for it, or it goes itself if none can."""
         self._inside[connection] = address
         self._counts[address] += 1
-        if self._counts[address] > self.of_address_max:
-            logger.warning("more than %d connections from one address: the idlest is closed", self.of_address_max)
-            self._make_room(address)
-        elif len(self) > self.connections_max:
+        if len(self) > self.connections_max:
             logger.warning("more than %d connections: the idlest is closed", self.connections_max)
-            [(most, _)] = self._counts.most_common(1)
-            self._make_room(most) or self._make_room(None)
+            [(crowd, _)] = self._counts.most_common(1)
+            of_crowd = (one for one, its_address in self._inside.items() if its_address == crowd and one.can_go)
+            self._close(next(of_crowd, connection))
 
     def got_on(self, connection: "Connection") -> None:
         """Note that a connection is the last that got on."""
@@ -86,20 +85,24 @@ class Crowd:
             if not self._counts[address]:
                 del self._counts[address]
 
-    def see_out_late(self) -> None:
-        """Close all that take too long: call it each second."""
-        now = self.clock()
-        for connection in [*self._inside]:
-            connection.see_out_if_late(now)
+    def see_out(self) -> None:
+        """Close all that take too long, and the idlest of an address that has too many: call it each second.
 
-    def _make_room(self, address: str | None) -> bool:
-        """Close the idlest that can go, of an address or of all; the one that has just come can, too."""
-        for connection, its_address in self._inside.items():
-            if address in (None, its_address) and connection.can_go:
-                self.leave(connection)
-                connection.transport.abort()
-                return True
-        return False
+        Who has just come is left a second to send a request: the address may be a proxy's.
+        """
+        now = self.clock()
+        too_many = {address: of_it - self.of_address_max for address, of_it in self._counts.items()}
+        for connection, address in [*self._inside.items()]:
+            if too_many[address] > 0 and connection.is_waiting and now - connection.since >= FIRST_SECOND_S:
+                too_many[address] -= 1
+                logger.warning("more than %d connections of one address: the idlest are closed", self.of_address_max)
+                self._close(connection)
+            else:
+                connection.see_out_if_late(now)
+
+    def _close(self, connection: "Connection") -> None:
+        self.leave(connection)
+        connection.transport.abort()
 
 
 class Connection(HttpToolsProtocol):
@@ -123,12 +126,14 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
+    def is_waiting(self) -> bool:
+        """Tell whether it is the client's turn, to send or to read."""
+        return bool(self.transport.get_write_buffer_size()) or not (self.is_answering or self.transport.is_closing())
+
+    @property
     def can_go(self) -> bool:
         """Tell whether it may be closed for another: if it is the client's turn, or nobody has shown a key."""
-        if self.transport.get_write_buffer_size():
-            return True
-        has_key = self.is_answering and self.cycle.scope["state"].get("key") is not None
-        return not (has_key or self.transport.is_closing())
+        return self.is_waiting or (self.is_answering and self.cycle.scope["state"].get("key") is None)
 
     def _got_on(self) -> None:
         self.since = self.crowd.clock()
