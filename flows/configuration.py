@@ -36,6 +36,7 @@ from publish.destination import NAME
 from publish.destinations import AnySettings
 from publish.destinations.files import FilesSettings, Format
 from publish.destinations.folders import FolderSettings
+from publish.formulas import Formulas
 from publish.report.settings import USER_ID, ReportSettings
 
 SEGMENT_ID = re.compile(r"S\d{2,}")
@@ -109,6 +110,7 @@ class PublishSettings(Settings):
 
     folder: str = "published"
     formats: list[Format] = Field(default=["parquet", "csv"], min_length=1)
+    formulas: Formulas = "escape"
     purposes: list[str] | None = None
     holdout_share: float = Field(default=0, ge=0, lt=1)
     max_lag_days: float = Field(default=3, gt=0, le=DAYS_MAX)
@@ -301,7 +303,8 @@ class Configuration(Settings):
     @property
     def _local(self) -> FilesSettings:
         publish = self.publish
-        return FilesSettings(folder=publish.folder, formats=publish.formats, purposes=publish.purposes)
+        kept = {name: getattr(publish, name) for name in ("folder", "formats", "formulas", "purposes")}
+        return FilesSettings(**kept)
 
     def open_lake(self, engine: str | None = None) -> Lake:
         """Open the lake with an engine, or else the one that HABITUS_ENGINE names; close it, or use it in `with`.

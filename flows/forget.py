@@ -4,6 +4,7 @@ Prefect keeps the parameters of a run, so it is told no id: ids wait in the lake
 read, and the flow takes them from there.
 """
 
+import json
 import logging
 import secrets
 import textwrap
@@ -122,17 +123,36 @@ def finish_all(lake: Lake, destinations: Mapping[str, Destination], now: datetim
 
 
 def read_ids(file: Path) -> list[str]:
-    """Read ids, one on each line; blank lines are none. Raises ConfigurationError for a file that cannot be read."""
+    """Read ids, one on each line; blank lines are none, and blanks around an id are not of it.
+
+    A file whose name ends with .jsonl has a JSON text on each line, which can be any id. Raises ConfigurationError for
+    a file that cannot be read.
+    """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        with file.open(encoding="utf-8-sig") as opened:
+            lines = [line.strip() for line in opened]
     except OSError as error:
         raise ConfigurationError(f"--from-file {file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"--from-file {file}: cannot be read: it is not in UTF-8") from error
-    ids = [line.strip() for line in lines if line.strip()]
+    if file.suffix == ".jsonl":
+        ids = [_read_text(file, number, line) for number, line in enumerate(lines, start=1) if line]
+    else:
+        ids = [line for line in lines if line]
     if not ids:
         raise ConfigurationError(f"--from-file {file}: has no ids")
     return ids
+
+
+def _read_text(file: Path, number: int, line: str) -> str:
+    try:
+        user = json.loads(line)
+        user.encode()
+    except (ValueError, AttributeError, RecursionError):
+        raise ConfigurationError(
+            f'--from-file {file}: line {number} is no JSON text: write each id in double quotes, as in "user-1"'
+        ) from None
+    return str(user)
 
 
 def open_lake(configuration: Configuration) -> Lake:

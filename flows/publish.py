@@ -50,8 +50,8 @@ class Published:
     """Say what the present version is, how users changed, where it went, and what is held and how to release it.
 
     Nothing is present before the first release: then `version` and `as_of` are None, and nothing went anywhere.
-    `changes` count users by destination, change and reason; `abandoned` memberships at destinations that are not
-    configured any more, where nobody removes them.
+    `changes` count memberships (`users`: a user is in several segments) by destination, change and reason; `abandoned`
+    those at destinations that are not configured any more, where nobody removes them.
     """
 
     version: int | None

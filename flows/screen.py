@@ -198,7 +198,10 @@ def _changes(published: Published, change: str) -> str:
     """Say how many memberships began or ended in the local folder, and why."""
     rows = [row for row in published.changes if row["destination"] == LOCAL and row["change"] == change]
     rows.sort(key=lambda row: -row["users"])
-    return ", ".join(f"{row['users']:,} ({row['reason'].replace('_', ' ')})" for row in rows)
+    said = [f"{row['users']:,} ({row['reason'].replace('_', ' ')})" for row in rows]
+    if rows:
+        said[0] = said[0].replace(" ", " membership " if rows[0]["users"] == 1 else " memberships ", 1)
+    return ", ".join(said)
 
 
 def _show_next(result: Result, config: str, program: str, console: Console) -> None:

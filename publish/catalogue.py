@@ -31,6 +31,7 @@ from features import engines
 from features.snapshots import title
 from publish.destinations.files import LIST_SEPARATOR
 from publish.destinations.folders import MANIFEST, VERSION
+from publish.formulas import escape_array
 from publish.kept import BrokenVersionError, Kept, latest_in, read_manifest
 from publish.keys import Scope
 from publish.report.content import Report, Segment
@@ -185,7 +186,7 @@ class Loaded:
 
 
 def csv_chunks(table: pa.Table, order: Order) -> Iterator[bytes]:
-    """Write rows as the published CSV files are: UTF-8, lists joined, an empty field for null and "" for no text."""
+    """Write rows as published CSV files are: UTF-8, lists joined, formulas escaped, null empty, an empty text ""."""
     columns = [_csv_column(table, name) for name in table.column_names]
     text = pa.table(columns, names=table.column_names)
     for first in range(0, max(len(order), 1), ROWS_AT_ONCE):
@@ -199,7 +200,9 @@ def csv_chunks(table: pa.Table, order: Order) -> Iterator[bytes]:
 def _csv_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     column = table[name]
     if pa.types.is_list(column.type):
-        return pc.binary_join(column, LIST_SEPARATOR)
+        return escape_array(pc.binary_join(column, LIST_SEPARATOR))
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return escape_array(column)
     if pa.types.is_timestamp(column.type):
         return pc.replace_substring(pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ"), ".000000Z", "Z")
     return column

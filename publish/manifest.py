@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from publish.assignments import ASSIGNMENTS, DIALECT, SCHEMA_VERSION, assignments_table, labels_in
 
-MANIFEST_VERSION = "1.0"
+MANIFEST_VERSION = "1.1"
 """Of the manifest. An added key raises the second number, anything else the first."""
 _COUNT = {"type": "integer", "minimum": 0}
 _COUNTS = {"type": "object", "additionalProperties": _COUNT}
@@ -51,6 +51,8 @@ def manifest_schema() -> dict[str, Any]:
     }
     optional = {
         "erased": _COUNT | {"description": "users who were erased from this version after it was released"},
+        "formulas": {"enum": ["escape", "keep"]}
+        | {"description": "what was done in CSV with texts that a spreadsheet program would run; left out: keep"},
         "audiences": {"type": "array", "items": {"type": "object", "required": ["segment_id", "folder"]}}
         | {"description": "the audiences of an advertising platform, and how many members each has"},
     }

@@ -256,7 +256,8 @@ def release_for(
 ) -> Release:
     """Return what one destination may have of the present version: all that any destination ever gets.
 
-    `contacts` has user_id, email and phone of any users.
+    `contacts` has user_id, email and phone of any users. A destination that needs no purpose gets none: nobody agreed
+    to that.
     """
     audiences = lake.read(AUDIENCES)
     rows = materialize(rows_for(destination, versions.read_released(lake, version), audiences, settings))
@@ -265,6 +266,7 @@ def release_for(
     )
     members = members_of(destination, audiences).left_join(names, "segment_id")
     members = members.mutate(segment_name=members.segment_name.fill_null(members.segment_id))
+    reachable = contacts if settings.purposes else contacts.filter(ibis.literal(False))
     changes = versions.read_changes(lake, version.version)
     mine = changes.filter(changes.destination == destination)
     manifest = {
@@ -283,7 +285,7 @@ def release_for(
         version.as_of,
         rows,
         members.select("user_id", "segment_id", "segment_name"),
-        contacts.semi_join(rows, "user_id").select("user_id", "email", "phone"),
+        reachable.semi_join(rows, "user_id").select("user_id", "email", "phone"),
         lambda since: mine.filter(mine.version > since),
         manifest,
     )

@@ -118,6 +118,7 @@ class Server:
                     status, headers = behaviour
         if isinstance(behaviour, str) and behaviour in ENDLESS:
             beginning, again = ENDLESS[behaviour]
+            handler.close_connection = True
             handler.connection.sendall(beginning)
             while not self._stopped.wait(DRIBBLE_S):
                 handler.connection.sendall(again)

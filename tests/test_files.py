@@ -32,6 +32,7 @@ from publish.assignments import ASSIGNMENTS, assignments_table
 from publish.changes import CHANGES
 from publish.destination import DestinationError, Release
 from publish.destinations.files import Files, FilesSettings, Format
+from publish.formulas import unescape
 from publish.manifest import describe, manifest_schema
 
 AS_OF = pd.Timestamp("2024-06-30T05:00:00Z")
@@ -97,8 +98,11 @@ def deliver(release: Release, folder: Path, formats: Sequence[Format] = ("parque
 
 
 def read_csv(version: Path, name: str = "assignments") -> list[dict[str, str]]:
+    """Read rows as the manifest says that formulas were written."""
     text = (version / f"{name}.csv").read_bytes().decode()
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    plain = unescape if manifest(version).get("formulas") == "escape" else str
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return [{name: plain(value) for name, value in row.items()} for row in rows]
 
 
 def read_parquet(version: Path, name: str = "assignments") -> list[dict[str, Any]]:
@@ -358,8 +362,29 @@ def test_odd_user_ids_survive(made: Make, tmp_path: Path) -> None:
     version = deliver(made(*({"user_id": user} for user in ODD)), tmp_path, ALL)
     for rows in (read_csv(version), read_parquet(version), read_jsonl(version)):
         assert [row["user_id"] for row in rows] == sorted(ODD)
+    kept = FilesSettings(folder=str(tmp_path), formulas="keep").connect("files", {}, tmp_path, tmp_path)
+    version = Path(kept.deliver(made(*({"user_id": user} for user in ODD))).where)
     found = pd.read_csv(version / "assignments.csv", dtype={"user_id": "str"}, keep_default_na=False)
     assert found["user_id"].tolist() == sorted(ODD)
+
+
+def test_what_a_spreadsheet_would_run_is_escaped_in_csv_alone(made: Make, tmp_path: Path) -> None:
+    row = {"user_id": "=1+1", "churn_reasons": ["-1", "b"], "segment_strength": -0.5}
+    version = deliver(made(row, changes=[{"user_id": "=1+1"}]), tmp_path, ALL)
+    [found] = csv.DictReader((version / "assignments.csv").read_text().splitlines())
+    assert (found["user_id"], found["churn_reasons"], found["segment_strength"]) == ("'=1+1", "'-1 | b", "-0.5")
+    assert "'=1+1" in (version / "changes.csv").read_text()
+    assert [rows[0]["user_id"] for rows in (read_parquet(version), read_jsonl(version))] == ["=1+1"] * 2
+
+
+def test_a_version_is_written_anew_where_formulas_are_to_be_kept_or_no_longer(made: Make, tmp_path: Path) -> None:
+    release = made({"user_id": "=1+1"})
+    first = deliver(release, tmp_path)
+    kept = FilesSettings(folder=str(tmp_path), formulas="keep").connect("files", {}, tmp_path, tmp_path)
+    assert kept.deliver(release).state == "released"
+    assert kept.deliver(release).state == "unchanged"
+    assert "=1+1" in {row["user_id"] for row in read_csv((tmp_path / "latest").resolve())}
+    assert deliver(release, tmp_path) == first
 
 
 @given(
@@ -382,6 +407,15 @@ def test_every_user_id_survives_publishing_and_the_forgetting_of_another(
 
 
 # --- forgetting ---
+
+
+def test_who_is_escaped_is_forgotten_and_nobody_like_them(made: Make, tmp_path: Path) -> None:
+    version = deliver(made({"user_id": "=1"}, {"user_id": "'=1"}, {"user_id": "ben"}), tmp_path, ALL)
+    assert files_in(tmp_path).forget({"=1": ["s1"]}) == 1
+    version = (tmp_path / "latest").resolve()
+    for rows in (read_csv(version), read_parquet(version), read_jsonl(version)):
+        assert [row["user_id"] for row in rows] == ["'=1", "ben"]
+    assert check_whole(version)["users"] == 2
 
 
 def test_a_forgotten_user_is_in_no_file_of_any_version(made: Make, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from messages import assert_documented
 from shops import Ran, habitus
 from stores import places_of
 
@@ -18,7 +19,7 @@ import flows.forget
 from features.events import EVENTS, REJECTED
 from features.lake import Lake
 from features.sessions import SESSIONS
-from flows.configuration import load
+from flows.configuration import ConfigurationError, load
 from flows.ingest import accept_files
 from flows.schedule import next_training
 from publish.destination import Delivery, DestinationError, Release
@@ -169,6 +170,22 @@ def test_ids_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "ids.txt"
     file.write_bytes(b"\xef\xbb\xbfann\r\n\r\n  bob \n")
     assert flows.forget.read_ids(file) == ["ann", "bob"]
+
+
+def test_any_id_can_be_named_in_json_lines(tmp_path: Path) -> None:
+    ids = ["a\nb", " ann ", "\u2028", 'quoted "bob"', "NUL\x00", "4711"]
+    file = tmp_path / "ids.jsonl"
+    file.write_text("".join(f"{json.dumps(user)}\n" for user in ids) + "\n")
+    assert flows.forget.read_ids(file) == ids
+
+
+@pytest.mark.parametrize("line", ["ann", "4711", '["ann"]', '"ann', '"\\ud800"', "[" * 10_000])
+def test_what_is_no_json_text_is_refused_without_telling_it(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "ids.jsonl"
+    file.write_text(f'"bob"\n{line}\n')
+    with pytest.raises(ConfigurationError) as caught:
+        flows.forget.read_ids(file)
+    assert_documented("an id in a `.jsonl` file is not in quotes", str(caught.value), tmp_path)
 
 
 # --- what waits ---

@@ -140,6 +140,7 @@ def test_of_two_at_once_one_waits_and_finds_it_done(shop: Path, warehouse: Path)
     assert ids_in(warehouse) == ids_of(shop)
 
 
+@pytest.mark.ci
 def test_nothing_is_locked_while_a_receiver_takes_its_time(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(shop, HOOK)
     monkeypatch.setenv("HOOK_SECRET", SECRET)

@@ -547,6 +547,13 @@ def test_a_destination_gets_contacts_only_of_users_it_may_know(begin: Begin) -> 
     assert shop.release("ads").contacts.user_id.to_pyarrow().to_pylist() == ["ada"]
 
 
+def test_a_destination_without_a_purpose_gets_nobodys_contacts(begin: Begin) -> None:
+    shop = begin("ada", "ben", granted=["ada"])
+    assert shop.destinations["crm"].purposes in (None, [])
+    assert len(shop.release("crm").rows.to_pyarrow()) == 2
+    assert shop.release("crm").contacts.user_id.to_pyarrow().to_pylist() == []
+
+
 def test_the_manifest_says_what_was_refused_and_why(begin: Begin) -> None:
     shop = begin("ada", "ben", granted=["ada"])
     manifest = shop.release("ads").manifest

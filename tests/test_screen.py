@@ -1,13 +1,15 @@
 import io
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 
 from features.as_of import GIVEN, Decision
+from flows.publish import Published
 from flows.score import SegmentNow
-from flows.screen import show_decision, show_hints, show_segments
+from flows.screen import show_decision, show_hints, show_published, show_segments
 
 
 def shown(*segments: SegmentNow) -> str:
@@ -38,6 +40,22 @@ def test_a_value_in_brackets_is_text_and_no_markup() -> None:
 
 def test_without_segments_it_says_so() -> None:
     assert "no segments were found yet" in shown()
+
+
+def test_changes_are_said_to_be_memberships_since_a_user_is_in_several_segments() -> None:
+    console = Console(width=100, file=io.StringIO())
+    rows = [
+        {"destination": "published", "change": "entered", "reason": "behaviour", "users": 47},
+        {"destination": "published", "change": "entered", "reason": "new_user", "users": 3147},
+        {"destination": "published", "change": "left", "reason": "gone", "users": 1},
+        {"destination": "crm", "change": "left", "reason": "gone", "users": 9},
+    ]
+    nothing: dict[str, Any] = {"findings": [], "deliveries": [], "abandoned": {}, "held": None, "release": None}
+    published = Published(None, None, "UTC", Path("latest"), 1234, rows, **nothing)
+    show_published(published, "habitus.toml", "habitus", console)
+    written: Any = console.file
+    assert "entered: 3,147 memberships (new user), 47 (behaviour)" in written.getvalue()
+    assert "left: 1 membership (gone)" in written.getvalue()
 
 
 MAY = datetime(2024, 5, 31, 21, 55, tzinfo=UTC)

@@ -229,6 +229,18 @@ def test_sqlite_has_lists_as_json_and_instants_as_iso_8601(tmp_path: Path, shop:
         assert cursor.fetchall() == [("2026-01-05T00:00:00.000000Z", '["\\"é\\""]', 0)]
 
 
+def test_a_sqlite_file_is_its_owners_and_one_that_is_there_keeps_its_mode(tmp_path: Path, shop: Shop) -> None:
+    Sql("crm", "sqlite:///new.db", "habitus", tmp_path).deliver(shop.release(1, {"ann": []}))
+    (tmp_path / "shared.db").touch()
+    (tmp_path / "shared.db").chmod(0o640)
+    with closing(sqlite.connect(str(tmp_path / "new.db"))), closing(sqlite.connect(str(tmp_path / "shared.db"))):
+        Sql("crm", "sqlite:///new.db", "habitus", tmp_path).deliver(shop.release(2, {"ann": []}))
+        Sql("crm", "sqlite:///shared.db", "habitus", tmp_path).deliver(shop.release(1, {"ann": []}))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert {mode for name, mode in modes.items() if name.startswith("new")} == {0o600}
+    assert {mode for name, mode in modes.items() if name.startswith("shared")} == {0o640}
+
+
 def test_a_version_without_users_is_one_without_rows(any_database: Database, shop: Shop) -> None:
     any_database.destination.deliver(shop.release(1, {}))
     assert any_database.members() == {}

@@ -21,6 +21,7 @@ from publish.assignments import assignments_table, labels_in, row_schema
 from publish.changes import CHANGES
 from publish.destination import Delivery, Release
 from publish.destinations.folders import Folder, FolderSettings, fingerprint, seal, write_manifest
+from publish.formulas import Formulas, escape, escape_column, unescape_columns
 from publish.manifest import without
 
 LIST_SEPARATOR = " | "
@@ -29,6 +30,8 @@ ROWS_PER_GROUP = 122_880
 """Of Parquet; what DuckDB, too, reads at once."""
 ASSIGNED, CHANGED, SCHEMA = "assignments", "changes", "schema.json"
 Format = Literal["parquet", "csv", "jsonl"]
+KEPT: Formulas = "keep"
+"""What versions of before there were formulas in the manifest did with them."""
 
 
 def _distinct(formats: list[Format]) -> list[Format]:
@@ -36,14 +39,18 @@ def _distinct(formats: list[Format]) -> list[Format]:
 
 
 class FilesSettings(FolderSettings):
-    """Publish files: assignments and changes in each of the formats."""
+    """Publish files: assignments and changes in each of the formats.
+
+    In CSV, `formulas` are escaped, since people open it in spreadsheet programs, or kept as they are for machines.
+    """
 
     kind: Literal["files"] = "files"
     formats: Annotated[list[Format], Field(min_length=1), AfterValidator(_distinct)] = Field(default=["parquet", "csv"])
+    formulas: Formulas = "escape"
 
     def connect(self, name: str, credentials: Mapping[str, str], folder: Path, lake: Path) -> "Files":
         """Return the destination."""
-        return Files(name, self.formats, self.open(credentials, folder, lake))
+        return Files(name, self.formats, self.formulas, self.open(credentials, folder, lake))
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Files:
 
     name: str
     formats: Sequence[Format]
+    formulas: Formulas
     folder: Folder
 
     def deliver(self, release: Release) -> Delivery:
@@ -62,7 +70,9 @@ class Files:
         latest = self.folder.latest()
         held = self.folder.manifest(latest) if latest else {}
         paths = {file["path"] for file in held.get("files", [])}
-        is_same = held.get("release") == fingerprint(release)
+        said: dict[str, Any] = {"formulas": self.formulas} if "csv" in self.formats else {}
+        wanted = {"release": fingerprint(release), **said}
+        is_same = all({"formulas": KEPT, **held}.get(name) == value for name, value in wanted.items())
         if latest and is_same and {f"{ASSIGNED}.{form}" for form in self.formats} <= paths:
             return Delivery(self.name, "unchanged", f"{self.folder.where}/{latest}", held["users"])
         since = held.get("version", 0)
@@ -75,9 +85,11 @@ class Files:
                 counts = {}
                 for contract, stem, expr in ((table, ASSIGNED, rows), (CHANGES, CHANGED, changes)):
                     for form in self.formats:
-                        counts[f"{stem}.{form}"] = write(expr, contract, form, staging / f"{stem}.{form}")
+                        counts[f"{stem}.{form}"] = write(
+                            expr, contract, form, staging / f"{stem}.{form}", self.formulas
+                        )
             _write_json(staging / SCHEMA, row_schema(labels_in(release.rows.columns)))
-            version = seal(staging, release, {"changes_since": since}, counts)
+            version = seal(staging, release, {"changes_since": since, **said}, counts)
             self.folder.add(staging, version)
         self.folder.point(version)
         return Delivery(
@@ -113,17 +125,21 @@ class Files:
             if path == SCHEMA:
                 (fresh / path).write_bytes(file.read_bytes())
                 continue
-            gone, counts[path] = REWRITE[Path(path).suffix](file, fresh / path, users)
+            rewrite = REWRITE[Path(path).suffix]
+            if rewrite is _rewrite_csv and manifest.get("formulas", KEPT) != KEPT:
+                rewrite = _rewrite_escaped
+            gone, counts[path] = rewrite(file, fresh / path, users)
             is_changed |= bool(gone)
             if Path(path).stem == ASSIGNED:
                 erased = gone
         return write_manifest(fresh, without(manifest, erased), counts) if is_changed else None
 
 
-def write(rows: ir.Table, contract: Table, form: Format, file: Path) -> int:
+def write(rows: ir.Table, contract: Table, form: Format, file: Path, formulas: Formulas) -> int:
     """Write rows of a contract, in the order of their key, to a file; the same rows give the same bytes. Count them.
 
-    CSV has an empty field for null and "" for an empty text, and is UTF-8 with newlines; nothing in a text is changed.
+    CSV has an empty field for null and "" for an empty text, and is UTF-8 with newlines; nothing in a text is changed
+    but formulas, where they are to be escaped.
     """
     rows = rows.order_by(*_order(contract))
     if form == "parquet":
@@ -140,6 +156,9 @@ def write(rows: ir.Table, contract: Table, form: Format, file: Path) -> int:
                 if contract.schema[name].is_boolean()
             },
         )
+        if formulas == "escape":
+            texts = [name for name, dtype in contract.schema.items() if dtype.is_string() or dtype.is_array()]
+            text = text.mutate(**{name: escape_column(text[name]) for name in texts})
     copy(text.select(*contract.schema.names), file, "FORMAT csv, HEADER" if form == "csv" else "FORMAT json")
     return int(rows.count().to_pyarrow().as_py())
 
@@ -205,7 +224,13 @@ def _rewrite_parquet(old: Path, new: Path, users: Collection[str]) -> tuple[list
     return gone, count
 
 
-def _rewrite_csv(old: Path, new: Path, users: Collection[str]) -> tuple[list[dict[str, Any]], int]:
+def _rewrite_escaped(old: Path, new: Path, users: Collection[str]) -> tuple[list[dict[str, Any]], int]:
+    return _rewrite_csv(old, new, users, escaped=True)
+
+
+def _rewrite_csv(
+    old: Path, new: Path, users: Collection[str], *, escaped: bool = False
+) -> tuple[list[dict[str, Any]], int]:
     engine = ibis.duckdb.connect()
     try:
         with old.open(newline="") as text:
@@ -221,8 +246,9 @@ def _rewrite_csv(old: Path, new: Path, users: Collection[str]) -> tuple[list[dic
             nullstr="",
             allow_quoted_nulls=False,
         )
-        is_gone = rows.user_id.isin(sorted(users))
-        gone = rows.filter(is_gone).to_pyarrow().to_pylist()
+        is_gone = rows.user_id.isin(sorted(map(escape, users) if escaped else users))
+        gone = rows.filter(is_gone)
+        gone = (unescape_columns(gone, names) if escaped else gone).to_pyarrow().to_pylist()
         copy(rows.filter(~is_gone), new, "FORMAT csv, HEADER")
         count = int((~is_gone).sum().to_pyarrow().as_py() or 0)
     finally:

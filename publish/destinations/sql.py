@@ -5,6 +5,7 @@ ever emptied or replaced: who reads sees the old version until the commit, the n
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -407,6 +408,8 @@ class Sql:
         address = self.url
         if dialect.is_file:
             address = str(self.folder / address.partition(":///")[2])
+            with suppress(OSError):  # which the driver says; SQLite's journals get the mode of the file
+                os.close(os.open(address, os.O_RDWR | os.O_CREAT, 0o600))
         try:
             if dialect.once:
                 self._prepare(address)

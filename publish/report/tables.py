@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from publish.formulas import escape
 from publish.report.content import SUPPRESSED, Breakdown, Changes, Estimate, Rate, Report
 
 ALL = ""
@@ -18,7 +19,8 @@ Rows = Iterable[tuple[Any, ...]]
 def write_tables(report: Report, folder: Path) -> dict[str, int]:
     """Write the tables of a report to a folder that is there, and return how many rows each file has.
 
-    Null is an empty field; what is suppressed says so. Files are UTF-8 with newlines, and have a header.
+    Null is an empty field; what is suppressed says so; no spreadsheet program runs a text as a formula. Files are UTF-8
+    with newlines, and have a header.
     """
     counts = {}
     for name, (columns, rows) in _tables(report).items():
@@ -27,7 +29,7 @@ def write_tables(report: Report, folder: Path) -> dict[str, int]:
             writer.writerow(columns)
             count = 0
             for row in rows:
-                writer.writerow([_written(value) for value in row])
+                writer.writerow([escape(value) if isinstance(value, str) else _written(value) for value in row])
                 count += 1
         counts[f"{name}.csv"] = count
     return counts

@@ -102,7 +102,10 @@
     if (of.kind === "time") return instant(value);
     if (of.isNumber) return String(value);
     if (of.kind === "boolean") return value ? "True" : "False";
-    const text = of.kind === "list" ? value.join(users.separator) : value;
+    // As publish/formulas.py: no spreadsheet program runs what is in a text.
+    const text = (of.kind === "list" ? value.join(users.separator) : value)
+      .replace(/([,;|"\t\r\n])('*[=+\-@＝＋－＠])/g, "$1'$2")
+      .replace(/^('*[=+\-@＝＋－＠\t\r\n])/, "'$1");
     return text === "" || /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
 
