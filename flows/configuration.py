@@ -371,6 +371,8 @@ def _read(path: Path, named: str) -> str:
             content = opened.read(SIZE_MAX_BYTES + 1)
     except IsADirectoryError as error:
         raise ConfigurationError(f"{named} is a folder; name the habitus.toml in it") from error
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{named}: no such file; name the configuration, a habitus.toml") from error
     except OSError as error:
         raise ConfigurationError(f"{named}: cannot be read: {error.strerror}") from error
     if len(content) > SIZE_MAX_BYTES:

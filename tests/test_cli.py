@@ -113,7 +113,7 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = habitus("run", str(tmp_path / "nope.toml"))
 
     assert done.exit_code == 2
-    assert "nope.toml: cannot be read: No such file" in done.stderr
+    assert "nope.toml: no such file; name the configuration" in done.stderr
 
 
 @pytest.mark.slow
@@ -155,8 +155,8 @@ def test_without_a_configuration_segments_are_those_of_the_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert "habitus.toml: cannot be read" in habitus("segments").stderr
-    assert "habitus.toml: cannot be read" in habitus("segments", "rename", "S01", "Night owls").stderr
+    assert "habitus.toml: no such file" in habitus("segments").stderr
+    assert "habitus.toml: no such file" in habitus("segments", "rename", "S01", "Night owls").stderr
 
 
 def test_brackets_in_a_line_of_progress_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

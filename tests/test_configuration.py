@@ -121,7 +121,7 @@ def test_a_name_that_another_is_mapped_to_may_be_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"nope\.toml: cannot be read: No such file or directory$"):
+    with pytest.raises(ConfigurationError, match=r"nope\.toml: no such file; name the configuration, a habitus\.toml$"):
         load(tmp_path / "nope.toml")
 
 
