@@ -140,7 +140,7 @@ def preview(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A setting of [sessions] or [features], such as features.windows_days=[7,30].",
+            help=r"A setting of \[sessions] or \[features], such as features.windows_days=\[7,30].",
             show_default=False,
         ),
     ] = None,

@@ -85,3 +85,7 @@ def _hush(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+if __name__ == "__main__":
+    main()

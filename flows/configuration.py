@@ -22,7 +22,7 @@ from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import RESERVED, Settings, Source, TimeZone, Users
 from features.table import ContractError
 from features.upgrades import find_upgrades
-from flows.explanations import explain
+from flows.explanations import explain, find_nul
 from models.clusters import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
@@ -347,7 +347,8 @@ def load(file: Path | str) -> Configuration:
     try:
         given = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise ConfigurationError(f"{file}: is no TOML: {str(error) or 'it is nested too deeply'}") from error
+        what = "lists or sections are nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigurationError(f"{file}: is no TOML: {what}") from error
     try:
         configuration = validate(given)
     except ConfigurationError as error:
@@ -358,6 +359,8 @@ def load(file: Path | str) -> Configuration:
 
 def validate(given: Mapping[str, Any]) -> Configuration:
     """Make a configuration of sections and keys. Raises ConfigurationError that names the first that is wrong."""
+    if key := find_nul(given):
+        raise ConfigurationError(f"{key}: has a NUL character in it, which nothing is called by")
     try:
         return Configuration.model_validate(given)
     except ValidationError as error:

@@ -98,7 +98,7 @@ def table_of(configuration: Configuration) -> Table:
 
 
 def stored_snapshots(lake: Lake, configuration: Configuration, only: Collection[datetime]) -> ir.Table:
-    """Read snapshots at instants. Raises ConfigurationError where they lack a column that the configuration asks for."""
+    """Read snapshots at instants. Raises ConfigurationError where they lack a column that is configured."""
     return _read(lake, configuration, table_of(configuration), only)
 
 
