@@ -37,7 +37,7 @@ from features.time_travel import (
 from features.zones import day_of, write_instant
 from flows.configuration import Configuration, ConfigurationError
 from flows.instant import resolve_as_of
-from flows.snapshot import past_dates, table_of
+from flows.snapshot import past_dates, stored_labels, stored_snapshots, table_of
 from models import leaks
 from models.leaks import Alone, Naming
 
@@ -315,7 +315,7 @@ def _read_labelled(
             f"no snapshot with labels at {write_instant(missing[-1], configuration.time_zone)}: "
             f"run `habitus snapshot {configuration.file}` first"
         )
-    snapshots, known = lake.read(table, only=instants), lake.read(labelled, only=instants)
+    snapshots, known = (read(lake, configuration, instants) for read in (stored_snapshots, stored_labels))
     rows = snapshots.join(known.select(*leaks.KEY, *labels), leaks.KEY)
     if sum(lake.partitions(labelled)[instant] for instant in instants) > ROWS:
         place = (rows.user_id + rows.as_of.cast("string")).hexdigest("md5")
@@ -328,7 +328,7 @@ def _check_stored(configuration: Configuration, lake: Lake, sample: Sample, inst
     """Raise ConfigurationError where a stored snapshot is not that of the events and settings of now."""
     if instant not in lake.partitions(table_of(configuration)):
         return  # what is missing is said where it is read
-    stored = lake.read(table_of(configuration), only=[instant])
+    stored = stored_snapshots(lake, configuration, [instant])
     stored = stored.semi_join(sample.sessions.select("user_id").distinct(), "user_id")
     taken = taker(configuration, lake)(sample.events, sample.sessions, instant)
     if count_changed(materialize(stored), materialize(taken)):

@@ -9,7 +9,7 @@ from features.lake import Lake
 from flows.configuration import Configuration
 from flows.identity import named
 from flows.score import read_previous
-from flows.snapshot import table_of
+from flows.snapshot import stored_snapshots, table_of
 from flows.train import model_name
 from models import rules, segments
 from models.registry import Registry
@@ -28,7 +28,7 @@ def would_be(lake: Lake, configuration: Configuration, as_of: datetime, before: 
     table = table_of(configuration)
     if as_of not in lake.partitions(table):
         return None
-    snapshot = lake.read(table, only=[as_of]).to_pandas()
+    snapshot = stored_snapshots(lake, configuration, [as_of]).to_pandas()
     were_off = before.manifest.get("rules_off", ())
     were_on = [
         Rule(name, one["title"], "", one["condition"], tuple(one.get("needs", ())))

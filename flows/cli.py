@@ -1,6 +1,8 @@
 """The `habitus` command: each stage, and all of them."""
 
+import difflib
 import importlib
+import logging
 import os
 import shutil
 import sys
@@ -22,6 +24,7 @@ from flows.one_off import ONE_OFF_SETTINGS
 from flows.progress import progress
 from flows.turns import turn
 
+WIDTH_MIN = 80
 HELD = 3
 """The exit status where the brake held a version."""
 
@@ -33,9 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="The configuration, a habitus.toml.", show_default=False)
-]
+HERE = Path("habitus.toml")
+"""The configuration where none is named."""
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration.")]
 ConfigOption = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The configuration.")]
 AsOf = Annotated[
     str | None,
@@ -53,43 +56,43 @@ Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")
 
 
 @app.command()
-def run(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+def run(config: Config = HERE, as_of: AsOf = None, as_json: Json = False) -> None:
     """Do everything: ingest, sessions, snapshot, train, score, publish."""
     _start("run", config, as_of, as_json)
 
 
 @app.command()
-def ingest(config: Config, rebuild: Rebuild = False, as_json: Json = False) -> None:
+def ingest(config: Config = HERE, rebuild: Rebuild = False, as_json: Json = False) -> None:
     """Accept or reject every row of the configured files that are not known yet."""
     _start("ingest", config, None, as_json, rebuild=rebuild)
 
 
 @app.command()
-def sessions(config: Config, as_json: Json = False) -> None:
+def sessions(config: Config = HERE, as_json: Json = False) -> None:
     """Group all events into sessions."""
     _start("sessions", config, None, as_json)
 
 
 @app.command()
-def snapshot(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+def snapshot(config: Config = HERE, as_of: AsOf = None, as_json: Json = False) -> None:
     """Take every user's features now and at past instants, with their labels."""
     _start("snapshot", config, as_of, as_json)
 
 
 @app.command()
-def train(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+def train(config: Config = HERE, as_of: AsOf = None, as_json: Json = False) -> None:
     """Train, test and promote segments and propensities on the snapshots."""
     _start("train", config, as_of, as_json)
 
 
 @app.command()
-def score(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+def score(config: Config = HERE, as_of: AsOf = None, as_json: Json = False) -> None:
     """Assign every user of the snapshot to a segment, with probabilities."""
     _start("score", config, as_of, as_json)
 
 
 @app.command()
-def publish(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+def publish(config: Config = HERE, as_of: AsOf = None, as_json: Json = False) -> None:
     """Publish the assignments to all destinations; exit status 3 where the brake holds them."""
     _start("publish", config, as_of, as_json)
 
@@ -105,13 +108,13 @@ def release(
 
 
 @app.command()
-def report(config: Config, as_json: Json = False) -> None:
+def report(config: Config = HERE, as_json: Json = False) -> None:
     """Write the User Segment Report of the present version, as a page, JSON and tables."""
     _start("report", config, None, as_json)
 
 
 @app.command()
-def audit(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
+def audit(config: Config = HERE, as_of: AsOf = None, as_json: Json = False) -> None:
     """Look for features that know the future or name a label; exit status 1 where there is one."""
     _quieten()
     flow = importlib.import_module("flows.audit")
@@ -123,13 +126,13 @@ def audit(config: Config, as_of: AsOf = None, as_json: Json = False) -> None:
     if as_json:
         print(importlib.import_module("flows.screen").to_json(found))
     else:
-        flow.show(found, Console(highlight=False))
+        flow.show(found, _console())
     raise typer.Exit(1 if found.findings else 0)
 
 
 @app.command()
 def preview(
-    config: Config,
+    config: Config = HERE,
     gap: Annotated[
         str | None, typer.Option("--gap", help="The pause that ends a session: 45m, 90s, 1.5h.", show_default=False)
     ] = None,
@@ -138,7 +141,7 @@ def preview(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A setting of [sessions] or [features], such as features.windows_days=[7,30].",
+            help=r"A setting of \[sessions] or \[features], such as features.windows_days=\[7,30].",
             show_default=False,
         ),
     ] = None,
@@ -160,12 +163,12 @@ def preview(
     if as_json:
         print(importlib.import_module("flows.screen").to_json(found))
     else:
-        flow.show(found, Console(highlight=False))
+        flow.show(found, _console())
 
 
 @app.command()
 def upgrade(
-    config: Config,
+    config: Config = HERE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -179,7 +182,7 @@ def upgrade(
     if as_json:
         print(importlib.import_module("flows.screen").to_json(upgraded))
     else:
-        flow.show(upgraded, Console(highlight=False))
+        flow.show(upgraded, _console())
 
 
 @app.command()
@@ -190,7 +193,7 @@ def forget(
     from_file: Annotated[
         Path | None, typer.Option("--from-file", metavar="FILE", help="Ids, one on each line.", show_default=False)
     ] = None,
-    config: ConfigOption = Path("habitus.toml"),
+    config: ConfigOption = HERE,
     as_json: Json = False,
 ) -> None:
     """Erase users from all tables, versions and destinations; without any, finish what was begun.
@@ -211,7 +214,7 @@ def forget(
     if as_json:
         print(importlib.import_module("flows.screen").to_json(forgotten))
     else:
-        stage.show(forgotten, _program(), Console(highlight=False))
+        stage.show(forgotten, _program(), _console())
     raise typer.Exit(0 if forgotten.is_complete else 1)
 
 
@@ -219,17 +222,18 @@ class _Shown(typer.core.TyperGroup):
     """Show what there is where no other command is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        is_named = args[:1] and args[0] in (*self.commands, *ctx.help_option_names)
+        first = args[0] if args else ""
+        is_misspelt = bool(difflib.get_close_matches(first, self.commands)) and not Path(first).exists()
+        is_named = is_misspelt or first in (*self.commands, *ctx.help_option_names)
         return super().parse_args(ctx, args if is_named else ["show", *args])
 
 
 segments_app = typer.Typer(cls=_Shown, help="Show the segments that serve, or give one a name.")
 app.add_typer(segments_app, name="segments")
-Here = Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration.")]
 
 
 @segments_app.command("show")
-def show_segments(config: Here = Path("habitus.toml"), as_json: Json = False) -> None:
+def show_segments(config: Config = HERE, as_json: Json = False) -> None:
     """Show the segments that serve: users and share at the training, stability, since when, the last event."""
     _show("segments", "find_segments", config, as_json)
 
@@ -238,7 +242,7 @@ def show_segments(config: Here = Path("habitus.toml"), as_json: Json = False) ->
 def rename_segment(
     segment_id: Annotated[str, typer.Argument(metavar="ID", help="The segment, such as S03.", show_default=False)],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name from now on.", show_default=False)],
-    config: ConfigOption = Path("habitus.toml"),
+    config: ConfigOption = HERE,
 ) -> None:
     """Give a segment a name, which stays with its id through all trainings."""
     _quieten()
@@ -252,7 +256,7 @@ app.add_typer(outbox_app, name="outbox")
 
 
 @outbox_app.command("show")
-def show_outbox(config: Here = Path("habitus.toml"), as_json: Json = False) -> None:
+def show_outbox(config: Config = HERE, as_json: Json = False) -> None:
     """Show what waits to be sent, what was sent, and what failed and why."""
     _show("outbox", "find_messages", config, as_json)
 
@@ -262,7 +266,7 @@ def retry_outbox(
     destination: Annotated[
         str | None, typer.Argument(metavar="DESTINATION", help="Default: all.", show_default=False)
     ] = None,
-    config: ConfigOption = Path("habitus.toml"),
+    config: ConfigOption = HERE,
 ) -> None:
     """Have what failed sent again by the next publish."""
     _quieten()
@@ -273,7 +277,7 @@ def retry_outbox(
 
 @app.command()
 def serve(
-    config: Config,
+    config: Config = HERE,
     host: Annotated[str, typer.Option("--host", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Where to listen; 0: a free one.", min=0, max=65535)] = 8080,
     open_local: Annotated[
@@ -303,7 +307,7 @@ def create_key(
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="Who it is for.", show_default=False)] = "",
-    config: ConfigOption = Path("habitus.toml"),
+    config: ConfigOption = HERE,
 ) -> None:
     """Make a key and show it, this once."""
     _quieten()
@@ -314,7 +318,7 @@ def create_key(
 
 
 @keys_app.command("list")
-def list_keys(config: ConfigOption = Path("habitus.toml"), as_json: Json = False) -> None:
+def list_keys(config: ConfigOption = HERE, as_json: Json = False) -> None:
     """List all keys, and when each was used last."""
     _show("keys", "find_keys", config, as_json)
 
@@ -322,7 +326,7 @@ def list_keys(config: ConfigOption = Path("habitus.toml"), as_json: Json = False
 @keys_app.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="What `keys list` calls it.", show_default=False)],
-    config: ConfigOption = Path("habitus.toml"),
+    config: ConfigOption = HERE,
 ) -> None:
     """Let a key be worth nothing from now on."""
     _quieten()
@@ -339,7 +343,7 @@ def promote(
     name: Name,
     version: Annotated[int, typer.Argument(help="The version that is to serve.", show_default=False)],
     reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.", show_default=False)],
-    config: ConfigOption = Path("habitus.toml"),
+    config: ConfigOption = HERE,
 ) -> None:
     """Let a version of a model serve, whatever the rule decided."""
     _decide(config, name, reason, lambda serving, mlruns: serving.promote(mlruns, name, version, reason))
@@ -349,7 +353,7 @@ def promote(
 def rollback(
     name: Name,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.")] = "rolled back",
-    config: ConfigOption = Path("habitus.toml"),
+    config: ConfigOption = HERE,
 ) -> None:
     """Let the version of a model serve that did before."""
     _decide(config, name, reason, lambda serving, mlruns: serving.rollback(mlruns, name, reason))
@@ -385,9 +389,9 @@ def _start(stage: str, config: Path, as_of: str | None, as_json: bool, **options
     if as_json:
         print(screen.to_json(result))
     elif stage == "run":
-        screen.show(result, str(config), _program(), Console(highlight=False))
+        screen.show(result, str(config), _program(), _console())
     elif stage == "publish":
-        screen.show_published(result, str(config), _program(), Console(highlight=False))
+        screen.show_published(result, str(config), _program(), _console())
     raise typer.Exit(status)
 
 
@@ -404,7 +408,7 @@ def _show(module: str, find: str, config: Path, as_json: bool) -> None:
     if as_json:
         print(importlib.import_module("flows.screen").to_json(found))
     else:
-        flow.show(found, Console(highlight=False))
+        flow.show(found, _console())
 
 
 @contextmanager
@@ -437,8 +441,16 @@ def _program() -> str:
     return "habitus" if shutil.which("habitus") else os.path.relpath(sys.argv[0])
 
 
+def _console() -> Console:
+    """Return standard output; in a narrow terminal lines wrap, since columns that do not fit would be left out."""
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH_MIN)
+    return console
+
+
 def _quieten() -> None:
     """Keep other programs' messages off the console. Read when Prefect is imported, so before any flow is."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     for name, value in ONE_OFF_SETTINGS.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")

@@ -1,5 +1,6 @@
 """The program `habitus`: the command, and its end, whoever ends it. Imports little, so that Ctrl-C is heard at once."""
 
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ def end_well(run: Callable[[], None]) -> NoReturn:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of a terminal that has no letters but those of English
     try:
         try:
             run()
@@ -35,9 +39,11 @@ def end_well(run: Callable[[], None]) -> NoReturn:
             if sys.stdout is not None:
                 sys.stdout.flush()
         sys.exit(0)
-    except BrokenPipeError:
-        _hush(sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            complain(f"{error.filename or 'standard output'}: {error.strerror}")
+        _hush(1)  # what is left of it has nowhere to go
+        sys.exit(1)
     except BaseException as error:
         stopped = _find_stopped(error)
         if stopped is None:
@@ -79,3 +85,7 @@ def _hush(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+if __name__ == "__main__":
+    main()

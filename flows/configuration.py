@@ -23,7 +23,7 @@ from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import RESERVED, Settings, Source, TimeZone, Users
 from features.table import ContractError
 from features.upgrades import find_upgrades
-from flows.explanations import explain
+from flows.explanations import explain, find_nul
 from models.clusters import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
@@ -352,7 +352,8 @@ def load(file: Path | str) -> Configuration:
     try:
         given = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise ConfigurationError(f"{file}: is no TOML: {str(error) or 'it is nested too deeply'}") from error
+        what = "lists or sections are nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigurationError(f"{file}: is no TOML: {what}") from error
     try:
         configuration = validate(given)
     except ConfigurationError as error:
@@ -363,6 +364,8 @@ def load(file: Path | str) -> Configuration:
 
 def validate(given: Mapping[str, Any]) -> Configuration:
     """Make a configuration of sections and keys. Raises ConfigurationError that names the first that is wrong."""
+    if key := find_nul(given):
+        raise ConfigurationError(f"{key}: has a NUL character in it, which nothing is called by")
     try:
         return Configuration.model_validate(given)
     except ValidationError as error:
@@ -376,6 +379,8 @@ def _read(path: Path, named: str) -> str:
             content = opened.read(SIZE_MAX_BYTES + 1)
     except IsADirectoryError as error:
         raise ConfigurationError(f"{named} is a folder; name the habitus.toml in it") from error
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{named}: no such file; name the configuration, a habitus.toml") from error
     except OSError as error:
         raise ConfigurationError(f"{named}: cannot be read: {error.strerror}") from error
     if len(content) > SIZE_MAX_BYTES:

@@ -15,6 +15,22 @@ SHOWN_MAX = 60
 """How much is shown of a value that is wrong."""
 UNITS_S = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400}
 UNITS_S |= {"day": 86_400, "w": 7 * 86_400, "week": 7 * 86_400}
+MAY_BE = {
+    "greater_than": "it must be more than {gt:,}",
+    "greater_than_equal": "it must be at least {ge:,}",
+    "less_than": "it must be less than {lt:,}",
+    "less_than_equal": "it must be at most {le:,}",
+    "finite_number": "it must be a finite number",
+    "float_type": "it must be a number",
+    "int_type": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "bool_type": "it must be true or false",
+    "string_type": "it must be a text, in quotes",
+    "list_type": "it must be a list, in [ and ]",
+    "dict_type": "it must be a section",
+    "literal_error": "it must be {expected}",
+}
+"""By pydantic's type of an error: what would be right."""
 DURATION = re.compile(r"([0-9.]+)\s*([a-z]*?)s?")
 
 
@@ -45,7 +61,23 @@ def explain(error: ValidationError, given: Mapping[str, Any], root: type[BaseMod
         case "int_type" | "float_type" if isinstance(wrong, str):
             return f"{key}: {_shown(wrong)} is wrong: {_as_number(location[-1], wrong)}"
         case _:
-            return f"{key}: {_shown(wrong)} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
+            right = MAY_BE.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
+            limits = {
+                name: int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+                for name, limit in first.get("ctx", {}).items()
+            }
+            return f"{key}: {_shown(wrong)} is wrong: {right.format(**limits)}"
+
+
+def find_nul(given: Any, key: str = "") -> str | None:
+    """Return the key of the first text with a NUL in it, which no file, column or name has."""
+    if isinstance(given, Mapping):
+        items = [(f"{key}.{name}" if key else str(name), value) for name, value in given.items()]
+        found = [name.replace("\0", "") for name, _ in items if "\0" in name]
+        return next(iter(found + [one for name, value in items if (one := find_nul(value, name))]), None)
+    if isinstance(given, list):
+        return next((one for value in given if (one := find_nul(value, key))), None)
+    return key if isinstance(given, str) and "\0" in given else None
 
 
 def _keys_of(location: tuple[str | int, ...], given: Any, *, is_missing: bool) -> list[str]:
@@ -62,6 +94,8 @@ def _keys_of(location: tuple[str | int, ...], given: Any, *, is_missing: bool) -
 
 def _shown(value: Any) -> str:
     """Write a value as it was read, cut where it is long."""
+    if isinstance(value, bool):
+        return str(value).lower()
     try:
         text = repr(value)
     except ValueError:  # a number of thousands of digits

@@ -9,7 +9,7 @@ import pandas as pd
 
 from features.lake import Lake
 from flows.configuration import Configuration
-from flows.snapshot import table_of
+from flows.snapshot import stored_snapshots, table_of
 from models import names as naming
 from models import segments
 from models.dwell import flap_rate
@@ -41,7 +41,7 @@ def align(
         old = named(registry, name, serving, configuration.personal)
         trained_at = registry.trained_at(name, serving.number)
         if trained_at in lake.partitions(table):
-            before = lake.read(table, only=[trained_at]).to_pandas()
+            before = stored_snapshots(lake, configuration, [trained_at]).to_pandas()
     first, given = next_number(registry, name), given_names(registry, name)
     aligned = segments.align(model, old, before, snapshot, first, as_of.isoformat(), given)
     assert aligned.lineage is not None
@@ -98,7 +98,7 @@ def measure_flapping(
     if len(instants) < ROW_MIN:
         return {}
     chosen = np.random.default_rng(configuration.training.seed).permutation(np.sort(user_ids))[:FOLLOWED_MAX]
-    users = lake.read(table, only=instants)
+    users = stored_snapshots(lake, configuration, instants)
     found = users.filter(users.user_id.isin(chosen.tolist())).to_pandas().sort_values("user_id")
     past = [found[found["as_of"] == instant] for instant in instants]
     margin = configuration.segments.dwell_margin

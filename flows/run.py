@@ -1,5 +1,6 @@
 """Run: the main job, from raw events to published segments."""
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +21,10 @@ from flows.snapshot import Snapshots, snapshot
 from flows.stage import HeldError, artifact_key, read_as_of, stage
 from flows.train import Trained, train
 from flows.turns import turn
+from publish import versions
+from publish.brake import find_step_back
+
+logger = logging.getLogger("habitus")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ def refresh(config: str, as_of: datetime | str | None = None) -> Result:
 def _run(config: str, as_of: datetime | str | None, training: bool) -> Result:
     configuration = load(config)
     given = read_as_of(config, as_of)
+    if given is not None:
+        _warn_of_a_step_back(configuration, given)
     # What is published takes a turn of its own, which ends before receivers are waited for.
     with turn(configuration, "run" if training else "refresh"):
         ingested = ingest(config)
@@ -59,6 +66,7 @@ def _run(config: str, as_of: datetime | str | None, training: bool) -> Result:
             decision = decide(given, configuration, lake)
         if given is None:
             tell(decision, configuration.time_zone)
+            _warn_of_a_step_back(configuration, decision.as_of)
         as_of = decision.as_of
         said = write_instant(as_of, configuration.time_zone)
         _rename(f"{flow_run.flow_name} {configuration.name} as of {said}")
@@ -72,6 +80,17 @@ def _run(config: str, as_of: datetime | str | None, training: bool) -> Result:
     if result.published.held:
         raise HeldError(result.published.why_held, result)
     return result
+
+
+def _warn_of_a_step_back(configuration: Configuration, as_of: datetime) -> None:
+    """Say before the work, not after it, that what comes of it will be held."""
+    if not configuration.lake.is_dir():
+        return
+    with configuration.open_lake("duckdb") as lake:
+        released = versions.present(lake)
+    back = released and find_step_back(as_of, released.as_of, configuration.time_zone)
+    if back:
+        logger.warning("  what comes of this run will be held: %s; stop it with Ctrl-C if that is not meant", back)
 
 
 def _publish(config: str, as_of: datetime, due: datetime) -> Published:

@@ -18,7 +18,7 @@ from features.table import ContractError, Table
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import named
 from flows.instant import resolve_as_of
-from flows.snapshot import table_of
+from flows.snapshot import stored_snapshots, table_of
 from flows.stage import read_as_of, stage
 from flows.train import find_serving, model_name, read_snapshots
 from flows.world import TOUCHES_THE_WORLD, discreet
@@ -139,7 +139,7 @@ def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) ->
     if as_of not in lake.partitions(table):
         asked = f"{as_of:%Y-%m-%dT%H:%M:%SZ}"
         raise ConfigurationError(f"no snapshot at {asked}: run `habitus snapshot {configuration.file}` first")
-    return lake.read(table, only=[as_of])
+    return stored_snapshots(lake, configuration, [as_of])
 
 
 def read_previous(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:

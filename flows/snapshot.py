@@ -1,7 +1,7 @@
 """Snapshot: every user's features now and at the past instants to learn from, and what they did after those."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,7 +17,7 @@ from features.labels import SnapshotDates, label, labels_table, snapshot_dates
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshots
-from features.table import Table, materialize
+from features.table import ContractError, Table, materialize
 from features.zones import write_instant
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.instant import event_span, resolve_as_of
@@ -97,6 +97,25 @@ def table_of(configuration: Configuration) -> Table:
     return snapshots_table(configuration.features.windows_days, configuration.attributes)
 
 
+def stored_snapshots(lake: Lake, configuration: Configuration, only: Collection[datetime]) -> ir.Table:
+    """Read snapshots at instants. Raises ConfigurationError where they lack a column that is configured."""
+    return _read(lake, configuration, table_of(configuration), only)
+
+
+def stored_labels(lake: Lake, configuration: Configuration, only: Collection[datetime]) -> ir.Table:
+    """Read labels at instants, as `stored_snapshots` does."""
+    return _read(lake, configuration, labels_table(configuration.labels.named), only)
+
+
+def _read(lake: Lake, configuration: Configuration, table: Table, only: Collection[datetime]) -> ir.Table:
+    try:
+        return lake.read(table, only=only)
+    except ContractError as error:
+        raise ConfigurationError(
+            f"{error}: run `habitus snapshot {configuration.file}`, which adds what the configuration asks for"
+        ) from error
+
+
 def past_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> SnapshotDates | None:
     """Return the past instants to learn from, to validate and to test on; None where the history is too short."""
     span = event_span(lake)
@@ -114,8 +133,7 @@ def describe_label(
 ) -> LabelCard:
     """Make the card of a label as it is stored, of the snapshots of a training: `parts` says what each is for."""
     asked = configuration.labels.named[name]
-    snapshots = lake.read(table_of(configuration), only=parts)
-    labels = lake.read(labels_table(configuration.labels.named), only=parts)
+    snapshots, labels = stored_snapshots(lake, configuration, parts), stored_labels(lake, configuration, parts)
     counts = count_labels(snapshots, labels, lake.read(EVENTS), known_at, asked).to_pandas()
     user_count = labels.filter(labels[asked.column].notnull()).user_id.nunique().to_pyarrow().as_py()
     jump_max = configuration.labels.base_rate_jump_max

@@ -6,6 +6,7 @@ Prefect would start it itself, but waits for ever for one that cannot start, and
 import atexit
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def serving() -> Iterator[None]:
 
 @functools.cache
 def _start() -> str:
-    home, wait_s = PREFECT_HOME.value(), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    home = PREFECT_HOME.value()
     try:
         home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=home).close()
@@ -76,20 +77,29 @@ def _start() -> str:
         address = f"http://127.0.0.1:{free.getsockname()[1]}/api"
     with tempfile.TemporaryFile() as log:
         server = _open(address, log)
-        until = time.monotonic() + wait_s
-        while not _answers(address):
-            if server.poll() is not None:
-                raise ServerError(
-                    f"Prefect's temporary server could not start: {_last_line(log)}; what it knows is in {home}: "
-                    "move that folder away, or name another with PREFECT_HOME"
-                )
-            if time.monotonic() > until:
-                raise ServerError(
-                    f"Prefect's temporary server did not start within {wait_s} s: run the same command again, and "
-                    "give it longer with PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
-                )
-            time.sleep(POLL_S)
+        try:
+            _await(server, address, log)
+        except BaseException:
+            _end(server)
+            raise
     return address
+
+
+def _await(server: subprocess.Popen[bytes], address: str, log: BinaryIO) -> None:
+    wait_s = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    until = time.monotonic() + wait_s
+    while not _answers(address):
+        if server.poll() is not None:
+            raise ServerError(
+                f"Prefect's temporary server could not start: {_last_line(log)}; what it knows is in "
+                f"{PREFECT_HOME.value()}: move that folder away, or name another with PREFECT_HOME"
+            )
+        if time.monotonic() > until:
+            raise ServerError(
+                f"Prefect's temporary server did not start within {wait_s} s: run the same command again, and "
+                "give it longer with PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+            )
+        time.sleep(POLL_S)
 
 
 def _open(address: str, log: BinaryIO) -> subprocess.Popen[bytes]:
@@ -137,4 +147,4 @@ def _last_line(log: BinaryIO) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(re.sub(r"\[Errno \d+\] ", "", str(error)).split()) or type(error).__name__

@@ -20,7 +20,7 @@ from flows.audit import find_leaks
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import NEXT_NUMBER, align, explain, measure_flapping
 from flows.instant import event_span, resolve_as_of
-from flows.snapshot import describe_label, past_dates, table_of
+from flows.snapshot import describe_label, past_dates, stored_labels, stored_snapshots, table_of
 from flows.stage import read_as_of, stage
 from flows.world import TOUCHES_THE_WORLD, discreet
 from models import figures, promotion, propensities, segment_card, segments
@@ -315,8 +315,7 @@ def find_serving(registry: Registry, name: str, as_of: datetime, snapshot: pd.Da
 
 def read_snapshots(lake: Lake, configuration: Configuration, instants: list[datetime]) -> pd.DataFrame:
     """Read snapshots at instants, sorted by key. Raises ConfigurationError where there are none."""
-    table = lake.read(table_of(configuration))
-    frame: pd.DataFrame = table.filter(table.as_of.isin(instants)).to_pandas()
+    frame: pd.DataFrame = stored_snapshots(lake, configuration, instants).to_pandas()
     if frame.empty:
         asked = ", ".join(f"{instant:%Y-%m-%dT%H:%M:%SZ}" for instant in instants)
         raise ConfigurationError(f"no snapshot at {asked}: run `habitus snapshot {configuration.file}` first")
@@ -325,8 +324,8 @@ def read_snapshots(lake: Lake, configuration: Configuration, instants: list[date
 
 def read_labelled(lake: Lake, configuration: Configuration, instants: list[datetime], label: str) -> pd.DataFrame:
     """Read snapshots with a label, of users who have one."""
-    labels = lake.read(labels_table(configuration.labels.named))
-    known = labels.filter(labels.as_of.isin(instants), labels[label].notnull()).select("user_id", "as_of", label)
+    labels = stored_labels(lake, configuration, instants)
+    known = labels.filter(labels[label].notnull()).select("user_id", "as_of", label)
     frame = read_snapshots(lake, configuration, instants).merge(known.to_pandas(), on=["user_id", "as_of"])
     return frame.astype({label: bool})
 

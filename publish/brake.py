@@ -75,9 +75,8 @@ def judge(
     model made is judged. A share that is exactly at its limit passes. The largest changes come first.
     """
     findings = []
-    if step.as_of < step.since:
-        now, since = (write_instant(instant, time_zone) for instant in (step.as_of, step.since))
-        findings.append(f"as of {now}, which is before {since}, the released one")
+    if back := find_step_back(step.as_of, step.since, time_zone):
+        findings.append(back)
     if step.users_before:
         loss = (step.users_before - step.users) / step.users_before
         if loss > settings.users_loss_max:
@@ -93,6 +92,14 @@ def judge(
             moves = f"{left} would leave and {entered} enter{_in_days(step.days)}"
             findings.append(f"{row['destination']}: {audience}: {before} members, {moves} ({why})")
     return findings
+
+
+def find_step_back(as_of: datetime, since: datetime, time_zone: str) -> str | None:
+    """Say that an instant is before that of the released version, if it is."""
+    if as_of >= since:
+        return None
+    now, before = (write_instant(instant, time_zone) for instant in (as_of, since))
+    return f"as of {now}, which is before {before}, the released one"
 
 
 def _judge_levels(levels: Mapping[str, tuple[float, float]], settings: BrakeSettings) -> Iterator[str]:

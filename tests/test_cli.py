@@ -1,12 +1,15 @@
 """Mistakes a person makes: one line that says what would be right, exit status 2, and nothing half-written."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from shops import habitus
 
+from flows.cli import app
 from flows.progress import progress
 
 CONFIG = """
@@ -113,7 +116,7 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = habitus("run", str(tmp_path / "nope.toml"))
 
     assert done.exit_code == 2
-    assert "nope.toml: cannot be read: No such file" in done.stderr
+    assert "nope.toml: no such file; name the configuration" in done.stderr
 
 
 @pytest.mark.slow
@@ -155,8 +158,8 @@ def test_without_a_configuration_segments_are_those_of_the_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert "habitus.toml: cannot be read" in habitus("segments").stderr
-    assert "habitus.toml: cannot be read" in habitus("segments", "rename", "S01", "Night owls").stderr
+    assert "habitus.toml: no such file" in habitus("segments").stderr
+    assert "habitus.toml: no such file" in habitus("segments", "rename", "S01", "Night owls").stderr
 
 
 def test_brackets_in_a_line_of_progress_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,3 +178,25 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     [complaint] = [line for line in done.stderr.splitlines() if line.startswith("habitus: ")]
     assert "lake" in complaint
     assert "Traceback" not in done.stderr
+
+
+def commands_of(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if hasattr(command, "commands"):
+            yield from commands_of(command, *path, name)
+
+
+COMMANDS = dict(commands_of(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_says_all_that_is_written_of_a_command_and_its_options(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    shown = " ".join(habitus(*path, "--help").stdout.split())
+
+    written = [COMMANDS[path].help, *(getattr(option, "help", None) for option in COMMANDS[path].params)]
+    for text in filter(None, written):
+        assert " ".join(text.replace(r"\[", "[").split()) in shown
