@@ -11,7 +11,7 @@ from features.delta import ConflictError
 from flows.ingest import accept_files, ingest
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["crowd"])
+PRELOADED = ["flows.ingest", "ibis.backends.duckdb", "hypothesis", "pytest"]
 EVENTS_IN_FILE = 30
 LATEST_S = 600
 
@@ -37,6 +37,7 @@ def ingest_at_once(configs: list[Path], locked: bool) -> list[int]:
 
     They wait for each other, or, without a lock, begin again when they are refused.
     """
+    PROCESSES.set_forkserver_preload(PRELOADED)
     begin, answers = PROCESSES.Barrier(len(configs)), PROCESSES.Queue()
     processes = [PROCESSES.Process(target=_ingest, args=(str(config), locked, begin, answers)) for config in configs]
     for process in processes:
