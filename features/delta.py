@@ -75,6 +75,8 @@ class DeltaTables:
         Delta makes anew what is the latest by then; so between looking whether that is what was read, and that, nobody
         is to commit. Have the lake alone.
         """
+        if name in self.versions:
+            self.refuse_changed(name)
         with self._committing(name):
             create_table_with_add_actions(
                 delta_address(self.folder / name),
@@ -126,7 +128,6 @@ class DeltaTables:
 
     @contextmanager
     def _committing(self, name: str) -> Iterator[None]:
-        self.refuse_changed(name)
         try:
             yield
         except DeltaError:

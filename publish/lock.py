@@ -23,6 +23,7 @@ WORKING = "work.lock"
 WAIT_S = 6 * 3600
 """For how long one waits for another: longer than a run takes, and shorter than a day, when the next is due."""
 SAY_EVERY_S = 60
+UNKNOWN = "another process"
 POLL_S = 0.2
 
 
@@ -96,7 +97,7 @@ def _lock(
     folder = path.parent
     is_new = not folder.exists()
     until = clock() + wait_s
-    said, say_at = "", clock()
+    said, say_at = "", clock() + SAY_EVERY_S
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("a+") as file:
@@ -116,7 +117,7 @@ def _lock(
                 f"{folder} is in use by {who}, which did not end within {_in_words(wait_s)}; "
                 "run the same command again when it has"
             )
-        if who != said or clock() >= say_at:
+        if who not in (said, UNKNOWN) or clock() >= say_at:  # who has just taken it says so in a moment
             say(f"waiting for {who}, for {_in_words(until - clock())} at most")
             said, say_at = who, clock() + SAY_EVERY_S
         sleep(POLL_S)
@@ -150,20 +151,20 @@ def _read(file: TextIO) -> str:
         told = json.loads(file.read())
         is_here = told["host"] == socket.gethostname()
         if is_here and not is_running(told["process"]):
-            return "another process"
+            return UNKNOWN
         where = "" if is_here else f" on {told['host']}"
         return f"{told['what']} (process {told['process']}{where}, since {told['since']})"
     except (ValueError, TypeError, KeyError):
-        return "another process"
+        return UNKNOWN
 
 
 def _in_words(seconds: float) -> str:
     """Say a duration.
 
-    >>> [_in_words(seconds) for seconds in (5, 90, 3600, 21_480)]
+    >>> [_in_words(seconds) for seconds in (5, 89, 3599, 21_480)]
     ['5 s', '1 min', '1 h', '5 h 58 min']
     """
     if seconds < 60:
         return f"{seconds:.0f} s"
-    hours, minutes = divmod(int(seconds // 60), 60)
+    hours, minutes = divmod(round(seconds / 60), 60)
     return " ".join(f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min")) if count)

@@ -176,6 +176,31 @@ MUTANTS = {
         "                adds = made\n",
         ("test_upgrades",),
     ),
+    # Conflicts.
+    "a commit is tried again on what another wrote": Mutant(
+        "features/delta.py",
+        "max_commit_retries=0",
+        "max_commit_retries=15",
+        ("test_conflicts",),
+    ),
+    "a table that another made is made anew": Mutant(
+        "features/delta.py",
+        'mode="overwrite" if name in self.versions else "error"',
+        'mode="overwrite"',
+        ("test_conflicts",),
+    ),
+    "a lake looks for versions at each question": Mutant(
+        "features/delta.py",
+        "        if self._found is None:\n",
+        "        if True:\n",
+        ("test_conflicts",),
+    ),
+    "a first ingest claims nothing": Mutant(
+        "flows/ingest.py",
+        "    lake.claim(FILES)\n    if known",
+        "    if known",
+        ("test_conflicts",),
+    ),
     # Suppression.
     "k users are too few to show": Mutant(
         "publish/report/suppression.py",

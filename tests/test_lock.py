@@ -89,13 +89,14 @@ def test_who_waits_is_told_at_once_for_whom_and_again_every_minute(tmp_path: Pat
     with (
         working_lock(tmp_path, RUN, 0),
         pytest.raises(LockedError),
-        working_lock(tmp_path, INGEST, 150, said.append, clock, clock.sleep),
+        working_lock(tmp_path, INGEST, 190, said.append, clock, clock.sleep),
     ):
         pass
     assert [re.sub(HOLDER, "HOLDER", line) for line in said] == [
+        "waiting for HOLDER, for 3 min at most",
         "waiting for HOLDER, for 2 min at most",
         "waiting for HOLDER, for 1 min at most",
-        "waiting for HOLDER, for 30 s at most",
+        "waiting for HOLDER, for 10 s at most",
     ]
 
 
@@ -131,8 +132,14 @@ def test_what_a_killed_process_left_does_not_mislead(tmp_path: Path, left: dict[
     taken = file.open()
     fcntl.flock(taken, fcntl.LOCK_EX)
 
-    [line] = said_by_who_waits(tmp_path, 5, taken.close)
-    assert line == f"waiting for {who.format(gone=killed.pid)}, for 5 s at most"
+    said, clock = list[str](), Clock()
+    with (
+        pytest.raises(LockedError, match=rf"is in use by {re.escape(who.format(gone=killed.pid))}, which"),
+        working_lock(tmp_path, INGEST, 90, said.append, clock, clock.sleep),
+    ):
+        pass
+    taken.close()
+    assert said[-1] == f"waiting for {who.format(gone=killed.pid)}, for 30 s at most"
 
 
 @pytest.mark.ci
