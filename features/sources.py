@@ -238,6 +238,11 @@ def find_files(files: str | list[str], folder: Path, known: Collection[str] = ()
     return sorted(found)
 
 
+def listed(files: Files) -> str:
+    """Write the paths and globs of a source in a row."""
+    return files if isinstance(files, str) else ", ".join(files)
+
+
 def check_is_file(path: Path) -> None:
     """Stop at what cannot be read to its end. Raises UnreadableError where it is no file, OSError where it is gone."""
     mode = path.stat().st_mode if path.exists() else 0
