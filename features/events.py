@@ -12,7 +12,7 @@ import ibis.expr.types as ir
 
 from features.first_ids import FIRST_ID
 from features.placeholders import without_placeholders
-from features.sources import Source, SourceError, row_text
+from features.sources import Source, SourceError, Time, row_text
 from features.table import TIME, Table, materialize, stack
 from features.values import (
     AMOUNT_MAX,
@@ -265,7 +265,9 @@ def _instants(
     except UnitError as error:
         if not raw.filter(raw[name].notnull()).limit(1).count().to_pyarrow().as_py():
             return ibis.null(TIME)  # a column without a value has a type, but no unit
-        raise SourceError(f"events.columns.{name}: {error}; set events.time_unit to s, ms, us or ns") from error
+        given = getattr(source.columns, name)
+        key = f"events.columns.{name}.time_unit" if isinstance(given, Time) and given.time_unit else "events.time_unit"
+        raise SourceError(f"events.columns.{name}: {error}; set {key} to s, ms, us or ns") from error
 
 
 def _number_copies(rows: ir.Table) -> ir.Table:

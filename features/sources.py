@@ -239,6 +239,11 @@ def find_files(files: str | list[str], folder: Path, known: Collection[str] = ()
     return sorted(found)
 
 
+def listed(files: Files) -> str:
+    """Write the paths and globs of a source in a row."""
+    return files if isinstance(files, str) else ", ".join(files)
+
+
 def check_is_file(path: Path) -> None:
     """Stop at what cannot be read to its end. Raises UnreadableError where it is no file, OSError where it is gone."""
     mode = path.stat().st_mode if path.exists() else 0
@@ -606,7 +611,7 @@ def _read_json_lines(con: duckdb.DuckDBPyConnection, paths: list[Path], known: I
     by_file = con.execute(f"{whole} GROUP BY habitus_path").fetchall()
     structures: dict[Path, Structure] = {Path(path): json.loads(text) for text, path in by_file if text}
     for path, fields in structures.items():
-        _refuse_taken(path, fields or ())
+        _refuse_taken(path, fields if isinstance(fields, dict) else ())
     structure: Structure = next(iter(structures.values()), None)
     if any(other != structure for other in structures.values()):
         [text] = con.execute(whole.replace(", habitus_path", "")).fetchone() or ["null"]
@@ -719,8 +724,8 @@ def _column(
                 _refuse_lacking(part, key, name)
         return found
     others = [other.files for other in parts if other is not part and _named(con, other, name) is not None]
-    fields = _fields_of(part, name)
-    before = any(_leaf(_structure_of(columns), fields) is not None or name in columns for columns in known)
+    within = _fields_of(part, name)
+    before = any(_leaf(_structure_of(columns), within) is not None or name in columns for columns in known)
     if is_optional:
         return "NULL::VARCHAR"
     lacks = f"{key}: {part.files} has no column {name!r}"

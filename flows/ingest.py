@@ -51,6 +51,7 @@ from features.sources import (
     find_files,
     find_unreadable,
     forget_files,
+    listed,
     name_of,
     read_files,
     read_users,
@@ -312,7 +313,7 @@ def _judge(
 ) -> _Judged | None:
     """Judge the rows of files, given by their content, without those that cannot be read; None without any."""
     if not files and not known:
-        raise SourceError(f"events.files: {configuration.events.files} names no file that can be read")
+        raise SourceError(f"events.files: {listed(configuration.events.files)} names no file that can be read")
     source, folder = configuration.events, configuration.folder
     columns = _columns_of(known)
     paths = sorted(files.values())
@@ -330,7 +331,7 @@ def _judge(
         if not unreadable:
             if failing := find_failing(lake.engine, source, paths, columns):
                 raise SourceError(f"{failing}; a function that begins with try_ gives null instead") from error
-            raise SourceError(f"events.files: {source.files} cannot be read: {reason_of(error)}") from error
+            raise SourceError(f"events.files: {listed(source.files)} cannot be read: {reason_of(error)}") from error
         _skip(configuration, unreadable)
         readable = {content: path for content, path in files.items() if path not in unreadable}
         return _judge(lake, configuration, readable, now, known, erased)
@@ -589,7 +590,7 @@ def _describe_users(lake: Lake, configuration: Configuration) -> _Described | No
     named = materialize(known.filter(known.user_id.notnull()).distinct())
     if not _count(named):
         raise SourceError(
-            f"users.files: {configuration.users.files} has no row with a user, so nothing would be known of anybody: "
+            f"users.files: {listed(configuration.users.files)} has no row with a user, so nothing would be known of anybody: "
             "mend it, or remove [users]"
         )
     return _Described(attributes, named, placeholders)
@@ -625,7 +626,7 @@ def _without_erased(lake: Lake, attributes: ir.Table, erased: Erased) -> ir.Tabl
 def _explain_nothing(configuration: Configuration, parts: list[ir.Table], by_reason: dict[str, int]) -> str:
     """Say why no row was accepted, by the most frequent reason."""
     if not by_reason:
-        return f"events.files: {configuration.events.files} has no rows"
+        return f"events.files: {listed(configuration.events.files)} has no rows"
     reason = max(by_reason, key=lambda name: by_reason[name])
     if reason in BAD_TIMES:
         [column, example, places] = _find_bad_time(configuration, parts, reason)
@@ -636,7 +637,7 @@ def _explain_nothing(configuration: Configuration, parts: list[ir.Table], by_rea
             "or give an expression: { sql = \"try_strptime(column, '%d/%m/%Y %H:%M')\" }"
         )
     counts = "; ".join(f"{REASONS[name]}: {count:,}" for name, count in by_reason.items())
-    return f"events.files: no row of {configuration.events.files} was accepted ({counts})"
+    return f"events.files: no row of {listed(configuration.events.files)} was accepted ({counts})"
 
 
 def _find_bad_time(configuration: Configuration, parts: list[ir.Table], reason: str) -> tuple[str, str, str]:

@@ -271,6 +271,21 @@ MUTANTS = {
         "count / read < share_max",
         ("test_unusable", "test_ingest_findings"),
     ),
+    "the last instant is one too late": Mutant(
+        "features/values.py",
+        "(instant < ibis.literal(END_OF_INSTANTS, TIME))",
+        "(instant <= ibis.literal(END_OF_INSTANTS, TIME))",
+        ("test_events", "test_values"),
+    ),
+    "sums of amounts overflow": Mutant(
+        "features/sessions.py", "MICROS = dt.Decimal(38, 0)", "MICROS = dt.int64", ("test_ranges",)
+    ),
+    "a field that was text and is an object now is read as if it always had been one": Mutant(
+        "features/sources.py",
+        "structure = _joined(structure, _structure_of(other))",
+        "structure = structure or _structure_of(other)",
+        ("test_drift", "test_representations"),
+    ),
     "a placeholder in capitals is an id": Mutant(
         "features/placeholders.py",
         "return user_id.strip().lower()",

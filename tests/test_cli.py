@@ -77,7 +77,7 @@ def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
 def test_a_file_in_which_no_row_is_accepted_says_why(tmp_path: Path) -> None:
     done = attempt(tmp_path, events="user,at,event\n,2024-03-01,home\n,2024-03-02,home\n")
 
-    assert_refused(tmp_path, done, "no row of events.csv was accepted: 2 with no user")
+    assert_refused(tmp_path, done, "no row of events.csv was accepted (no user: 2)")
 
 
 def test_an_expression_that_fails_on_a_row_is_refused(tmp_path: Path) -> None:

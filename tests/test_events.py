@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ibis.backends.duckdb import Backend as DuckDB
 from laws import law
+from messages import assert_documented
 
 from features.events import EVENTS, REASONS, REJECTED, accept, reconcile
 from features.sessions import sessionize
@@ -351,6 +352,13 @@ def test_numbers_without_a_unit_are_an_error(engine: DuckDB, given: float, unit:
         SourceError, match=r"^events\.columns\.occurred_at: .*set events\.time_unit to s, ms, us or ns$"
     ):
         read_times(engine, [given], time_unit=unit)
+
+
+def test_numbers_of_a_column_with_a_wrong_unit_of_its_own_say_so(engine: DuckDB) -> None:
+    columns = COLUMNS | {"occurred_at": {"column": "occurred_at", "time_unit": "day"}}
+    with pytest.raises(SourceError) as caught:
+        judge(engine, [{"occurred_at": 1719741600}], columns=columns, time_unit="s")
+    assert_documented("times are numbers, and their column's own unit is none of numbers", str(caught.value))
 
 
 def test_numbers_of_ingestion_without_a_unit_are_an_error(engine: DuckDB) -> None:

@@ -14,14 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from messages import assert_documented
 
-import flows.ingest
 from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.increments import update_sessions
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import take_snapshot
-from features.sources import SourceError, UnreadableError
+from features.sources import SourceError, UnreadableError, read_files
 from flows.ingest import Ingested, accept_files
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,7 +58,8 @@ def zstd(content: bytes) -> bytes:
 
 
 def test_packed_files_are_read_whatever_the_case_of_their_end(tmp_path: Path) -> None:
-    for number, (end, pack) in enumerate({"gz": gzip.compress, "GZ": gzip.compress, "zst": zstd, "ZST": zstd}.items()):
+    for number, end in enumerate(("gz", "GZ", "zst", "ZST")):
+        pack = zstd if end.lower() == "zst" else gzip.compress
         (tmp_path / f"a.csv.{end}").write_bytes(pack(CSV.replace(b"ada", b"csv%d" % number)))
         (tmp_path / f"a.jsonl.{end}").write_bytes(pack(LINES.replace(b"ada", b"json%d" % number)))
     (tmp_path / "b.csv").write_bytes(CSV)
@@ -72,7 +72,7 @@ def test_packed_files_are_read_whatever_the_case_of_their_end(tmp_path: Path) ->
 @pytest.mark.parametrize("end", ["gz", "zst", "ZST"])
 def test_a_row_of_a_packed_file_is_found(tmp_path: Path, end: str) -> None:
     content = CSV + b"ada,soon,home\n"
-    (tmp_path / f"a.csv.{end}").write_bytes(zstd(content) if "z" in end[:1].lower() else gzip.compress(content))
+    (tmp_path / f"a.csv.{end}").write_bytes(zstd(content) if end.lower() == "zst" else gzip.compress(content))
 
     assert f"a.csv.{end}, line 3: a time that could not be read" in complaint(tmp_path, "a.csv*")
 
@@ -147,7 +147,6 @@ def test_a_file_that_changes_while_it_is_read_is_named_and_nothing_is_stored(
 ) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(CSV)
-    read_files = flows.ingest.read_files
 
     def read_after_change(*arguments: Any, **options: Any) -> Any:
         if then == "grows":
@@ -161,7 +160,7 @@ def test_a_file_that_changes_while_it_is_read_is_named_and_nothing_is_stored(
         return read_files(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(flows.ingest, "read_files", read_after_change)
+        patched.setattr("flows.ingest.read_files", read_after_change)
         said = complaint(tmp_path, "*.csv")
     case = "a file vanishes while it is read" if then == "vanishes" else "a file changes while it is read"
     assert_documented(case, said)
@@ -212,9 +211,8 @@ def test_attributes_may_be_called_like_what_habitus_uses_itself(tmp_path: Path) 
 
     with Lake(tmp_path / "lake") as lake:
         update_sessions(lake, GAP)
-        found = take_snapshot(
-            *(lake.read(table) for table in (EVENTS, SESSIONS, ATTRIBUTES)), NOW, gap=GAP, attribute_names=NAMES
-        )
+        tables = lake.read(EVENTS), lake.read(SESSIONS), lake.read(ATTRIBUTES)
+        found = take_snapshot(*tables, NOW, gap=GAP, attribute_names=NAMES)
         [row] = found.to_pyarrow().to_pylist()
     assert [row[name] for name in NAMES] == [str(number) for number in range(len(NAMES))]
 
