@@ -36,6 +36,7 @@ from features.labels import Purpose
 from models.artifacts import ADDRESS, Artifacts, MissingModelError, forget_places
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it raises what it logs
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 REQUIREMENTS = [f"{name}=={version(name)}" for name in ("lightgbm", "numpy", "pandas", "scikit-learn", "skops")]
