@@ -229,7 +229,8 @@ class Lake:
         # Not history(), which finds nothing where a folder's name has a number sign or a question mark.
         log = self.folder / table.name / "_delta_log" / f"{self.version(table):020}.json"
         with log.open("rb") as actions:
-            said: dict[str, Any] = next((one["commitInfo"] for one in map(json.loads, actions) if "commitInfo" in one), {})
+            found = (action["commitInfo"] for action in map(json.loads, actions) if "commitInfo" in action)
+            said: dict[str, Any] = next(found, {})
         origin: dict[str, Any] = json.loads(said.get(ORIGIN, "{}"))
         return origin
 
