@@ -32,7 +32,7 @@ from flows.train import model_name
 from flows.turns import publishing, turn
 from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
 from models.names import marks
-from models.registry import Registry
+from models.registry import PROMOTIONS, Registry
 from publish import versions
 from publish.assignments import assignments_table
 from publish.brake import LEVELS
@@ -201,6 +201,7 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
     )
     [row] = found.to_pyarrow().to_pylist()
     models = {kind: row[f"{kind}_version"] for kind in kinds}
+    _check_models(configuration, models, asked)
     withheld = [kind for kind in kinds[1:] if row[f"{kind}_ranked"] and not row[f"{kind}_known"]]
     discovered = assignments.filter(assignments.segment_id.notnull()).select("segment_id", "segment_name").distinct()
     names = {
@@ -229,6 +230,19 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
         "definitions": [definitions["gap"].total_seconds(), definitions["time_zone"], definitions["day_level"]],
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
+
+
+def _check_models(configuration: Configuration, models: Mapping[str, int | None], asked: str) -> None:
+    """Raise ConfigurationError where assignments are by a version that the store of models does not know."""
+    made = {model_name(configuration, kind): number for kind, number in models.items() if number is not None}
+    registry = Registry(configuration.mlruns) if made else None
+    for name, number in made.items():
+        if registry is not None and number not in registry.tags(name, PROMOTIONS):
+            raise ConfigurationError(
+                f"assignments at {asked} are by {name} version {number}, which {configuration.mlruns} does not know: "
+                "it and the lake are of different moments; put back both as they were at one, or run "
+                f"`habitus score {configuration.file}` first"
+            )
 
 
 def _levels(lake: Lake, configuration: Configuration, as_of: datetime) -> dict[str, float]:

@@ -190,7 +190,9 @@ def show_published(published: Published, config: str, program: str, console: Con
         for finding in published.findings:
             console.print(Padding(Text(finding), (0, 0, 0, 2)), style="yellow")
         console.print(Padding("It is built and not released. If that is right:", (0, 0, 0, 2)))
-        console.print(f"  {program} release {shlex.quote(config)} {published.held}", soft_wrap=True, style="cyan")
+        console.print(
+            f"  {program} release {shlex.quote(config)} {published.held}", soft_wrap=True, markup=False, style="cyan"
+        )
     console.print()
 
 
@@ -218,7 +220,7 @@ def _show_next(result: Result, config: str, program: str, console: Console) -> N
         (f"{program} serve {shlex.quote(config)} --open-local", "the same live, a page for each user, and an API"),
         (f"make serve CONFIG={shlex.quote(config)}", "schedules, past runs and models in the browser"),
     ):
-        console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
+        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False, style="cyan")
         console.print(f"      {purpose}", style="dim")
 
 

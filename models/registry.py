@@ -37,6 +37,7 @@ from models.artifacts import ADDRESS, Artifacts, forget_places
 from models.store import MEND, StoreError, check_store
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it raises what it logs
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 REQUIREMENTS = [f"{name}=={version(name)}" for name in ("lightgbm", "numpy", "pandas", "scikit-learn", "skops")]

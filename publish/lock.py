@@ -107,7 +107,7 @@ def _lock(
                     yield
                 finally:
                     file.truncate(0)
-                    if is_new and [*folder.iterdir()] == [path]:  # nothing came of it
+                    if is_new and folder.exists() and [*folder.iterdir()] == [path]:  # nothing came of it
                         path.unlink()
                         folder.rmdir()
                 return
