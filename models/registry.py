@@ -6,9 +6,10 @@ MLflow's fluent interface keeps its store in a global and in the environment, so
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 
 from features.labels import Purpose
+from features.lake import staging_folder
 from models.store import MEND, StoreError, check_store
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -221,6 +223,8 @@ class Registry:
         """Open the store, for work on the lake that is its `owner`. Raises StoreError where it is broken."""
         mlruns.mkdir(parents=True, exist_ok=True)
         check_store(mlruns)
+        if not (mlruns / "mlflow.db").exists():
+            _make_database(mlruns / "mlflow.db")
         # As seen from the store, so that both may be moved.
         self._owner = None if owner is None else os.path.relpath(owner, mlruns)
         self.tracking_uri = f"sqlite:///{mlruns.absolute() / 'mlflow.db'}"
@@ -430,6 +434,15 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             return self._experiment(name)  # another task was quicker
+
+
+def _make_database(file: Path) -> None:
+    """Make a database elsewhere, then put it where it belongs: what is half-made MLflow can never use again."""
+    with staging_folder(file.parent) as staging:
+        MlflowClient(f"sqlite:///{staging.absolute() / 'made.db'}")
+        whole = Path(shutil.copy(staging / "made.db", staging / "whole.db"))  # which nobody has open
+        with suppress(FileExistsError):  # another process was quicker
+            os.link(whole, file)
 
 
 def _owned_by(owner: str | None) -> dict[str, str]:
