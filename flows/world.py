@@ -57,7 +57,10 @@ ELSEWHERE = (
 )
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SAYS_FULL = re.compile("No space left on device|database or disk is full|Disk quota exceeded|File too large")
+SAYS_FULL = re.compile(
+    "No space left on device|database or disk is full|Disk quota exceeded|File too large|max_temp_directory_size"
+)
+"""What the system, SQLite and DuckDB, which spills, say of a full disk."""
 NESTED = re.compile(r"\s*\x1b\[\d+m\S\x1b\[0m\s*")
 """What deltalake puts between an error and what it came from: an arrow in colour, on a line of its own."""
 PACKAGES = ("features", "models", "publish", "flows")

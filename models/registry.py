@@ -33,6 +33,7 @@ from mlflow.models import Model, infer_signature
 
 from features.addresses import file_address, sqlite_address
 from features.labels import Purpose
+from features.lake import staging_folder
 from models.artifacts import ADDRESS, Artifacts, forget_places
 from models.store import MEND, StoreError, check_store
 
@@ -232,6 +233,8 @@ class Registry:
         """Open the store, for work on the lake that is its `owner`. Raises StoreError where it is broken."""
         mlruns.mkdir(parents=True, exist_ok=True)
         check_store(mlruns)
+        if not (mlruns / DATABASE).exists():
+            _make_database(mlruns / DATABASE)
         # As seen from the store, so that both may be moved.
         self._owner = None if owner is None else os.path.relpath(owner, mlruns)
         self.tracking_uri = sqlite_address(mlruns / DATABASE)
@@ -440,6 +443,19 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             return self._experiment(name)  # another task was quicker
+
+
+def _make_database(file: Path) -> None:
+    """Make a database elsewhere, then put it where it belongs: what is half-made MLflow can never use again."""
+    with staging_folder(file.parent) as staging:
+        MlflowClient(sqlite_address(staging / "made.db"))
+        whole = Path(shutil.copy(staging / "made.db", staging / "whole.db"))  # which nobody has open
+        try:
+            os.link(whole, file)
+        except FileExistsError:  # another process was quicker
+            return
+        except OSError:  # a disk without links
+            whole.replace(file)
 
 
 def _owned_by(owner: str | None) -> dict[str, str]:

@@ -311,11 +311,16 @@ MUTANTS = {
         "return (lambda _, words: words)(HIDDEN, hidden",
         DISCRETION,
     ),
-    "an error keeps what it came from": Mutant("flows/world.py", "raise error from None", "raise error", DISCRETION),
+    "an error keeps what it came from": Mutant(
+        "flows/world.py",
+        "raise in_discreet_words(error, config if isinstance(config, str) else None) from None",
+        "raise in_discreet_words(error, config if isinstance(config, str) else None) from error",
+        DISCRETION,
+    ),
     "an error that nobody foresaw is let through": Mutant(
         "flows/world.py",
-        "raise unexpected(where(error)).with_traceback(error.__traceback__) from None",
-        "raise",
+        "return unexpected(where(error)).with_traceback(error.__traceback__)",
+        "return error",
         DISCRETION,
     ),
     "segments are described by what is personal": Mutant(
@@ -327,6 +332,29 @@ MUTANTS = {
     "a reason says what is personal": Mutant("models/reasons.py", " | is_personal] = 0", "] = 0", ("test_reasons",)),
     "a condition on what is personal is told": Mutant(
         "models/rules.py", 'condition="")', "condition=rule.condition)", ("test_rules",)
+    ),
+    # Damage.
+    "what is there of the same bytes is left as it is, broken or not": Mutant(
+        "features/lake.py",
+        "        _move(adds, staging, folder)\n        if not changed:",
+        "        _move([add for add in adds if Path(add.path).parent.name in changed], staging, folder)\n"
+        "        if not changed:",
+        ("test_damage",),
+    ),
+    "an empty entry of a log is a commit of nothing": Mutant(
+        "features/damage.py", "elif not file.stat().st_size:", "elif False:", ("test_damage",)
+    ),
+    "bytes that changed within a file are not looked for": Mutant(
+        "features/damage.py", "if what is None and in_content and digest_of", "if False and digest_of", ("test_damage",)
+    ),
+    "an empty database of models is begun anew": Mutant(
+        "models/store.py", "if not header.startswith(HEADER) or is_cut_off:", "if is_cut_off:", ("test_store",)
+    ),
+    "runs of another's lake are ended too": Mutant(
+        "models/registry.py",
+        "if run.data.tags.get(OWNER) == self._owner is not None",
+        "if self._owner is not None",
+        ("test_registry",),
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,9 +148,18 @@ FAILING = {
 }
 
 
-def test_a_full_disk_is_said_in_one_line_whoever_found_it() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        duckdb.IOException('Could not write "/lake/x": No space left on device'),
+        duckdb.OutOfMemoryException("failed to offload data block. The limit was set by 'max_temp_directory_size'."),
+        sqlite3.OperationalError("database or disk is full"),
+    ],
+)
+def test_a_full_disk_is_said_in_one_line_whoever_found_it(error: Exception) -> None:
     with pytest.raises(OSError, match=r"^the disk of \S+ is full: free some space") as caught:
-        failing_with(duckdb.IOException('Could not write "/lake/x": No space left on device'))()
+        failing_with(error)()
     assert "/lake" not in str(caught.value)
 
 
