@@ -19,7 +19,7 @@ INSTALLED := .venv/installed
 SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash studies bench picture report-pictures run-pictures format lock serve
+.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash siege studies bench picture report-pictures run-pictures format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -78,6 +78,10 @@ mutants: setup ## plausible mistakes in the product, and by which test each is t
 KILLS ?= 200
 crash: setup ## kill publishing at random moments, while others read what it publishes: make crash KILLS=20
 	@.venv/bin/python tests/crash.py --kills $(KILLS)
+
+MINUTES ?= 10
+siege: setup ## attack habitus serve without a key, each way and then all at once: make siege MINUTES=1
+	@.venv/bin/python tests/siege.py --minutes $(MINUTES) --lookups
 
 EVENTS ?= 10000000
 DAYS ?= 180

@@ -52,7 +52,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n"
 HEALTH_EVERY_S = 0.25
 HEALTH_WAITS_S = 10
 USERS = 2_000
-LOOKUPS = 150
+LOOKUPS = 40
 """Of known users, and as many of others, whose ids are beside theirs."""
 
 Reader: TypeAlias = asyncio.StreamReader

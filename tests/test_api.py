@@ -844,6 +844,7 @@ def test_a_known_and_an_unknown_user_take_the_same_path(
                 client.post("/user", data={"user_id": user_id}).status_code,
             }
             taken[user_id] = (status, len(Counting.asked), [*rendered])
+            assert set(Counting.asked) <= {one["user_id"] for one in USERS}
 
     asked = 2 if scope == "personal" else 0
     pages = ["render_user", "render_lookup"]

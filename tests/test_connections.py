@@ -299,7 +299,7 @@ def test_a_request_that_asks_for_a_websocket_is_answered_without() -> None:
     run(test)
 
 
-@pytest.mark.parametrize(("files", "connections"), [(256, 1), (1024, 768), (1_048_576, CONNECTIONS_MAX)])
+@pytest.mark.parametrize(("files", "connections"), [(256, 1), (1024, 512), (1_048_576, CONNECTIONS_MAX)])
 def test_connections_leave_room_for_other_files(files: int, connections: int) -> None:
     assert room_for(files) == connections
     assert connections == 1 or connections + FILES_OF_OTHERS <= files
