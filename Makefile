@@ -19,7 +19,7 @@ INSTALLED := .venv/installed
 SPARK := "pyspark>=4,<5"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash crash-stages full-disk studies bench picture report-pictures run-pictures format lock serve
+.PHONY: help setup demo test test-ci test-slow test-times coverage test-shuffled spark check mutants crash crash-stages full-disk siege studies bench picture report-pictures run-pictures format lock serve
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -86,6 +86,10 @@ crash-stages: setup ## kill every stage at random moments and run it again to th
 FILLS ?= 39
 full-disk: setup ## let every stage run on a disk that takes no more, then on one that does; as root, who may mount one
 	@.venv/bin/python tests/full_disk.py --fills $(FILLS)
+
+MINUTES ?= 10
+siege: setup ## attack habitus serve without a key, each way and then all at once: make siege MINUTES=1
+	@.venv/bin/python tests/siege.py --minutes $(MINUTES) --lookups
 
 EVENTS ?= 10000000
 DAYS ?= 180

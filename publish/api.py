@@ -56,6 +56,7 @@ logger = logging.getLogger("habitus.serve")
 LIMIT, LIMIT_MAX = 50, 1000
 """Of rows in an answer."""
 SEARCH_MAX = 200
+NO_USER = "there is no such user in this version"
 FIELDS_MAX = 10
 """Of a form."""
 COMPRESSED_FROM_BYTES = 1_000
@@ -320,11 +321,14 @@ def _add_lists(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
 def _add_users(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
     async def one_user(request: Request, user_id: str, version: int | None) -> Response:
         loaded = await _version(catalogue, version)
-        row, sessions = await _user(request, loaded, lookups, user_id)
+        row, is_theirs, sessions = await _user(request, loaded, lookups, user_id)
         head = json.dumps({"version": loaded.version, "as_of": loaded.report.as_of.isoformat()})[:-1]
         text = json.dumps(sessions, default=datetime.isoformat, ensure_ascii=False)
         user = loaded.view(_is_personal(request)).rows[row].as_py()
-        return answer(request, f'{head}, "user": {user}, "sessions": {text}}}'.encode(), PEOPLE, loaded)
+        found = answer(request, f'{head}, "user": {user}, "sessions": {text}}}'.encode(), PEOPLE, loaded)
+        if not is_theirs:
+            raise HTTPException(404, NO_USER)
+        return found
 
     @app.post("/users/lookup", response_model=OneUser, **_needs("lists"))
     async def look_up(request: Request, asked: LookUp) -> Response:
@@ -339,15 +343,21 @@ def _add_users(app: FastAPI, catalogue: Catalogue, lookups: Lookups) -> None:
 
 async def _user(
     request: Request, loaded: Loaded, lookups: Lookups, user_id: str
-) -> tuple[int, list[dict[str, Any]] | None]:
-    """Return a user's row, and the sessions where the key may see them."""
+) -> tuple[int, bool, list[dict[str, Any]] | None]:
+    """Return a user's row, whether it is theirs, and the sessions where the key may see them.
+
+    The row of an unknown user is another's, of whom all is asked and written, and then thrown away: the time until the
+    answer does not tell who is known.
+    """
     _see_ids(request, loaded)
-    row = loaded.find(user_id)
-    if row is None:
-        raise HTTPException(404, "there is no such user in this version")
+    found = loaded.find(user_id)
+    if found is None:
+        raise HTTPException(404, NO_USER)
+    row, is_theirs = found
     if not _is_personal(request):
-        return row, None
-    return row, await asyncio.to_thread(lookups.sessions, user_id, loaded.report.as_of)
+        return row, is_theirs, None
+    whose = loaded.everything.table[USER_ID][row].as_py()
+    return row, is_theirs, await asyncio.to_thread(lookups.sessions, whose, loaded.report.as_of)
 
 
 # --- pages ---
@@ -398,7 +408,7 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, lookups: Lookups, draw: Page)
             raise HTTPException(422, "user_id: is missing")
         loaded = await _version(catalogue, None)
         try:
-            row, sessions = await _user(request, loaded, lookups, user_id)
+            row, is_theirs, sessions = await _user(request, loaded, lookups, user_id)
         except HTTPException as error:
             if error.status_code != 404:
                 raise
@@ -406,7 +416,9 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, lookups: Lookups, draw: Page)
         is_personal = _is_personal(request)
         [user] = loaded.view(is_personal).table.slice(row, 1).to_pylist()
         report = loaded.report_for(is_personal)
-        return _page(request, lambda nonce: render_user(nonce, report, user, sessions), 200)
+        found = _page(request, lambda nonce: render_user(nonce, report, user, sessions), 200)
+        missing = _page(request, lambda nonce: render_lookup(nonce, user_id), 404)
+        return found if is_theirs else missing
 
 
 def _page(request: Request, render: Callable[[str], str], status: int) -> Response:
@@ -415,7 +427,9 @@ def _page(request: Request, render: Callable[[str], str], status: int) -> Respon
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
-    return HTMLResponse(render(nonce), status, {"content-security-policy": policy, "cache-control": PEOPLE})
+    # With no-referrer a browser would not say of the form that it is ours.
+    headers = {"content-security-policy": policy, "cache-control": PEOPLE, "referrer-policy": "same-origin"}
+    return HTMLResponse(render(nonce), status, headers)
 
 
 # --- what all have in common ---

@@ -19,9 +19,9 @@ logger = logging.getLogger("habitus.serve")
 CONNECTIONS_MAX = 1_000
 SHARE_OF_ADDRESS = 4
 """One address may have a quarter of them: no more than that is of use behind a proxy either."""
-FILES_OF_OTHERS = 256
-"""Files that may be open beside connections: tables, keys, reports."""
-ACCEPTED_AT_ONCE = 50
+FILES_OF_OTHERS = 512
+"""Files that may be open beside connections: tables, keys, reports, and connections that are just being accepted."""
+ACCEPTED_AT_ONCE = 250
 """So that of those who come together each is read before others crowd it out."""
 QUEUED_MAX = 4096
 """Who wait to be accepted; the kernel may allow fewer."""

@@ -12,11 +12,12 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.discretion import where
 from publish.keys import Key, Keys, KeysError
+from publish.sites import PAGE, is_foreign, is_navigation
 
 logger = logging.getLogger("habitus.serve")
 requests = logging.getLogger("habitus.serve.requests")
@@ -87,7 +88,7 @@ class Guard:
         key: Key | None = None
         try:
             given = Headers(scope=scope)
-            key, refusal = self._admit(scope["path"], given)
+            key, refusal = self._admit(scope, given)
             if refusal is not None:
                 await refusal(scope, receive, answer)
             else:
@@ -105,8 +106,12 @@ class Guard:
         else:  # the same for all that are the same, so that a flood of them is one line
             logger.info("%s %s key -", _what(scope), status)
 
-    def _admit(self, path: str, given: Headers) -> tuple[Key | None, JSONResponse | None]:
+    def _admit(self, scope: Scope, given: Headers) -> tuple[Key | None, Response | None]:
         """Return whose key it is, and an answer to those who do not get further."""
+        if is_foreign(given, scope["scheme"]):  # before a key is looked at, so that nothing can be told by the time
+            if is_navigation(given):
+                return None, HTMLResponse(PAGE, 403)
+            return None, problem(403, "another site's page asked for this; open the address yourself")
         if self.keys is None:
             if given.get("host", "") not in self.hosts:
                 return None, problem(421, "this server answers under the name of this machine only")
@@ -117,7 +122,7 @@ class Guard:
             except KeysError as error:
                 logger.error("%s", error)
                 return None, problem(503, "keys cannot be read now", {"retry-after": "5"})
-            if key is None and path != HEALTH:
+            if key is None and scope["path"] != HEALTH:
                 if not self.keys.path.exists():
                     logger.error("%s: is gone, so no key is valid; put it back, or make keys anew", self.keys.path)
                 refusal = problem(401, "a valid key is needed: Authorization: Bearer hk_...")

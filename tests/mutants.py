@@ -336,8 +336,8 @@ MUTANTS = {
     # Damage.
     "what is there of the same bytes is left as it is, broken or not": Mutant(
         "features/lake.py",
-        "        _move(adds, staging, folder)\n        if not changed:",
-        "        _move([add for add in adds if Path(add.path).parent.name in changed], staging, folder)\n"
+        "        _move(adds, staging, self.folder / table.name)\n        if not changed:",
+        "        _move(fresh, staging, self.folder / table.name)\n"
         "        if not changed:",
         ("test_damage",),
     ),
@@ -355,6 +355,49 @@ MUTANTS = {
         "if run.data.tags.get(OWNER) == self._owner is not None",
         "if self._owner is not None",
         ("test_registry",),
+    ),
+    # Serving under attack.
+    "a connection whose key is being answered goes, too": Mutant(
+        "publish/connections.py",
+        'return self.is_waiting or (self.is_answering and self.cycle.scope["state"].get("key") is None)',
+        "return True",
+        ("test_connections",),
+    ),
+    "a body that does not end has no limit of time": Mutant(
+        "publish/connections.py",
+        "is_late = waited_s > BODY_WITHIN_S and not self.flow.read_paused",
+        "is_late = False",
+        ("test_connections",),
+    ),
+    "a log that repeats everything": Mutant(
+        "publish/repeats.py",
+        "        if text in self._said:",
+        "        if False:",
+        ("test_connections",),
+    ),
+    "keys are those of the file that was opened first": Mutant(
+        "publish/keys.py",
+        "if self._reader is None or state != self._known_state:",
+        "if self._reader is None:",
+        ("test_keys",),
+    ),
+    "another program of the same machine is ours": Mutant(
+        "publish/sites.py",
+        'OWN = ("same-origin", "none")',
+        'OWN = ("same-origin", "same-site", "none")',
+        ("test_sites",),
+    ),
+    "nobody's sessions are asked for": Mutant(
+        "publish/api.py",
+        "whose = loaded.everything.table[USER_ID][row].as_py()",
+        "whose = user_id",
+        ("test_api",),
+    ),
+    "a broken manifest breaks all versions": Mutant(
+        "publish/kept.py",
+        "except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:",
+        "except OSError as error:",
+        ("test_broken_versions",),
     ),
 }
 

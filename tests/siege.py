@@ -2,7 +2,7 @@
 
 Each attack holds or repeats connections, while another asks for /health all the time. Whoever is closed out comes back
 a second later. What is printed: how slow the slowest answer was, how many got in at once, and how much memory and log
-the server took.
+the server took. With --lookups it is timed whether an answer's time tells who is known.
 """
 
 import argparse
@@ -25,7 +25,13 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TypeAlias
 
+from histories import events_of
 from served import add_version, user
+
+from features.events import EVENTS
+from features.lake import Lake
+from features.sessions import SESSIONS, SessionSettings, sessionize
+from publish.keys import Keys
 
 HOUSE = Path(__file__).parents[1]
 CONFIG = """
@@ -45,6 +51,9 @@ AGAIN_AFTER_S = 1
 HEALTH = b"GET /health HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n"
 HEALTH_EVERY_S = 0.25
 HEALTH_WAITS_S = 10
+USERS = 2_000
+LOOKUPS = 40
+"""Of known users, and as many of others, whose ids are beside theirs."""
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
@@ -235,12 +244,41 @@ def report(server: Server, name: str, attacks: list[Attack], seconds: float) -> 
     return slowest_s < 1
 
 
+def time_lookups(server: Server, secret: str) -> None:
+    """Print how long lookups of users take who are known, and of others, asked in turn."""
+    took_ms: dict[str, list[float]] = {"known": [], "unknown": []}
+    for number in range(1, LOOKUPS + 1):
+        for kind, user_id in (("known", f"user_{number:05}"), ("unknown", f"user_{number:05}x")):
+            body = f'{{"user_id": "{user_id}"}}'
+            head = f"{BODY.decode()}Connection: close\r\nAuthorization: Bearer {secret}\r\nContent-Length: {len(body)}"
+            began = time.perf_counter()
+            ask(server.port, f"{head}\r\n\r\n{body}".encode())
+            took_ms[kind].append((time.perf_counter() - began) * 1000)
+    print("\n| user | lookups | median | middle half |\n|---|---|---|---|")
+    for kind, all_ms in took_ms.items():
+        low, median, high = statistics.quantiles(all_ms, n=4)
+        print(f"| {kind} | {len(all_ms)} | {median:.1f} ms | {low:.1f} to {high:.1f} ms |", flush=True)
+
+
+def write_sessions(folder: Path) -> None:
+    """Give each user of the version some sessions in the lake."""
+    with Lake(folder / "lake") as lake:
+        rows = [
+            {"user_id": f"user_{number:05}", "occurred_at": f"2024-03-{day:02}", "event_name": "purchase"}
+            for number in range(1, USERS)
+            for day in range(1, 12)
+        ]
+        lake.write(EVENTS, events_of(lake.engine, rows))
+        lake.write(SESSIONS, sessionize(lake.read(EVENTS), SessionSettings().gap))
+
+
 def main() -> None:
     """Besiege a server; the exit status is 1 where /health once took a second."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=2_000)
     parser.add_argument("--seconds", type=float, default=20, help="of each attack")
     parser.add_argument("--minutes", type=int, default=0, help="of all attacks at once, after these")
+    parser.add_argument("--lookups", action="store_true", help="time lookups of known and unknown users, too")
     parser.add_argument("--only", default="", help="a part of the names of attacks")
     parser.add_argument("--files", type=int, default=1024, help="that the server may open unless it asks for more")
     parser.add_argument("--tree", type=Path, default=HOUSE, help="another clone of the product")
@@ -250,7 +288,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "habitus.toml").write_text(CONFIG)
-        add_version(folder / "published", 1, [user(f"user_{number:05}", number) for number in range(1, 2_000)])
+        add_version(folder / "published", 1, [user(f"user_{number:05}", number) for number in range(1, USERS)])
         chosen = {name: one for name, one in ATTACKS.items() if given.only in name}
         held = []
         print("| attack | at once | /health, median | slowest | memory | log |\n|---|---|---|---|---|---|")
@@ -265,6 +303,11 @@ def main() -> None:
             with serving(given.tree, folder, given.files) as server:
                 for minute in range(1, given.minutes + 1):
                     held.append(report(server, f"all at once, minute {minute}", attacks, 60))
+        if given.lookups:
+            write_sessions(folder)
+            secret = Keys(folder / "lake" / "keys.db").create("personal", "siege")[1]
+            with serving(given.tree, folder, given.files) as server:
+                time_lookups(server, secret)
     sys.exit(not all(held))
 
 

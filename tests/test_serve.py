@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from shops import habitus
 from test_cli import CONFIG
 
 from flows.serve import is_loopback
-from publish.connections import HEAD_MAX_BYTES
+from publish.connections import CONNECTIONS_MAX, HEAD_MAX_BYTES
 
 USERS = [user(hostile, number) for number, hostile in enumerate(HOSTILE, start=1)]
 USERS += [user(f"user_{number:03}", number) for number in range(20, 60)]
@@ -132,6 +133,28 @@ def test_headers_that_do_not_end_are_refused_before_they_fill_the_memory(config:
             assert b"HTTP/1.1 400 " in answer  # what came before the body may be answered already
             assert answer.endswith(b"look a longer id up with POST /users/lookup.")
         assert server.get("/segments", key(config, "aggregate"))[0] == 200
+
+
+@pytest.mark.ci
+def test_more_idle_connections_than_there_may_be_keep_nobody_out_and_fill_no_log(config: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with ExitStack() as idle, serving(config) as server:
+            for number in range(CONNECTIONS_MAX + 300):
+                connection = idle.enter_context(server.connected())
+                connection.sendall(b"GET /segments HTTP/1.1\r\nX-Long: " * (number % 2))
+            for _ in range(5):
+                assert httpx.get(f"{server.address}/health", timeout=10).status_code == 200
+                assert httpx.get(f"{server.address}/segments", timeout=10).status_code == 401
+            assert server.stop() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    lines = [line.partition(" WARNING ")[2] for line in server.log.splitlines() if " WARNING " in line]
+    assert "more than 1000 connections: the idlest is closed" in lines
+    assert "GET - 401 key - (repeated 4 times in " in server.log
+    assert len(server.log.splitlines()) < 15
 
 
 @pytest.mark.ci
