@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from html.parser import HTMLParser
@@ -215,10 +215,16 @@ def _csv_column(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 class Catalogue:
-    """Hold the versions of a folder of reports that are asked for, and the latest one."""
+    """Hold the versions of a folder of reports that are asked for, and the latest one.
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    Of what is `personal` now, a report that was made before may say something to everybody: it is not read.
+    """
+
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.monotonic, personal: Collection[str] = ()
+    ) -> None:
         self.folder = folder
+        self._personal = personal
         self._clock = clock
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
@@ -309,7 +315,7 @@ class Catalogue:
 
     async def _keep(self, name: str) -> Loaded:
         try:
-            loaded = await asyncio.to_thread(load, self.folder / name)
+            loaded = await asyncio.to_thread(load, self.folder / name, self._personal)
         except BrokenVersionError as error:
             self._failed[name] = (self._clock(), error)
             logger.error("%s", error)
@@ -325,8 +331,11 @@ class Catalogue:
         return loaded
 
 
-def load(folder: Path) -> Loaded:
-    """Read a version. Raises BrokenVersionError where a file is missing, or not what was written."""
+def load(folder: Path, personal: Collection[str] = ()) -> Loaded:
+    """Read a version.
+
+    Raises BrokenVersionError where a file is missing, or not what was written, or shows what is personal.
+    """
     try:
         report = Report.model_validate_json((folder / CONTENT).read_bytes())
         page = (folder / PAGE).read_bytes()
@@ -335,6 +344,10 @@ def load(folder: Path) -> Loaded:
             raise ValueError("a user has no id")
     except (OSError, ValueError, KeyError, pa.ArrowException, DestinationError) as error:
         raise BrokenVersionError(f"{folder.name}: cannot be read ({type(error).__name__}); publish again") from error
+    if shown := sorted(set(personal) & _shown(report)):
+        raise BrokenVersionError(
+            f"{folder.name}: was made before {', '.join(shown)} became personal, and shows it; run `habitus report`"
+        )
     users = users.set_column(users.column_names.index(USER_ID), USER_ID, users[USER_ID].cast(pa.string())).sort_by(
         USER_ID
     )
@@ -348,6 +361,12 @@ def load(folder: Path) -> Loaded:
         unpersonal,
         _positions(users, report),
     )
+
+
+def _shown(report: Report) -> set[str]:
+    """Return what a report shows to everybody that may become personal."""
+    shown = {one.name for one in report.attributes if not one.personal}
+    return shown if report.user_ids_personal else shown | {USER_ID}
 
 
 def _views(users: pa.Table, report: Report) -> tuple[View, View]:
