@@ -85,7 +85,7 @@ def serve(configuration: Configuration, listening: Listening) -> None:
     keys = None if listening.open_local else open_keys(configuration)
     log = _log_to_stderr()
     _announce(listening, has_keys=keys is None or any(one.revoked_at is None for one in keys.all()))
-    catalogue = Catalogue(configuration.published / FOLDER)
+    catalogue = Catalogue(configuration.published / FOLDER, personal=configuration.report.personal)
     app = create_app(catalogue, Lookups(configuration.lake), keys, _draw, hosts)
     crowd = Crowd(room_for(_allow_files()))
 

@@ -60,7 +60,7 @@ def _(as_of, configuration, registry, snapshot):
     mo.vstack(
         [
             mo.md("## The segments that serve"),
-            mo.ui.table(segments.describe(model), selection=None),
+            mo.plain(segments.describe(model)),
             figures.plot_profiles(segments.profiles(model)),
         ]
     )
@@ -76,10 +76,12 @@ def _(assignments, snapshot):
     mo.vstack(
         [
             mo.md("## Side by side: the median user, and the share of each value"),
-            medians.set_axis(_medians.columns, axis=1).rename(index=title),
-            by_attribute.pivot_table(index=["attribute", "value"], columns="segment", values="share", sort=False)
-            .map("{:.0%}".format)
-            .reset_index(),
+            mo.plain(medians.set_axis(_medians.columns, axis=1).rename(index=title)),
+            mo.plain(
+                by_attribute.pivot_table(index=["attribute", "value"], columns="segment", values="share", sort=False)
+                .map("{:.0%}".format)
+                .reset_index()
+            ),
         ]
     )
     return by_attribute, by_feature
@@ -104,7 +106,7 @@ def _(configuration, k, model, snapshot):
                 f"stability {other.chosen.stability:.2f} ({model.chosen.stability:.2f}); "
                 f"agreement with the serving segments {agreement:.2f} (adjusted Rand index, 1: the same)"
             ),
-            mo.ui.table(segments.describe(other), selection=None),
+            mo.plain(segments.describe(other)),
         ]
     )
     return agreement, other
@@ -156,7 +158,7 @@ def _(experiment, measured, registry):
                 f"### Runs of {experiment} in MLflow\nThis one: AUC {measured['auc'].value:.3f} "
                 f"({measured['auc'].low:.3f} to {measured['auc'].high:.3f})"
             ),
-            mo.ui.table(runs[["run", "started_at", "model_auc", "model_log_loss"]], selection=None),
+            mo.plain(runs[["run", "started_at", "model_auc", "model_log_loss"]]),
         ]
     )
     return (runs,)

@@ -58,10 +58,12 @@ def _(config_file):
                 f"# A model of your own\nPast snapshots of {configuration.name} with the label `{label}`: a row for "
                 "each user and instant, in three slices of time."
             ),
-            frame.groupby(_purposes, sort=False).agg(
-                first=("as_of", "min"), last=("as_of", "max"), rows=(label, "size"), base_rate=(label, "mean")
+            mo.plain(
+                frame.groupby(_purposes, sort=False).agg(
+                    first=("as_of", "min"), last=("as_of", "max"), rows=(label, "size"), base_rate=(label, "mean")
+                )
             ),
-            frame.head(),
+            mo.plain(frame.head()),
         ]
     )
     return as_of, configuration, dates, frame, label, slices
@@ -154,7 +156,7 @@ def _(configuration, dates, label, slices):
     mo.vstack(
         [
             mo.md(f"How well each feature tells `{label}` alone. A leak tempts by its AUC:"),
-            alone[["auc", "low", "high"]].head(),
+            mo.plain(alone[["auc", "low", "high"]].head()),
         ]
     )
     return alone, made, wider
@@ -181,7 +183,7 @@ def _(default, mine, with_feature):
             for _who, _contest in _contests.items()
         }
     ).T
-    mo.vstack([mo.md("## All three, on the same later rows"), table])
+    mo.vstack([mo.md("## All three, on the same later rows"), mo.plain(table)])
     return (table,)
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from html.parser import HTMLParser
@@ -215,10 +215,16 @@ def _csv_column(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 class Catalogue:
-    """Hold the versions of a folder of reports that are asked for, and the latest one."""
+    """Hold the versions of a folder of reports that are asked for, and the latest one.
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    Of what is `personal` now, a report that was made before may say something to everybody: it is not read.
+    """
+
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.monotonic, personal: Collection[str] = ()
+    ) -> None:
         self.folder = folder
+        self._personal = personal
         self._clock = clock
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
@@ -296,7 +302,7 @@ class Catalogue:
 
     async def _keep(self, name: str) -> Loaded:
         try:
-            loaded = await asyncio.to_thread(load, self.folder / name)
+            loaded = await asyncio.to_thread(load, self.folder / name, self._personal)
         except BrokenVersionError as error:
             self._failed[name] = (self._clock(), error)
             logger.error("%s", error)
@@ -312,8 +318,11 @@ class Catalogue:
         return loaded
 
 
-def load(folder: Path) -> Loaded:
-    """Read a version. Raises BrokenVersionError where a file is missing, or not what was written."""
+def load(folder: Path, personal: Collection[str] = ()) -> Loaded:
+    """Read a version.
+
+    Raises BrokenVersionError where a file is missing, or not what was written, or shows what is personal.
+    """
     number = read_manifest(folder)["version"]
     reading = CONTENT
     try:
@@ -332,7 +341,16 @@ def load(folder: Path) -> Loaded:
         views, positions = _views(users, report), _positions(users, report)
     except Exception as error:  # whatever it is, the other versions are answered
         raise BrokenVersionError(folder.name, f"{reading}: {type(error).__name__}") from error
+    if shown := sorted(set(personal) & _shown(report)):
+        reason = f"{', '.join(shown)} became personal since, and it shows that"
+        raise BrokenVersionError(folder.name, reason, "run `habitus report`")
     return Loaded(folder.name, report, report.without_personal(), page, *views, positions)
+
+
+def _shown(report: Report) -> set[str]:
+    """Return what a report shows to everybody that may become personal."""
+    shown = {one.name for one in report.attributes if not one.personal}
+    return shown if report.user_ids_personal else shown | {USER_ID}
 
 
 def _views(users: pa.Table, report: Report) -> tuple[View, View]:

@@ -17,10 +17,10 @@ MANIFEST_MAX_BYTES = 16 * 1024 * 1024
 
 
 class BrokenVersionError(Exception):
-    """Say which version cannot be read, by its folder."""
+    """Say which version cannot be shown, by its folder, why, and what mends it."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: cannot be read ({reason}); publish again")
+    def __init__(self, name: str, reason: str, mend: str = "publish again") -> None:
+        super().__init__(f"{name}: cannot be shown ({reason}); {mend}")
         self.name = name
 
 

@@ -337,8 +337,7 @@ MUTANTS = {
     "what is there of the same bytes is left as it is, broken or not": Mutant(
         "features/lake.py",
         "        _move(adds, staging, self.folder / table.name)\n        if not changed:",
-        "        _move(fresh, staging, self.folder / table.name)\n"
-        "        if not changed:",
+        "        _move(fresh, staging, self.folder / table.name)\n        if not changed:",
         ("test_damage",),
     ),
     "an empty entry of a log is a commit of nothing": Mutant(

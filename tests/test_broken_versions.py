@@ -188,7 +188,7 @@ def test_what_is_broken_is_logged_once_and_whole_again_when_it_is_mended(
         for _ in range(3):
             assert client.get("/versions").json()["broken"] == [two.second]
         assert [record.getMessage() for record in caplog.records] == [
-            f"{two.second}: cannot be read (manifest.json: TypeError); publish again"
+            f"{two.second}: cannot be shown (manifest.json: TypeError); publish again"
         ]
         path.write_bytes(whole)
         said = client.get("/versions").json()

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from features.table import ContractError
 from publish.assignments import ASSIGNMENTS, assignments_table
 from publish.changes import CHANGES
 from publish.destination import DestinationError, Release
+from publish.destinations import folders
 from publish.destinations.files import Files, FilesSettings, Format
 from publish.formulas import unescape
 from publish.manifest import describe, manifest_schema
@@ -347,6 +349,22 @@ def test_a_folder_of_the_first_release_goes_on(made: Make, tmp_path: Path) -> No
     assert not old.exists()
     [rewritten] = tmp_path.glob("2024-06-29*")
     assert (rewritten / "assignments.csv").read_text() == "user_id,segment_id\nben,s1\n"
+
+
+def test_a_storage_that_never_answers_is_not_waited_for(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "ANSWER_S", 0.3)
+    keys = {"access_key": "a", "secret_key": "b"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        section = {"folder": "s3://bucket/out", "endpoint_url": endpoint, "region": "eu-central-1"}
+        section |= {name: {"env": name.upper()} for name in keys}
+        files = FilesSettings.model_validate(section).connect("files", keys, tmp_path, tmp_path)
+        began_s = time.monotonic()
+        with pytest.raises(DestinationError, match=r"s3://bucket/out: no answer within 0.3 s; the next publish tries"):
+            files.deliver(made({}))
+    assert time.monotonic() - began_s < 5
 
 
 # --- user ids ---

@@ -1,11 +1,15 @@
 """The notebooks run from top to bottom on what a run left behind."""
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 from shops import Ran
 
 pytestmark = pytest.mark.ci
@@ -55,6 +59,28 @@ def test_what_was_retrained_stands_beside_the_other_runs_in_mlflow(explored: Any
 
     assert names == ["explored without device, source, country", "churn as of 2024-06-30 00:00 UTC"]
     assert explored["runs"]["model_auc"].iloc[0] == pytest.approx(explored["measured"]["auc"].value)
+
+
+@pytest.mark.slow
+def test_an_exported_notebook_shows_its_tables_and_figures_without_a_network(ran: Ran, tmp_path: Path) -> None:
+    shop, page = shutil.copytree(ran.configuration.folder, tmp_path / "shop", symlinks=True), tmp_path / "explore.html"
+    command = [sys.executable, NOTEBOOKS / "export.py", NOTEBOOKS / "explore.py", shop / "habitus.toml", page]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(NOTEBOOKS.parent)})
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("Chromium is missing, which this test drives: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context(offline=True)
+        opened, asked = context.new_page(), list[str]()
+        opened.on("request", lambda request: asked.append(request.url[:40]))
+        opened.goto(page.as_uri())
+        names = [one["name"] for one in ran.result["scored"]["segments"]]
+        assert all(opened.get_by_text(name).first.is_visible() for name in names)
+        assert opened.locator("table").count() == 5
+        assert opened.locator("img").evaluate_all("all => all.map(one => one.naturalWidth > 100)") == [True, True]
+        assert not [url for url in asked if url.startswith("http")]
+        browser.close()
 
 
 # --- own_model.py ---

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from features import engines
 from publish.assignments import assignments_table
 from publish.changes import CHANGES
 from publish.destination import Delivery, DestinationError, Release
+from publish.destinations import sql
 from publish.destinations.sql import Sql, SqlSettings
 
 AS_OF = datetime(2026, 1, 5, tzinfo=UTC)
@@ -219,6 +221,29 @@ def test_columns_have_the_types_of_the_database(database: Database, shop: Shop) 
         "timestamp with time zone",
     }
     assert database.ask("SELECT manifest ->> 'users' FROM {versions}") == [("1",)]
+
+
+@pytest.mark.ci
+def test_a_server_that_accepts_a_connection_and_is_silent_ends_in_one_line(tmp_path: Path, shop: Shop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://ann:s3cr3t@127.0.0.1:{silent.getsockname()[1]}/shop?connect_timeout=2"
+        began_s = time.monotonic()
+        with pytest.raises(DestinationError, match=r"^cannot connect: no server answers there$"):
+            Sql("crm", url, "habitus", tmp_path).deliver(shop.release(1, {"ann": []}))
+    assert time.monotonic() - began_s < 10
+
+
+@pytest.mark.parametrize(
+    ("url", "limited"),
+    [
+        ("postgresql://h/d", "postgresql://h/d?connect_timeout=10&keepalives_idle=30"),
+        ("postgresql://h/d?", "postgresql://h/d?connect_timeout=10&keepalives_idle=30"),
+        ("postgresql://h/d?sslmode=require", "postgresql://h/d?sslmode=require&connect_timeout=10&keepalives_idle=30"),
+        ("postgresql://h/d?connect_timeout=5", "postgresql://h/d?connect_timeout=5&keepalives_idle=30"),
+    ],
+)
+def test_an_address_has_limits_unless_it_says_others(url: str, limited: str) -> None:
+    assert sql._limited(url) == f"{limited}&keepalives_interval=10&keepalives_count=3&tcp_user_timeout=60000"
 
 
 def test_sqlite_has_lists_as_json_and_instants_as_iso_8601(tmp_path: Path, shop: Shop) -> None:

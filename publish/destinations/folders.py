@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 
 import duckdb
 import fsspec
+from fsspec.asyn import sync
 from pydantic import model_validator
 
 from features.lake import STAGING, staging_folder
@@ -33,6 +34,8 @@ POINTER = "latest.json"
 MANIFEST = "manifest.json"
 VERSION = re.compile(r"\d{4}-\d{2}-\d{2}T\d{6}Z-[0-9a-f]{12}")
 """A version's folder: its instant, and the start of its manifest's hash."""
+ANSWER_S = 600
+"""How long object storage may take to take or give one file, however slowly, or to say what is there."""
 WHAT_TO_DO = {
     errno.ENOSPC: "the disk is full; make room and publish again",
     errno.EDQUOT: "the quota is used up; make room and publish again",
@@ -231,7 +234,7 @@ class ObjectFolder:
         """Copy the file."""
         copy = Path(tempfile.mkdtemp(dir=staging)) / Path(path).name
         with self._told():
-            self.files.get_file(f"{self.root}/{version}/{path}", str(copy))
+            self._ask("get_file", f"{self.root}/{version}/{path}", str(copy))
         return copy
 
     def add(self, staged: Path, version: str) -> None:
@@ -241,26 +244,32 @@ class ObjectFolder:
         files = sorted(path for path in staged.rglob("*") if path.is_file() and path != staged / MANIFEST)
         for file in (*files, staged / MANIFEST):
             with self._told():
-                self.files.put_file(str(file), f"{self.root}/{version}/{file.relative_to(staged).as_posix()}")
+                self._ask("put_file", str(file), f"{self.root}/{version}/{file.relative_to(staged).as_posix()}")
 
     def point(self, version: str) -> None:
         """Write the pointer by a single PUT."""
         pointer = {"version": version, "manifest": f"{version}/{MANIFEST}"}
         with self._told():
-            self.files.pipe_file(f"{self.root}/{POINTER}", (json.dumps(pointer, indent=2) + "\n").encode())
+            self._ask("pipe_file", f"{self.root}/{POINTER}", (json.dumps(pointer, indent=2) + "\n").encode())
 
     def remove(self, version: str) -> None:
         """Remove the manifest first: what is left without one is no version, and goes at the next staging."""
         if self._exists(f"{version}/{MANIFEST}"):
             with self._told():
-                self.files.rm_file(f"{self.root}/{version}/{MANIFEST}")
+                self._ask("rm_file", f"{self.root}/{version}/{MANIFEST}")
         with self._told():
-            self.files.rm(f"{self.root}/{version}", recursive=True)
+            self._ask("rm", f"{self.root}/{version}", recursive=True)
+
+    def _ask(self, what: str, *args: Any, **options: Any) -> Any:
+        """Ask the storage, and wait for at most ANSWER_S; only its own time limits end what is not asynchronous."""
+        if not self.files.async_impl:
+            return getattr(self.files, what)(*args, **options)
+        return sync(self.files.loop, getattr(self.files, f"_{what}"), *args, timeout=ANSWER_S, **options)
 
     def _folders(self) -> list[str]:
         with self._told():
             try:
-                paths = self.files.ls(self.root, detail=False)
+                paths = self._ask("ls", self.root, detail=False)
             except FileNotFoundError:
                 return []
         names = {path.rstrip("/").rpartition("/")[2] for path in paths}
@@ -268,12 +277,12 @@ class ObjectFolder:
 
     def _exists(self, path: str) -> bool:
         with self._told():
-            return bool(self.files.exists(f"{self.root}/{path}"))
+            return bool(self._ask("exists", f"{self.root}/{path}"))
 
     def _read(self, path: str) -> bytes | None:
         with self._told():
             try:
-                content: bytes = self.files.cat_file(f"{self.root}/{path}")
+                content: bytes = self._ask("cat_file", f"{self.root}/{path}")
             except FileNotFoundError:
                 return None
         return content
@@ -283,6 +292,10 @@ class ObjectFolder:
         """Say in one line what the storage refused. Each provider's library has exceptions of its own."""
         try:
             yield
+        except TimeoutError:
+            raise DestinationError(
+                f"{self.where}: no answer within {ANSWER_S:g} s; the next publish tries again"
+            ) from None
         except ImportError as error:
             raise DestinationError(f"{self.where}: {_line(error)}; for S3 install habitus[s3]") from error
         except Exception as error:

@@ -98,7 +98,7 @@ DIALECTS = {
         begin=(
             "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",  # to see what was committed while waiting
             "SET LOCAL client_encoding = 'UTF8'",
-            "SET LOCAL lock_timeout = '10min'",
+            "SET LOCAL lock_timeout = '1min'",
             "SELECT pg_advisory_xact_lock(hashtextextended('habitus {schema}', 0))",
             "SET LOCAL lock_timeout = '10s'",  # others queue behind who waits for a table
         ),
@@ -123,9 +123,9 @@ DIALECTS = {
             "array": "TEXT",
             "json": "TEXT",
         },
-        once=("PRAGMA busy_timeout = 600000", "PRAGMA journal_mode = WAL"),  # or a large transaction blocks readers
+        once=("PRAGMA busy_timeout = 60000", "PRAGMA journal_mode = WAL"),  # or a large transaction blocks readers
         begin=(
-            "PRAGMA busy_timeout = 600000",
+            "PRAGMA busy_timeout = 60000",
             "PRAGMA secure_delete = ON",  # what an erasure removes is gone from the file
             "CREATE TABLE {schema}_lock (locked)",  # a write, which makes others wait; never there after a commit
             "DROP TABLE {schema}_lock",
@@ -141,6 +141,14 @@ DIALECTS = {
 }
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql", "sqlite": "sqlite"}
 LOCKED = "database is locked"
+LIMITS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+"""Of libpq, unless the address has others: within a minute it is told that nobody is there, or is there any more."""
 PAUSES_S = (0.05,) * 40
 """Between tries to set what a database keeps."""
 UNREACHABLE = {
@@ -405,9 +413,9 @@ class Sql:
     @contextmanager
     def _connected(self) -> Iterator[Any]:
         dialect, driver = self._dialect, self._driver
-        address = self.url
+        address = _limited(self.url)
         if dialect.is_file:
-            address = str(self.folder / address.partition(":///")[2])
+            address = str(self.folder / self.url.partition(":///")[2])
             with suppress(OSError):  # which the driver says; SQLite's journals get the mode of the file
                 os.close(os.open(address, os.O_RDWR | os.O_CREAT, 0o600))
         try:
@@ -527,6 +535,14 @@ def _instant(at: datetime) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _limited(url: str) -> str:
+    """Return an address with the limits that it has not."""
+    given = url.partition("?")[2]
+    names = {part.partition("=")[0] for part in given.split("&")}
+    limits = "&".join(f"{name}={value}" for name, value in LIMITS.items() if name not in names)
+    return f"{url}{'&' if given else '' if url.endswith('?') else '?'}{limits}"
 
 
 def _secrets(url: str) -> list[str]:
