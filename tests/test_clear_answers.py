@@ -37,7 +37,8 @@ def said_of(folder: Path, config: str | bytes, *command: str, status: int = 2) -
     name, *options = command or ("run",)
     done = habitus(name, str(file), *options)
     assert done.exit_code == status, done.stderr
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("habitus: ")]
+    lines: list[str] = done.stderr.splitlines()
+    [line] = [line for line in lines if line.startswith("habitus: ")]
     return line.removeprefix("habitus: ")
 
 
