@@ -320,7 +320,15 @@ def create_key(
 @keys_app.command("list")
 def list_keys(config: ConfigOption = HERE, as_json: Json = False) -> None:
     """List all keys, and when each was used last."""
-    _show("keys", "find_keys", config, as_json)
+    _quieten()
+    flow = importlib.import_module("flows.keys")
+    with _complaining(config):
+        configuration = load(config)
+        keys = flow.find_keys(configuration)
+    if as_json:
+        print(importlib.import_module("flows.screen").to_json(keys))
+    else:
+        flow.show(keys, configuration.time_zone, _console())
 
 
 @keys_app.command("revoke")
@@ -330,9 +338,12 @@ def revoke_key(
 ) -> None:
     """Let a key be worth nothing from now on."""
     _quieten()
+    flow = importlib.import_module("flows.keys")
     with _complaining(config):
-        key = importlib.import_module("flows.keys").revoke(load(config), key_id)
-    print(f"key {key.id} {key.name} is revoked since {key.revoked_at}".replace("  ", " "))
+        configuration = load(config)
+        key = flow.revoke(configuration, key_id)
+    since = flow.write_time(key.revoked_at, configuration.time_zone)
+    print(f"key {key.id} {key.name} is revoked since {since}".replace("  ", " "))
 
 
 Name = Annotated[str, typer.Argument(help="The registered model, such as ecom-churn.", show_default=False)]

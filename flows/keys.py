@@ -1,9 +1,12 @@
 """`habitus keys`: who may ask the API for what."""
 
+from datetime import datetime
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from features.zones import write_instant
 from flows.configuration import Configuration, ConfigurationError
 from publish.keys import SCOPES, Key, Keys, KeysError, Scope
 
@@ -43,8 +46,13 @@ def revoke(configuration: Configuration, key_id: str) -> Key:
         raise ConfigurationError(str(error)) from error
 
 
-def show(keys: list[Key], console: Console) -> None:
-    """Print what is known of keys."""
+def write_time(text: str, time_zone: str) -> str:
+    """Write what Key has of a time for people."""
+    return write_instant(datetime.fromisoformat(text), time_zone)
+
+
+def show(keys: list[Key], time_zone: str, console: Console) -> None:
+    """Print what is known of keys; times as the clocks of a zone show them."""
     if not keys:
         console.print("there are no keys; make one with `habitus keys create --scope aggregate`")
         return
@@ -54,6 +62,6 @@ def show(keys: list[Key], console: Console) -> None:
     for key in keys:
         times = (key.created_at, key.last_used_at, key.revoked_at)
         table.add_row(
-            key.id, Text(key.name), key.scope, *(at.replace("+00:00", "Z") if at else "never" for at in times)
+            key.id, Text(key.name), key.scope, *(write_time(at, time_zone) if at else "never" for at in times)
         )
     console.print(table)

@@ -186,7 +186,7 @@ def _instant_of(lake: Lake, label: str) -> datetime:
 def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Candidate:
     """Read the assignments at an instant, and say what made them."""
     table = assignments_table(configuration.labels.named)
-    asked = f"{as_of:%Y-%m-%dT%H:%M:%SZ}"
+    asked = write_instant(as_of, configuration.time_zone)
     try:
         assignments = lake.read(table, only=[as_of])
     except ContractError as error:

@@ -141,7 +141,8 @@ def _collect(lake: Lake, configuration: Configuration, version: Version) -> Sour
     asked = f"{as_of:%Y-%m-%dT%H:%M:%SZ}"
     try:
         if as_of not in lake.partitions(table):
-            raise ContractError(f"no snapshot at {asked}, of which version {version.version} is")
+            at = write_instant(as_of, configuration.time_zone)
+            raise ContractError(f"no snapshot at {at}, of which version {version.version} is")
         snapshot = lake.read(table, only=[as_of])
     except ContractError as error:
         raise ConfigurationError(

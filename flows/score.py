@@ -15,6 +15,7 @@ from prefect import task
 from features.engines import DuckDB
 from features.lake import Lake
 from features.table import ContractError, Table
+from features.zones import write_instant
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import named
 from flows.instant import resolve_as_of
@@ -137,7 +138,7 @@ def assign_users(config: str, as_of: datetime | None) -> Scored:
 def _read_snapshot(lake: Lake, configuration: Configuration, as_of: datetime) -> ir.Table:
     table = table_of(configuration)
     if as_of not in lake.partitions(table):
-        asked = f"{as_of:%Y-%m-%dT%H:%M:%SZ}"
+        asked = write_instant(as_of, configuration.time_zone)
         raise ConfigurationError(f"no snapshot at {asked}: run `habitus snapshot {configuration.file}` first")
     return stored_snapshots(lake, configuration, [as_of])
 

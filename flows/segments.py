@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from features.zones import write_instant
+from features.zones import day_of, write_instant
 from flows.configuration import Configuration, ConfigurationError
 from flows.identity import named
 from flows.train import model_name
@@ -125,7 +125,7 @@ def show(serving: Serving, console: Console) -> None:
             f"{one.users:,}",
             f"{one.share:.0%}".replace("%", " %"),
             f"{one.stability:.2f}",
-            f"{one.since:%Y-%m-%d}" if one.since else "unknown",
+            str(day_of(one.since, serving.time_zone)) if one.since else "unknown",
             one.event or "unknown",
         )
     console.print(table)

@@ -317,7 +317,7 @@ def read_snapshots(lake: Lake, configuration: Configuration, instants: list[date
     """Read snapshots at instants, sorted by key. Raises ConfigurationError where there are none."""
     frame: pd.DataFrame = stored_snapshots(lake, configuration, instants).to_pandas()
     if frame.empty:
-        asked = ", ".join(f"{instant:%Y-%m-%dT%H:%M:%SZ}" for instant in instants)
+        asked = ", ".join(write_instant(instant, configuration.time_zone) for instant in instants)
         raise ConfigurationError(f"no snapshot at {asked}: run `habitus snapshot {configuration.file}` first")
     return frame.sort_values(["as_of", "user_id"], ignore_index=True)
 

@@ -270,8 +270,14 @@ def prepare(rules: Iterable[Rule], users: Any) -> tuple[list[ReadyRule], dict[st
     """Make rules ready for a whole snapshot, a table or a frame; say of each that is off, by name, what is missing."""
     asked = {rule: parse(rule.condition) for rule in rules}
     lacking = _lacking({name for rule in asked for name in rule.needs}, users)
-    lacking |= {name: _absent(name) for rule in asked for name in rule.features if name not in users.columns}
-    missing = {rule: dict.fromkeys(lacking[name] for name in rule.features if name in lacking) for rule in asked}
+    absent = {name: _absent(name) for rule in asked for name in rule.features if name not in users.columns}
+    missing = {
+        rule: dict.fromkeys(
+            [lacking[name] for name in rule.needs if name in lacking]
+            + [absent[name] for name in rule.features if name in absent]
+        )
+        for rule in asked
+    }
     kept = {rule: condition for rule, condition in asked.items() if not missing[rule]}
     values = thresholds(kept.values(), users)
     shown = {key: None if np.isnan(value) else value for key, value in values.items()}

@@ -1,5 +1,6 @@
 """What a newcomer does wrong, and the line that Habitus says then: each is in docs/messages.md."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -25,6 +26,7 @@ from features.table import TIME
 from flows.configuration import ConfigurationError, load
 from flows.snapshot import stored_snapshots
 from flows.temporary_server import ServerError, _start, serving
+from flows.world import in_one_line
 
 HOUSE = Path(__file__).parents[1]
 
@@ -37,7 +39,8 @@ def said_of(folder: Path, config: str | bytes, *command: str, status: int = 2) -
     name, *options = command or ("run",)
     done = habitus(name, str(file), *options)
     assert done.exit_code == status, done.stderr
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("habitus: ")]
+    lines: list[str] = done.stderr.splitlines()
+    [line] = [line for line in lines if line.startswith("habitus: ")]
     return line.removeprefix("habitus: ")
 
 
@@ -127,22 +130,24 @@ def test_a_wrong_preview_is_one_line(tmp_path: Path, case: str, options: list[st
 def test_a_file_where_the_lake_should_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "lake").write_text("no folder")
 
-    for command in ("ingest", "outbox", "upgrade"):
-        if command == "ingest":
-            said = said_of(tmp_path, CONFIG, command, status=1)
-            assert_documented("a file where the lake should be", said, tmp_path)
-        else:
-            assert "Traceback" not in habitus(command, str(tmp_path / "habitus.toml")).stderr
+    for command in ("ingest", "audit"):  # a stage, and what is none
+        assert_documented("a file where the lake should be", said_of(tmp_path, CONFIG, command, status=1), tmp_path)
+
+
+def test_a_folder_that_may_not_be_written_is_named_with_what_to_do(tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "lake"))
+
+    assert_documented("a lake that may not be written", in_one_line(error), tmp_path)
 
 
 def test_snapshots_without_the_column_of_a_new_window_say_what_to_run(tmp_path: Path) -> None:
     (tmp_path / "habitus.toml").write_text(CONFIG)
     configuration = load(tmp_path / "habitus.toml")
     table = snapshots_table([7], [])
-    of_nobody = {name: ibis.null(dtype) for name, dtype in table.schema.items()}
+    unknown = {name: ibis.null(dtype) for name, dtype in table.schema.items() if dtype.nullable}
     row = ibis.memtable({"user_id": ["u1"], "as_of": ["2024-03-01"]}).mutate(as_of=lambda t: t.as_of.cast(TIME))
     with configuration.open_lake() as lake:
-        lake.write(table, row.mutate(**{name: null for name, null in of_nobody.items() if name not in row.columns}))
+        lake.write(table, row.mutate(**unknown))
         instants = [*lake.partitions(table)]
         (tmp_path / "habitus.toml").write_text(CONFIG + "[features]\nwindows_days = [7, 14]\n")
         with pytest.raises(ConfigurationError) as caught:

@@ -588,3 +588,12 @@ def test_a_mistake_in_a_destination_is_one_line_that_says_what_would_be_right(
     said = mistake(tmp_path, SMALLEST + section)
     assert complaint in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("name", ["self", "place", "previous_segment_id", "plan_then", "User_ID_right"])
+def test_a_name_that_tables_have_for_a_while_is_none_of_an_attribute(tmp_path: Path, name: str) -> None:
+    users = f'[users]\nfiles = "users.csv"\nuser_id = "id"\nattributes = ["{name}"]\n'
+
+    assert mistake(tmp_path, SMALLEST + users) == (
+        f"users.attributes: Habitus has columns called {name!r} itself; rename the column"
+    )

@@ -549,3 +549,12 @@ def test_an_instant_exactly_at_the_first_event_has_nothing_before_it() -> None:
 
 def test_a_short_history_leaves_nothing_to_train_on() -> None:
     assert snapshot_dates(NOW, datetime(2024, 5, 20, tzinfo=UTC), FOUR_WEEKS, A_WEEK, 3).train == ()
+
+
+@pytest.mark.parametrize("name", ["known_us", "acted_0", "begun"])
+def test_a_label_may_be_called_like_what_only_the_making_of_labels_needs(engine: DuckDB, name: str) -> None:
+    settings = LabelSettings.model_validate({name: {"kind": "conversion", "events": ["page_view"]}})
+    snapshot = snapshot_of(engine, [("u", AS_OF, 1.0)])
+    made = label(snapshot, events_of(engine, [at("2024-03-02")]), instant(LATER), settings)
+
+    assert made.to_pyarrow()[name].to_pylist() == [True]

@@ -110,7 +110,7 @@ def test_the_page_on_named_segments_says_what_the_stages_are() -> None:
         ({"cooling_days": 5}, "must ascend, and are 14, 5 and 90"),
         ({"dormant_days": 20}, "must ascend, and are 14, 28 and 20"),
         ({"active_days": 7, "cooling_days": 14, "dormant_days": 20}, r"dormant_days \(20\) must be at least 28"),
-        ({"new_days": 0}, "greater than 0"),
+        ({"new_days": 0}, "greater than or equal to 0.01"),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(given_: dict[str, Any], told: str) -> None:

@@ -240,6 +240,16 @@ def test_a_rule_on_a_window_that_the_snapshot_does_not_have_is_off() -> None:
     assert "returning_visitors" not in off
 
 
+def test_a_rule_that_needs_nothing_stays_on_beside_one_that_needs_what_both_are_about() -> None:
+    users = snapshot({"cart_count": 0, "search_count": 9})
+    own = Rule("searchers", "Searchers", "", "search_count >= 5 and cart_count = 0")
+
+    on, off = prepare([*SHIPPED, own], users)
+
+    assert off["researchers"] == "no carts"
+    assert "searchers" in {one.rule.name for one in on}
+
+
 def test_a_rule_of_ones_own_needs_nothing() -> None:
     users = snapshot({"cart_count": 0})
 
