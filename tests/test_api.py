@@ -694,7 +694,7 @@ def test_a_report_from_before_something_became_personal_is_not_shown(
     if is_shown:
         assert asyncio.run(catalogue.latest()).version == 1
     else:
-        with pytest.raises(BrokenVersionError, match=r"became personal since, and it shows that\); run `habitus report`$"):
+        with pytest.raises(BrokenVersionError, match=r"it shows that\); run `habitus report`$"):
             asyncio.run(catalogue.latest())
 
 
