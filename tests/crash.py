@@ -240,7 +240,8 @@ class Shop:
         """Return how far each step of publishing ever got, in their order."""
         logs = {table.name: self.lake / table.name / "_delta_log" for table in (CHANGES, VERSIONS, TABLES[-1])}
         found = {f"{name} written": len([*log.glob("*.json")]) for name, log in logs.items()}
-        found["version committed"] = len([*(self.lake / AUDIENCES.name / "_delta_log").glob("*.json")])
+        with Lake(self.lake) as lake:
+            found["version committed"] = lake.origin(AUDIENCES).get("version", 0)
         found |= {"files written": len([*(self.folder / "published").glob("2*")])}
         found |= {"files latest": _version_in(self.folder / "published")}
         with connected(self.sql) as cursor:

@@ -201,16 +201,31 @@ def state(shop: Shop) -> dict[str, Any]:
     return {table.name: shop.rows(table) for table in (EVENTS, REJECTED, FILES)}
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    shop = Shop(tmp_path_factory.mktemp("first") / "shop")
+    shop.configure()
+    shop.put("1.csv", *FIRST)
+    shop.ingest()
+    return shop
+
+
+@pytest.fixture(scope="module")
+def after(first: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what there is to be after both, which one after the other makes."""
+    shop = first.copy(tmp_path_factory.mktemp("after") / "shop")
+    for name, lines in (("2.csv", OURS), ("3.csv", OTHERS)):
+        shop.put(name, *lines)
+        shop.ingest()
+    return content(state(shop))
+
+
 @pytest.mark.parametrize("table", [EVENTS, REJECTED, FILES], ids=lambda table: table.name)
 @pytest.mark.parametrize("moment", ["_name_by_content", pytest.param("_move", marks=pytest.mark.ci)])
 def test_of_two_ingests_at_once_one_is_refused_and_nothing_is_lost(
-    tmp_path: Path, table: Table, moment: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, first: Shop, after: dict[str, Any], table: Table, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop, after = Shop(tmp_path / "shop"), Shop(tmp_path / "after")
-    for one in (shop, after):
-        one.configure()
-        one.put("1.csv", *FIRST)
-        one.ingest()
+    shop = first.copy(tmp_path / "shop")
 
     def ingest_too() -> None:
         shop.put("3.csv", *OTHERS)
@@ -224,11 +239,8 @@ def test_of_two_ingests_at_once_one_is_refused_and_nothing_is_lost(
     assert {"1", "5"} <= {*shop.ids()}
     shop.ingest()
 
-    for name, lines in (("2.csv", OURS), ("3.csv", OTHERS)):
-        after.put(name, *lines)
-        after.ingest()
     assert shop.ids() == ["1", "3", "5"]
-    assert content(state(shop)) == content(state(after))
+    assert content(state(shop)) == after
 
 
 def content(tables: dict[str, Any]) -> dict[str, Any]:
