@@ -588,8 +588,8 @@ def _describe_users(lake: Lake, configuration: Configuration) -> _Described | No
     named = materialize(known.filter(known.user_id.notnull()).distinct())
     if not _count(named):
         raise SourceError(
-            f"users.files: {listed(configuration.users.files)} has no row with a user, so nothing would be known of anybody: "
-            "mend it, or remove [users]"
+            f"users.files: {listed(configuration.users.files)} has no row with a user, so nothing would be known of "
+            "anybody: mend it, or remove [users]"
         )
     return _Described(attributes, named, placeholders)
 

@@ -195,8 +195,6 @@ NAMES = (
     "row",
     "LINE",
     "source_file",
-    "user_id_right",
-    "as_of_right",
     "value",
     "attribute",
 )
