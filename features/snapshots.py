@@ -18,7 +18,7 @@ from features.events import PURCHASE, SUPPORT_VIEW, epoch_us, utc_to_local
 from features.history import count_before, instants_table, sessions_as_known
 from features.limits import DAYS_MAX
 from features.sessions import micros
-from features.sources import RESERVED, Settings
+from features.sources import Settings
 from features.table import TIME, Table, materialize, stack
 
 
@@ -354,9 +354,7 @@ def take_snapshots(
         for part in (_of_news(news, moments), _favourites(counts, moments, touched, counts_of_touched)):
             snapshots = snapshots.left_join(part, KEY).drop("user_id_right", "as_of_right")
         if attribute_names:
-            of_users = _of_users(attributes, attribute_names)
-            # No attribute is called like what a join calls a second key, since its beginning is reserved.
-            snapshots = snapshots.left_join(of_users, "user_id", rname=RESERVED + "{name}").drop(f"{RESERVED}user_id")
+            snapshots = snapshots.left_join(_of_users(attributes, attribute_names), "user_id").drop("user_id_right")
         numbers = {name: snapshots[name].cast("float64") for name in feature_names(windows_days)}
         yield some, snapshots_table(windows_days, attribute_names).check(snapshots.mutate(**numbers))
 

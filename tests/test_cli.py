@@ -94,7 +94,7 @@ def test_rows_of_the_users_file_that_cannot_be_read_are_refused(tmp_path: Path) 
     done = attempt(tmp_path, CONFIG + '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["plan"]\n')
 
     assert done.exit_code == 2
-    assert "users.files: 1 rows cannot be read, such as users.csv, line 3; mend or remove them" in done.stderr
+    assert "users.files: 1 row cannot be read, such as users.csv, line 3; mend or remove what is wrong" in done.stderr
     assert not (tmp_path / "lake").exists()
 
 

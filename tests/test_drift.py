@@ -15,6 +15,8 @@ from features.lake import Lake
 from features.sources import SourceError
 from flows.ingest import Ingested, accept_files
 
+pytestmark = pytest.mark.ci
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = """
 name = "shop"
@@ -27,10 +29,6 @@ event_name = "event"
 """
 KINDS: dict[str, Any] = {"text": "x", "object": {"a": 1}, "other object": {"b": "t"}, "list": [1, 2], "number": 1.5}
 TEXTS = {"text": "x", "object": '{"a":1}', "other object": '{"b":"t"}', "list": "[1,2]", "number": "1.5"}
-DRIFTS = [
-    *(("object", "text"), ("text", "object"), ("list", "object"), ("number", "object"), ("object", "other object")),
-    *(("object", "list"), ("text", "list")),
-]
 
 
 def put(folder: Path, name: str, *values: Any, **more: Any) -> None:
@@ -59,24 +57,26 @@ def stored(folder: Path, column: str) -> list[Any]:
 MAPPED = 'page = "what"\nitem_id = { sql = "what::varchar" }\n'
 
 
-@pytest.mark.parametrize(("first", "second"), DRIFTS, ids=lambda kind: str(kind).replace(" ", "-"))
-def test_a_column_of_json_lines_that_drifts_is_read_as_its_text(tmp_path: Path, first: str, second: str) -> None:
-    put(tmp_path, "a.jsonl", KINDS[first])
+@pytest.mark.parametrize("first", ["object", "text", "list"])
+def test_a_column_of_json_lines_that_drifts_is_read_as_its_text(tmp_path: Path, first: str) -> None:
+    put(tmp_path, "0.jsonl", KINDS[first])
     ingest(tmp_path, MAPPED, "*.jsonl")
-    put(tmp_path, "b.jsonl", KINDS[second])
+    others = [kind for kind in KINDS if kind != first]
+    for number, kind in enumerate(others, start=1):
+        put(tmp_path, f"{number}.jsonl", KINDS[kind])
 
-    assert ingest(tmp_path, MAPPED, "*.jsonl").accepted == 2
-    assert stored(tmp_path, "page") == [TEXTS[first], TEXTS[second]]
+    assert ingest(tmp_path, MAPPED, "*.jsonl").accepted == 5
+    assert stored(tmp_path, "page") == [TEXTS[kind] for kind in (first, *others)]
 
 
-@pytest.mark.parametrize(("first", "second"), [("object", "text"), ("list", "object")])
-def test_a_column_of_parquet_that_drifts_is_read_as_its_text(tmp_path: Path, first: str, second: str) -> None:
-    put(tmp_path, "a.parquet", KINDS[first])
+def test_a_column_of_parquet_that_drifts_is_read_as_its_text(tmp_path: Path) -> None:
+    put(tmp_path, "0.parquet", KINDS["object"])
     ingest(tmp_path, 'page = "what"\n', "*.parquet")
-    put(tmp_path, "b.parquet", KINDS[second])
+    for number, kind in enumerate(("text", "list", "number"), start=1):
+        put(tmp_path, f"{number}.parquet", KINDS[kind])
 
-    assert ingest(tmp_path, 'page = "what"\n', "*.parquet").accepted == 2
-    assert stored(tmp_path, "page") == [TEXTS[first], TEXTS[second]]
+    assert ingest(tmp_path, 'page = "what"\n', "*.parquet").accepted == 4
+    assert stored(tmp_path, "page") == [TEXTS[kind] for kind in ("object", "text", "list", "number")]
 
 
 def test_drift_deep_in_one_file_is_read_as_text(tmp_path: Path) -> None:
@@ -89,9 +89,12 @@ def test_drift_deep_in_one_file_is_read_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["jsonl", "parquet"])
 def test_drift_of_a_column_that_is_not_mapped_is_no_matter(tmp_path: Path, end: str) -> None:
     columns = 'page = { sql = "upper(event)" }\n'
-    for number, kind in enumerate(KINDS):
-        put(tmp_path, f"{number}.{end}", KINDS[kind])
-        assert ingest(tmp_path, columns, f"*.{end}").accepted == number + 1
+    put(tmp_path, f"object.{end}", KINDS["object"])
+    ingest(tmp_path, columns, f"*.{end}")
+    for kind in KINDS:
+        put(tmp_path, f"{kind}.{end}", KINDS[kind])
+
+    assert ingest(tmp_path, columns, f"*.{end}").accepted == len(KINDS)
 
 
 def complaint(folder: Path, columns: str, files: str) -> str:
@@ -132,8 +135,9 @@ def test_types_that_drift_read_earlier_files_again_once_only(tmp_path: Path) -> 
     assert said.batch.files == 1
 
 
-@pytest.mark.parametrize("end", ["jsonl", "parquet", "csv"])
-@pytest.mark.parametrize("how", ["at once", "later"])
+@pytest.mark.parametrize(
+    ("end", "how"), [("jsonl", "at once"), ("parquet", "at once"), ("csv", "at once"), ("jsonl", "later")]
+)
 def test_a_file_without_the_column_of_users_is_named(tmp_path: Path, end: str, how: str) -> None:
     lines = {"a": "user,at,event\nada,2024-03-01,x\n", "b": "at,event\n2024-03-02,x\n"}
     for name, text in lines.items():

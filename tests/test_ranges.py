@@ -80,7 +80,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS)
-@law(3)
+@law(2)
 def test_whatever_doubles_and_times_come_features_are_finite(
     engine: DuckDB, rows: list[tuple[datetime, str, float, float]]
 ) -> None:
