@@ -111,6 +111,10 @@ def places(mlruns: Path) -> set[str]:
         return set(re.findall(r"file:[^']*", "\n".join(store.iterdump())))
 
 
+def test_a_store_does_not_say_where_it_is(mlruns: Path) -> None:
+    assert places(mlruns) == set()
+
+
 def test_a_store_of_0_1_0_forgets_where_it_was(mlruns: Path) -> None:
     with closing(sqlite3.connect(mlruns / "mlflow.db")) as store:
         as_it_was = [*store.iterdump()]
