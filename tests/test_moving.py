@@ -176,6 +176,14 @@ def test_nothing_is_written_where_a_lake_was(tmp_path: Path) -> None:
         assert lake.write(USERS, ibis.memtable({"user_id": ["ben"]}, schema=USERS.schema))
 
 
+def test_a_lake_that_was_moved_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    with Lake(tmp_path / "a") as lake:
+        lake.write(USERS, ibis.memtable({"user_id": ["ann"]}, schema=USERS.schema))
+        (tmp_path / "a").rename(tmp_path / "b")
+        with pytest.raises(MovedError):
+            lake.read(USERS)
+
+
 def test_nothing_is_written_to_a_lake_that_took_the_place_of_another(tmp_path: Path) -> None:
     def exchange() -> None:
         (tmp_path / "a").rename(tmp_path / "b")
