@@ -186,7 +186,8 @@ class Lake:
 
     def _check_place(self) -> None:
         """Raise MovedError where the folder of this name is no longer the one that was opened."""
-        assert self._handle is not None
+        if self._handle is None:
+            return
         try:
             is_here = os.path.samestat(os.stat(self.folder), os.fstat(self._handle))
         except FileNotFoundError:
@@ -425,6 +426,7 @@ class Lake:
 
     def _row_counts(self, table: Table, version: int | None = None) -> dict[str, int]:
         """Return the files of a version, and how many rows each holds."""
+        self._check_place()  # or what is not there would be taken for empty
         if not self.has(table):
             return {}
         actions = pa.table(self._open(table, version).get_add_actions())

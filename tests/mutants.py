@@ -201,6 +201,25 @@ MUTANTS = {
         "    if known",
         ("test_conflicts",),
     ),
+    # Moved and copied projects.
+    "a lake is written where it was": Mutant(
+        "features/lake.py",
+        "        if not is_here:\n",
+        "        if False:\n",
+        ("test_moving",),
+    ),
+    "MLflow is told where its files are": Mutant(
+        "models/artifacts.py",
+        'ADDRESS = "mlflow-artifacts:/"',
+        'ADDRESS = Path("artifacts").absolute().as_uri() + "/"',
+        ("test_moving",),
+    ),
+    "a folder's name is a pattern": Mutant(
+        "features/addresses.py",
+        "    return glob.escape(str(path))\n",
+        "    return str(path)\n",
+        ("test_addresses",),
+    ),
     # Suppression.
     "k users are too few to show": Mutant(
         "publish/report/suppression.py",

@@ -111,6 +111,10 @@ def places(mlruns: Path) -> set[str]:
         return set(re.findall(r"file:[^']*", "\n".join(store.iterdump())))
 
 
+def test_a_store_does_not_say_where_it_is(mlruns: Path) -> None:
+    assert places(mlruns) == set()
+
+
 def test_a_store_of_0_1_0_forgets_where_it_was(mlruns: Path) -> None:
     with closing(sqlite3.connect(mlruns / "mlflow.db")) as store:
         as_it_was = [*store.iterdump()]
@@ -170,6 +174,14 @@ def test_nothing_is_written_where_a_lake_was(tmp_path: Path) -> None:
     with Lake(tmp_path / "b" / "lake") as lake:
         assert lake.read(USERS).to_pandas()["user_id"].tolist() == ["ann"]
         assert lake.write(USERS, ibis.memtable({"user_id": ["ben"]}, schema=USERS.schema))
+
+
+def test_a_lake_that_was_moved_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    with Lake(tmp_path / "a") as lake:
+        lake.write(USERS, ibis.memtable({"user_id": ["ann"]}, schema=USERS.schema))
+        (tmp_path / "a").rename(tmp_path / "b")
+        with pytest.raises(MovedError):
+            lake.read(USERS)
 
 
 def test_nothing_is_written_to_a_lake_that_took_the_place_of_another(tmp_path: Path) -> None:
