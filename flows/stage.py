@@ -20,7 +20,7 @@ from prefect.states import Failed
 
 from flows.configuration import Configuration, load, parse_as_of
 from flows.instant import name_run, scheduled_start
-from flows.world import ELSEWHERE, MISTAKES
+from flows.world import ELSEWHERE, MISTAKES, in_discreet_words
 from publish.lock import WAIT_S, working_lock
 
 logger = logging.getLogger("habitus")
@@ -60,8 +60,11 @@ def stage(*, takes_turns: bool = True) -> Callable[[Callable[P, R]], Flow[P, R]]
                     return work(*args, **kwargs)
             except HeldError as held:
                 return State(type=StateType.FAILED, name="Held", message=in_one_line(held), data=held)
-            except KNOWN as error:
-                return Failed(message=in_one_line(error), data=error)
+            except Exception as error:
+                said = in_discreet_words(error, config)
+                if not isinstance(said, KNOWN):
+                    raise
+                return Failed(message=in_one_line(said), data=said)
 
         return cast("Flow[P, R]", flow(flow_run_name=name_run)(run))
 

@@ -6,12 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import ibis
+import pyarrow as pa
 import pytest
 from deltalake.exceptions import CommitFailedError
 from shops import habitus
 from sqlalchemy.exc import OperationalError
 
 import flows.stage
+from features.events import EVENTS
+from features.lake import Lake
 from flows.configuration import ConfigurationError, load
 from flows.instant import scheduled_start
 from flows.run import run
@@ -125,3 +129,19 @@ def test_a_command_is_refused_in_one_line_while_another_works_on_its_lake(
     assert done.exit_code == 1
     [line] = done.stderr.splitlines()
     assert line.startswith(f"habitus: {Path(config).parent / 'lake'}: process {os.getpid()} works there")
+
+
+def test_what_is_broken_is_named_in_one_line_also_outside_of_a_task(config: str) -> None:
+    lake = Path(config).parent / "lake"
+    event = {"event_id": "e", "user_id": "u", "event_name": "login", "source_file": "events.csv"}
+    event |= dict.fromkeys(("occurred_at", "ingested_at"), MIDNIGHT)
+    with Lake(lake) as opened:
+        opened.write(EVENTS, ibis.memtable(pa.Table.from_pylist([event], schema=EVENTS.schema.to_pyarrow())))
+    [file] = (lake / "events").glob("day=*/*.parquet")
+    file.write_bytes(b"")
+
+    done = habitus("train", config)
+
+    assert done.exit_code == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"habitus: events: {file} is 0 bytes long, and was ")
