@@ -134,9 +134,9 @@ def test_a_command_is_refused_in_one_line_while_another_works_on_its_lake(
 def test_what_is_broken_is_named_in_one_line_also_outside_of_a_task(config: str) -> None:
     lake = Path(config).parent / "lake"
     event = {"event_id": "e", "user_id": "u", "event_name": "login", "source_file": "events.csv"}
-    event |= dict.fromkeys(("occurred_at", "ingested_at"), MIDNIGHT)
+    rows = [event | {"occurred_at": MIDNIGHT, "ingested_at": MIDNIGHT}]
     with Lake(lake) as opened:
-        opened.write(EVENTS, ibis.memtable(pa.Table.from_pylist([event], schema=EVENTS.schema.to_pyarrow())))
+        opened.write(EVENTS, ibis.memtable(pa.Table.from_pylist(rows, schema=EVENTS.schema.to_pyarrow())))
     [file] = (lake / "events").glob("day=*/*.parquet")
     file.write_bytes(b"")
 
