@@ -301,11 +301,13 @@ def _explain(lake: Path, damage: Damage, config: Path | str) -> str:
     if damage.table in AT_INSTANT and instant is not None:
         as_of = f"{instant[1]}T{instant[2]}:{instant[3]}:{instant[4]}".replace(".000000Z", "Z")
         return f"{said}{back}, or make it again with `habitus {command} {config} --as-of {as_of}`"
-    return f"{said}{back}, or move {lake / damage.table} elsewhere and run `habitus {command} {config}`" + AGAIN.get(
-        damage.table, ", which makes the table again"
-    )
+    moved = " and ".join(str(lake / name) for name in (damage.table, *MADE_WITH.get(damage.table, ())))
+    result = AGAIN.get(damage.table, ", which makes the table again")
+    return f"{said}{back}, or move {moved} elsewhere and run `habitus {command} {config}`{result}"
 
 
+MADE_WITH = {"events": ("sessions",)}
+"""What says of which version of a table it is made, and would take one that is made again for that."""
 AGAIN = {
     **dict.fromkeys(("events", "rejected", "files", "attributes"), ", which reads all source files again"),
     "session_aliases": ", after which earlier ids of sessions are not told any more",

@@ -19,7 +19,7 @@ from prefect.states import Failed
 from flows.configuration import Configuration, load, parse_as_of
 from flows.instant import name_run
 from flows.turns import turn
-from flows.world import ELSEWHERE, MISTAKES, in_one_line
+from flows.world import ELSEWHERE, MISTAKES, in_discreet_words, in_one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,8 +52,11 @@ def stage(*, takes_turns: bool = True) -> Callable[[Callable[P, R]], Flow[P, R]]
                     return work(*args, **kwargs)
             except HeldError as held:
                 return State(type=StateType.FAILED, name="Held", message=in_one_line(held), data=held)
-            except KNOWN as error:
-                return Failed(message=in_one_line(error), data=error)
+            except Exception as error:
+                said = in_discreet_words(error, config)
+                if not isinstance(said, KNOWN):
+                    raise
+                return Failed(message=in_one_line(said), data=said)
 
         return cast("Flow[P, R]", flow(flow_run_name=name_run)(run))
 

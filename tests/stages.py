@@ -29,7 +29,7 @@ LATE_EVERY = 50
 """One of so many events comes with the second file."""
 USERS = '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["plan"]\n'
 FORGOTTEN = ["user_0003", "user_0010"]
-LONGEST_S = 300
+LONGEST_S = 900
 PROCESSES = multiprocessing.get_context("forkserver")
 PRELOADED = ["flows.forget", "flows.run", "ibis.backends.duckdb", "deltalake", "sklearn.ensemble", "lightgbm"]
 

@@ -56,8 +56,9 @@ def test_what_is_said_to_mend_a_table_does(folder: Path, name: str, damage: Call
     damage(folder / "lake" / name)
     said = find_damage(folder / "lake", folder / "habitus.toml", in_content=True)
     assert isinstance(said, DamagedError)
-    if moved := re.search(r"or move (\S+) elsewhere", str(said)):
-        shutil.move(moved[1], folder / "elsewhere")
+    if asked := re.search(r"or move (.+) elsewhere", str(said)):
+        for moved in asked[1].split(" and "):
+            shutil.move(moved, folder / f"{Path(moved).name} of before")
     command = re.search(r"`habitus (\w+) ", str(said))
     assert command is not None
     COMMANDS[command[1]](str(folder / "habitus.toml"))

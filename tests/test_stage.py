@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import ibis
+import pyarrow as pa
 import pytest
 from deltalake.exceptions import CommitFailedError
 from shops import habitus
@@ -13,6 +15,8 @@ from sqlalchemy.exc import OperationalError
 
 import flows.turns
 from features.delta import ConflictError
+from features.events import EVENTS
+from features.lake import Lake
 from flows.configuration import ConfigurationError, load
 from flows.instant import scheduled_start
 from flows.run import run
@@ -130,3 +134,19 @@ def test_a_command_is_refused_in_one_line_while_another_works_on_its_lake(
     who = f"run of big_shop (process {os.getpid()}, since "
     assert line.startswith("habitus: ")
     assert f"{Path(config).parent / 'lake'} is in use by {who}" in line
+
+
+def test_what_is_broken_is_named_in_one_line_also_outside_of_a_task(config: str) -> None:
+    lake = Path(config).parent / "lake"
+    event = {"event_id": "e", "user_id": "u", "event_name": "login", "source_file": "events.csv"}
+    rows = [event | {"occurred_at": MIDNIGHT, "ingested_at": MIDNIGHT}]
+    with Lake(lake) as opened:
+        opened.write(EVENTS, ibis.memtable(pa.Table.from_pylist(rows, schema=EVENTS.schema.to_pyarrow())))
+    [file] = (lake / "events").glob("day=*/*.parquet")
+    file.write_bytes(b"")
+
+    done = habitus("train", config)
+
+    assert done.exit_code == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"habitus: events: {file} is 0 bytes long, and was ")
