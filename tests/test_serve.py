@@ -6,11 +6,12 @@ import re
 import resource
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from messages import assert_documented
 from served import HOSTILE, add_version, user, without_user
 from shops import habitus
 from test_cli import CONFIG
@@ -287,3 +289,22 @@ def test_a_mistake_about_keys_is_one_line(config: Path, arguments: Sequence[str]
     assert done.exit_code == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("case", ["keys.db is no database", "keys.db is a folder", "keys.db is of a later Habitus"])
+def test_keys_that_cannot_be_read_are_said_in_one_line(config: Path, case: str) -> None:
+    file = config.parent / "lake" / "keys.db"
+    file.parent.mkdir()
+    if case == "keys.db is no database":
+        file.write_text("no keys " * 1000)
+    elif case == "keys.db is a folder":
+        file.mkdir()
+    else:
+        with closing(sqlite3.connect(file)) as later:
+            later.execute("PRAGMA user_version = 9")
+
+    done = habitus("serve", str(config), "--port", "0")
+
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert_documented(case, line.removeprefix("habitus: "), config.parent)

@@ -139,20 +139,16 @@ def another_site(folder: Path) -> Iterator[str]:
         serving_it.join()
 
 
-@pytest.mark.parametrize("is_open", [True, False], ids=["open", "with a password"])
-def test_a_page_of_another_site_gets_nothing_and_our_own_pages_work(
-    browser: Any, tmp_path: Path, is_open: bool
-) -> None:
+def test_a_page_of_another_site_gets_nothing_and_our_own_pages_work(browser: Any, tmp_path: Path) -> None:
     config = tmp_path / "habitus.toml"
     config.write_text(CONFIG)
     add_version(config.parent / "published", 1, [user(f"user_{number:03}", number) for number in range(1, 30)])
     secret = key(config, "personal")
     site = tmp_path / "site"
     site.mkdir()
-    with serving(config, *["--open-local"] * is_open) as server, another_site(site) as evil:
+    with serving(config) as server, another_site(site) as evil:
         (site / "index.html").write_text(PAGE.format(address=server.address))
-        credentials = {"username": "me", "password": secret}
-        context = browser.new_context() if is_open else browser.new_context(http_credentials=credentials)
+        context = browser.new_context(http_credentials={"username": "me", "password": secret})
         page = context.new_page()
         page.goto(f"{server.address}/user")  # from here on the browser knows the password
         page.fill("input[name=user_id]", "user_001")
