@@ -358,7 +358,7 @@ def test_a_storage_that_never_answers_is_not_waited_for(
     keys = {"access_key": "a", "secret_key": "b"}
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        section = {"folder": "s3://bucket/out", "endpoint_url": endpoint, "region": "eu-central-1"}
+        section: dict[str, Any] = {"folder": "s3://bucket/out", "endpoint_url": endpoint, "region": "eu-central-1"}
         section |= {name: {"env": name.upper()} for name in keys}
         files = FilesSettings.model_validate(section).connect("files", keys, tmp_path, tmp_path)
         began_s = time.monotonic()
