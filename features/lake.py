@@ -178,6 +178,10 @@ class Lake:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._handle, fcntl.LOCK_SH)
 
+    def renew(self) -> None:
+        """See from now on what other processes have written since the lake was first asked for a table."""
+        self._tables.renew()
+
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
         self._check_place()

@@ -191,7 +191,13 @@ def forget(
         list[str] | None, typer.Argument(metavar="USER...", help="The ids of users.", show_default=False)
     ] = None,
     from_file: Annotated[
-        Path | None, typer.Option("--from-file", metavar="FILE", help="Ids, one on each line.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--from-file",
+            metavar="FILE",
+            help="Ids, one on each line; in a .jsonl file, as texts in quotes.",
+            show_default=False,
+        ),
     ] = None,
     config: ConfigOption = HERE,
     as_json: Json = False,

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -39,7 +40,8 @@ from publish.brake import LEVELS
 from publish.consents import consents, unanswered
 from publish.destination import Delivery, Destination, Release
 from publish.destinations import drop_unconfigured
-from publish.release import Candidate, Outcome, Policy, deliver, release_for, send
+from publish.lock import DELIVERING_WAIT_S
+from publish.release import Candidate, Outcome, Policy, deliver, queue, release_for, send
 from publish.release import publish as release
 
 logger = logging.getLogger("habitus")
@@ -125,16 +127,15 @@ def publish_version(config: str, as_of: datetime | None, label: str | None, due:
     """Make a version of assignments the present one, or hold it; take the present one to all destinations."""
     configuration = load(config)
     destinations = connect_all(configuration)
-    with (
-        turn(configuration, "publish"),
-        publishing(configuration, "publish"),
-        configuration.open_lake("duckdb") as lake,
-    ):
-        outcome, releases = _release(lake, configuration, destinations, as_of, label, due)
-        delivered = deliver(releases, destinations)
-    # Whom others keep waiting keeps nobody else waiting: nothing is open or locked any more.
-    told = send(delivered, destinations)
-    return _sum_up(configuration, outcome, [*told.values()])
+    with ExitStack() as opened:
+        with turn(configuration, "publish"), publishing(configuration, "publish"):
+            lake = opened.enter_context(configuration.open_lake("duckdb"))
+            outcome, releases = _release(lake, configuration, destinations, as_of, label, due)
+            queued = queue(releases, destinations)
+        delivered = deliver(lake, releases, destinations, DELIVERING_WAIT_S)
+    # Whom others keep waiting keeps nobody else waiting: nothing is open or locked any more but the destination.
+    told = delivered | send(queued, destinations)
+    return _sum_up(configuration, outcome, [told[name] for name in releases])
 
 
 def _release(

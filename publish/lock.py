@@ -22,6 +22,8 @@ FILE = "publish.lock"
 WORKING = "work.lock"
 WAIT_S = 6 * 3600
 """For how long one waits for another: longer than a run takes, and shorter than a day, when the next is due."""
+DELIVERING_WAIT_S = 60
+"""For how long one waits for another who takes something to the same destination: it takes what there is then."""
 SAY_EVERY_S = 60
 UNKNOWN = "another process"
 POLL_S = 0.2
@@ -79,7 +81,7 @@ def delivering_lock(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
-    """Be the only one who sends to a destination what its outbox in a folder holds, as `working_lock` does."""
+    """Be the only one who takes something from a lake to a destination, as `working_lock` does."""
     work = Work(f"delivery to {destination}", "UTC")
     with _lock(folder / f"delivering-{destination}.lock", work, wait_s, lambda line: None, clock, sleep):
         yield

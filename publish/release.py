@@ -24,6 +24,7 @@ from publish.audiences import AUDIENCES, allow, count_refused, members_of, rows_
 from publish.brake import BrakeSettings, Step, judge
 from publish.changes import Causes, Otherwise, compare, without_names
 from publish.destination import Delivery, Destination, DestinationError, DestinationSettings, Release, Sending
+from publish.lock import LockedError, delivering_lock
 from publish.manifest import describe
 from publish.turnover import AUDIENCE, count_members, count_turnover, last_steps, steps
 from publish.versions import Held, Version
@@ -291,22 +292,47 @@ def release_for(
     )
 
 
-def deliver(releases: Mapping[str, Release], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
-    """Take a version to all destinations, by name; those that send only queue it. One that fails leaves others alone.
+def queue(releases: Mapping[str, Release], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
+    """Queue a version at the destinations that send, by name: while no other version is made, so that they keep order.
 
-    Make no other version meanwhile, and erase nobody.
-    """
-    return {name: _told(name, partial(destinations[name].deliver, release)) for name, release in releases.items()}
-
-
-def send(delivered: Mapping[str, Delivery], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
-    """Send what is queued at the destinations that send; return what became of all, by name.
-
-    Have nothing open or locked: a receiver may take its time.
+    One that fails leaves the others alone, here as in `deliver` and `send`.
     """
     return {
+        name: _told(name, partial(destinations[name].deliver, release))
+        for name, release in releases.items()
+        if isinstance(destinations[name], Sending)
+    }
+
+
+def deliver(
+    lake: Lake, releases: Mapping[str, Release], destinations: Mapping[str, Destination], wait_s: float
+) -> dict[str, Delivery]:
+    """Take a version to the destinations that do not send, by name; wait for another process there for so long.
+
+    Other versions may be made meanwhile: where one was, it is that one that goes there.
+    """
+
+    def in_turn(destination: Destination, release: Release) -> Delivery:
+        with delivering_lock(lake.folder, release.destination, wait_s):
+            lake.renew()
+            present = versions.present(lake)
+            if present is not None and present.version > release.version:
+                note = f"version {present.version} was published meanwhile, and goes there instead"
+                return Delivery(release.destination, "unchanged", "", 0, note)
+            return destination.deliver(release)
+
+    return {
+        name: _told(name, partial(in_turn, destinations[name], release))
+        for name, release in releases.items()
+        if not isinstance(destinations[name], Sending)
+    }
+
+
+def send(queued: Mapping[str, Delivery], destinations: Mapping[str, Destination]) -> dict[str, Delivery]:
+    """Send what is queued at each destination, with nothing open or locked; return what became of it by name."""
+    return {
         name: _told(name, destination.send) if isinstance(destination, Sending) and one.state != "failed" else one
-        for name, one in delivered.items()
+        for name, one in queued.items()
         for destination in [destinations[name]]
     }
 
@@ -314,5 +340,5 @@ def send(delivered: Mapping[str, Delivery], destinations: Mapping[str, Destinati
 def _told(name: str, work: Callable[[], Delivery]) -> Delivery:
     try:
         return work()
-    except (DestinationError, OSError) as error:
+    except (DestinationError, LockedError, OSError) as error:
         return Delivery(name, "failed", "", 0, str(error))

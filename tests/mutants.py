@@ -277,6 +277,31 @@ MUTANTS = {
         "if not findings or before is None or label",
         ("test_release",),
     ),
+    # What leaves.
+    "a deadline is for each read": Mutant(
+        "publish/destinations/deadline.py",
+        "left_s = self._until - time.monotonic()",
+        "left_s = 30.0",
+        ("test_webhook",),
+    ),
+    "a version goes to a destination that has a later one": Mutant(
+        "publish/release.py",
+        "present.version > release.version",
+        "present.version < release.version",
+        ("test_release",),
+    ),
+    "contacts go to destinations without a purpose": Mutant(
+        "publish/release.py",
+        "reachable = contacts if settings.purposes else contacts.filter(ibis.literal(False))",
+        "reachable = contacts",
+        ("test_release",),
+    ),
+    "formulas are escaped at the beginning of a text only": Mutant(
+        "publish/formulas.py",
+        'ESCAPES = ((MIDDLE, r"\\1\'\\2"), (BEGINNING, r"\'\\1"))',
+        'ESCAPES = ((BEGINNING, r"\'\\1"),)',
+        ("test_formulas",),
+    ),
     # What ingest finds.
     "duplicates are rows that cannot be used": Mutant(
         "features/unusable.py",

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import ibis
@@ -49,6 +50,14 @@ def test_what_was_escaped_comes_back_and_every_engine_escapes_alike(texts: list[
     escaped = [escape(text) for text in texts]
     assert [unescape(text) for text in escaped] == texts
     assert escape_array(pa.chunked_array([texts])).to_pylist() == escaped
+
+
+def test_the_documentation_says_how_to_undo_it() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "destinations" / "files.md").read_text()
+    documented: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], documented)
+    texts = [*HOSTILE, *HARMLESS]
+    assert [documented["unescape"](escape(text)) for text in texts] == texts
 
 
 def test_a_query_escapes_and_unescapes_alike() -> None:

@@ -64,14 +64,13 @@ def test_what_was_retrained_stands_beside_the_other_runs_in_mlflow(explored: Any
 @pytest.mark.slow
 def test_an_exported_notebook_shows_its_tables_and_figures_without_a_network(ran: Ran, tmp_path: Path) -> None:
     shop, page = shutil.copytree(ran.configuration.folder, tmp_path / "shop", symlinks=True), tmp_path / "explore.html"
-    command: list[str | Path] = [
-        sys.executable,
-        NOTEBOOKS / "export.py",
-        NOTEBOOKS / "explore.py",
-        shop / "habitus.toml",
-        page,
-    ]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(NOTEBOOKS.parent)})
+    given = map(str, (NOTEBOOKS / "export.py", NOTEBOOKS / "explore.py", shop / "habitus.toml", page))
+    subprocess.run(
+        [sys.executable, *given],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(NOTEBOOKS.parent)},
+    )
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.fail("Chromium is missing, which this test drives: apt-get install chromium")

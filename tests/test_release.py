@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from publish.audiences import AUDIENCES, members_of
 from publish.brake import BrakeSettings
 from publish.changes import CHANGES, Otherwise, replay
 from publish.destination import Delivery, DestinationError, DestinationSettings, Release
+from publish.lock import delivering_lock
 from publish.release import Candidate, Outcome, Policy, deliver, publish, release_for
 from publish.versions import HELD, VERSIONS, Version, present, read_changes, read_held
 
@@ -522,7 +524,7 @@ def deliver_all(shop: Shop, receivers: dict[str, Receiver]) -> list[Delivery]:
     nobody = versions.read_released(shop.lake, version).limit(0)
     contacts = nobody.select("user_id", email="segment_id", phone="segment_id")
     releases = {name: release_for(shop.lake, version, name, shop.destinations[name], contacts) for name in receivers}
-    return [*deliver(releases, receivers).values()]
+    return [*deliver(shop.lake, releases, receivers, 0).values()]
 
 
 @pytest.mark.parametrize("error", [DestinationError("the key is wrong"), OSError(28, "No space left on device")])
@@ -530,6 +532,24 @@ def test_a_destination_that_fails_leaves_the_others_alone(begin: Begin, error: E
     shop = begin("ada")
     crm, ads = deliver_all(shop, {"crm": Receiver(error), "ads": Receiver()})
     assert (crm.state, crm.note) == ("failed", str(error))
+    assert ads.state == "released"
+
+
+def test_a_version_that_another_overtook_does_not_go_there_any_more(begin: Begin) -> None:
+    shop = begin("ada")
+    crm, earlier = Receiver(), shop.release("crm")
+    shop.publish(1, {"user_id": "ada", "segment_id": "S02"})
+    told = deliver(shop.lake, {"crm": earlier}, {"crm": crm}, 0)["crm"]
+    assert (told.state, told.note) == ("unchanged", "version 2 was published meanwhile, and goes there instead")
+    assert crm.releases == []
+
+
+def test_what_another_process_takes_to_a_destination_is_left_to_it(begin: Begin) -> None:
+    shop = begin("ada")
+    with delivering_lock(shop.lake.folder, "crm", 0):
+        crm, ads = deliver_all(shop, {"crm": Receiver(), "ads": Receiver()})
+    assert crm.state == "failed"
+    assert re.search(r"in use by delivery to crm \(process \d+, .*, which did not end within 0 s", crm.note)
     assert ads.state == "released"
 
 

@@ -341,7 +341,7 @@ def test_a_name_that_is_looked_up_for_ever_ends_by_the_deadline(
 def test_what_another_process_sends_is_left_to_it(
     engine: DuckDB, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "OTHER_WAIT_S", 0)
+    monkeypatch.setattr(sending, "DELIVERING_WAIT_S", 0)
     with Receiver(SECRET) as receiver:
         hook = webhook(outbox, receiver.url)
         with delivering_lock(outbox.path.parent, "hook", 0):

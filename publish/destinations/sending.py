@@ -22,15 +22,13 @@ from pydantic import Field
 from features.limits import SECONDS_MAX
 from publish.destination import Delivery, DestinationError, DestinationSettings, Release
 from publish.destinations.deadline import Deadline
-from publish.lock import LockedError, delivering_lock
+from publish.lock import DELIVERING_WAIT_S, LockedError, delivering_lock
 from publish.outbox import Count, Draft, Mark, Message, Outbox
 
 TRIED_AGAIN = {408, 425, 429}
 """And 5xx: what a receiver answers that may take the same request later."""
 BACKOFF_S, BACKOFF_MAX_S = 1.0, 60.0
 """The longest wait after the first attempt, doubled after each, and its limit; the wait is drawn between 0 and that."""
-OTHER_WAIT_S = 60
-"""For how long to wait for another process that sends to the same receiver."""
 REFUSED_IN_A_ROW_MAX = 3
 """After so many the receiver is taken to refuse everything, and the rest waits."""
 ANSWER_BYTES_MAX = 64 * 1024
@@ -101,7 +99,7 @@ class Sender:
     def send(self) -> Delivery:
         """Send all that is pending. Where another process does so still after a minute, leave it to that one."""
         try:
-            with delivering_lock(self.outbox.path.parent, self.destination, OTHER_WAIT_S):
+            with delivering_lock(self.outbox.path.parent, self.destination, DELIVERING_WAIT_S):
                 change_count, why_ended = self._send_pending()
         except LockedError as error:
             return self._told(0, str(error))
