@@ -18,6 +18,7 @@ from features.sources import SourceError
 from features.table import ContractError
 from flows.configuration import ConfigurationError
 from flows.temporary_server import ServerError
+from publish.destination import DestinationError
 from publish.lock import LockedError
 
 Given = ParamSpec("Given")
@@ -38,7 +39,7 @@ class PassingError(UnexpectedError):
 
 MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
-ELSEWHERE = (DeliveryError, LockedError, LakeInUseError, ServerError)
+ELSEWHERE = (DeliveryError, DestinationError, LockedError, LakeInUseError, ServerError)
 """What is to be put right elsewhere, and tried again with the same command: shown in one line."""
 FULL = "No space left on device"
 PACKAGES = ("features", "models", "publish", "flows")
