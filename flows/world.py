@@ -25,6 +25,7 @@ from features.table import ContractError
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.temporary_server import ServerError
 from models.store import StoreError
+from publish.destination import DestinationError
 from publish.lock import LockedError
 
 Given = ParamSpec("Given")
@@ -47,6 +48,7 @@ MISTAKES = (ConfigurationError, SourceError, ContractError, DuplicateUserError)
 """What a person has to put right: shown in one line, and not tried again."""
 ELSEWHERE = (
     DeliveryError,
+    DestinationError,
     LockedError,
     LakeInUseError,
     MovedError,

@@ -258,6 +258,20 @@ MUTANTS = {
         'instant.replace(tzinfo=ZoneInfo("UTC"))',
         ("test_stage",),
     ),
+    # Clear answers.
+    "a number in quotes is a number": Mutant("features/sources.py", "strict=True", "strict=False", ("test_settings",)),
+    "a text may hold a NUL": Mutant(
+        "flows/configuration.py", "key := find_nul(given)", "key := None", ("test_clear_answers",)
+    ),
+    "a query that was interrupted failed": Mutant(
+        "flows/world.py", "raise error.__cause__ from None", "pass", ("test_discretion",)
+    ),
+    "a rule is off for what another needs": Mutant(
+        "models/rules.py",
+        "for name in rule.needs if name in lacking",
+        "for name in rule.features if name in lacking",
+        ("test_rules",),
+    ),
     # The instant of a run.
     "the instant: a local day has 24 hours": Mutant(
         "features/as_of.py",

@@ -113,6 +113,15 @@ def test_an_error_of_our_own_is_told_without_what_it_came_from(error: Exception)
     assert caught.value.__suppress_context__
 
 
+def test_a_query_that_a_signal_interrupts_is_no_error_of_the_query() -> None:
+    @discreet
+    def query() -> None:
+        raise RuntimeError("Query interrupted") from KeyboardInterrupt()  # as DuckDB does
+
+    with pytest.raises(KeyboardInterrupt):
+        query()
+
+
 # --- what Prefect keeps ---
 
 EVENTS = "user,at,event\nada,2024-03-01T10:00:00Z,home\n"
