@@ -11,13 +11,12 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from features.first_ids import FIRST_ID
+from features.limits import END_OF_INSTANTS, FIRST_INSTANT
 from features.placeholders import without_placeholders
 from features.sources import Source, SourceError, Time, row_text
 from features.table import TIME, Table, materialize, stack
 from features.values import (
     AMOUNT_MAX,
-    END_OF_INSTANTS,
-    FIRST_INSTANT,
     UnitError,
     as_instant,
     as_json,

@@ -14,6 +14,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
+from features.limits import END_OF_INSTANTS, FIRST_INSTANT
 from features.table import TIME
 
 CANONICAL_JSON = "habitus_canonical_json"
@@ -22,8 +23,6 @@ MAXIMUM_EXACT_INTEGER = 2**53
 MAXIMUM_EXACT_INTEGER_32 = 2**24
 AMOUNT_MAX = 1e12
 """The largest quantity or revenue, of either sign."""
-FIRST_INSTANT, END_OF_INSTANTS = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-"""Where instants begin, and where they are over: beyond are mistakes, and years that not every library knows."""
 FAR = datetime(9999, 12, 31, tzinfo=UTC)
 """What stands for a time that is too far away for the engine."""
 UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

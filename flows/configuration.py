@@ -17,7 +17,7 @@ from features import damage
 from features.event_names import check_names
 from features.labels import COLUMNS, LabelSettings
 from features.lake import Lake
-from features.limits import DAYS_MAX, DAYS_MIN, FIRST_AT, LAST_AT, SECONDS_MAX, SEED_MAX
+from features.limits import DAYS_MAX, DAYS_MIN, END_OF_INSTANTS, FIRST_INSTANT, SECONDS_MAX, SEED_MAX
 from features.sessions import SessionSettings
 from features.snapshots import FAVOURITES, FeatureSettings, feature_names
 from features.sources import RESERVED, Settings, Source, TimeZone, Users
@@ -408,6 +408,8 @@ def parse_as_of(text: str, time_zone: str) -> datetime:
         ) from error
     instant = instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(time_zone))
     # Compared without shifting it to UTC, where the first and the last days of the calendar would fall out of it.
-    if not FIRST_AT <= instant <= LAST_AT:
-        raise ConfigurationError(f"as_of {text!r} is not between {FIRST_AT:%Y-%m-%d} and {LAST_AT:%Y-%m-%d}")
+    if not FIRST_INSTANT <= instant <= END_OF_INSTANTS:
+        raise ConfigurationError(
+            f"as_of {text!r} is not between {FIRST_INSTANT:%Y-%m-%d} and {END_OF_INSTANTS:%Y-%m-%d}"
+        )
     return instant

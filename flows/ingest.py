@@ -37,6 +37,7 @@ from features.events import (
 )
 from features.files import FILES, ID_RULE, content_of, count_rows, fingerprint
 from features.lake import Lake
+from features.limits import END_OF_INSTANTS, FIRST_INSTANT
 from features.lines import contest, find_repeated
 from features.odd_times import hints as time_hints
 from features.placeholders import count_placeholders, without_placeholders
@@ -64,7 +65,7 @@ from features.unusable import refuse_unusable
 from features.user_match import UsersFound, match_users
 from features.user_match import hints as user_hints
 from features.user_match import in_words as users_in_words
-from features.values import END_OF_INSTANTS, FIRST_INSTANT, as_instant, as_text, is_beyond_instants, is_no_day
+from features.values import as_instant, as_text, is_beyond_instants, is_no_day
 from features.zones import write_instant
 from flows.configuration import Configuration, load
 from flows.instant import scheduled_start

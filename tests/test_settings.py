@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from features.labels import ChurnSettings, ConversionSettings, labels_table, snapshot_dates
-from features.limits import DAYS_MAX, FIRST_AT, LAST_AT
+from features.limits import DAYS_MAX, END_OF_INSTANTS, FIRST_INSTANT
 from flows.configuration import Configuration, ConfigurationError, validate
 from flows.snapshot import table_of
 from models.conditions import parse
@@ -79,7 +79,7 @@ def complaint(given: dict[str, Any]) -> str | None:
         shop = validate(given)
     except ConfigurationError as error:
         return str(error)
-    for instant in (FIRST_AT, LAST_AT):
+    for instant in (FIRST_INSTANT, END_OF_INSTANTS):
         training, reach = shop.training, shop.labels.reach
         dates = snapshot_dates(instant, instant, reach, timedelta(days=training.every_days), training.snapshots)
         assert dates.validation < dates.test < instant < instant + reach
