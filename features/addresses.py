@@ -37,6 +37,11 @@ def sqlite_address(file: Path) -> str:
     return f"sqlite+pysqlite:///file:{quote(str(file.absolute()))}?uri=true"
 
 
+def existing_database(file: Path) -> str:
+    """Return what SQLite itself calls a database that is there: it does not make the file where there is none."""
+    return f"{file_address(file)}?mode=rw"
+
+
 def literal(path: Path | str) -> str:
     """Return what DuckDB calls a file, which would take a bracket, an asterisk or a question mark for a pattern."""
     return glob.escape(str(path))

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
+from features.addresses import existing_database
+
 Scope = Literal["aggregate", "lists", "personal"]
 """Numbers only; users without what is marked personal; all. Each includes those before."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -173,7 +175,7 @@ class Keys:
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file, which is not made: an empty one in the place of a lost one would say that all is well."""
-        address = f"{self.path.absolute().as_uri()}?mode=rw"
+        address = existing_database(self.path)
         return sqlite3.connect(address, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
 
     @contextmanager

@@ -153,7 +153,7 @@ def test_a_manifest_is_not_read_whatever_its_size(two: Two) -> None:
 def test_users_that_are_another_table_break_the_version(two: Two, table: pa.Table) -> None:
     pq.write_table(table, two.damaged("users.parquet"))
 
-    with pytest.raises(BrokenVersionError, match=r"cannot be read \(users.parquet: "):
+    with pytest.raises(BrokenVersionError, match=r"cannot be shown \(users.parquet: "):
         load(two.reports / two.second)
 
 
