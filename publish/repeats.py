@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -71,5 +72,6 @@ class Sparing(logging.Handler):
 
     def _write(self, level: int, text: str) -> None:
         record = logging.LogRecord("", level, "", 0, text, None, None)
-        self._stream.write(self.format(record) + "\n")
-        self._stream.flush()
+        with suppress(OSError, ValueError):  # where nobody reads the log any more, requests are answered still
+            self._stream.write(self.format(record) + "\n")
+            self._stream.flush()

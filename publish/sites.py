@@ -28,7 +28,7 @@ def is_foreign(given: Headers, scheme: str) -> bool:
     if not sites and not origins:
         origins = given.getlist("referer")
     # A page that tells nobody where it was left says null; that it is one of ours only Sec-Fetch-Site can say.
-    own = [origin for origin in origins if origin != "null" or not sites]
+    own = [origin for origin in origins if origin != "null" or "same-origin" not in sites]
     return not all(_is_ours(origin, given.get("host", ""), scheme) for origin in own)
 
 

@@ -351,3 +351,14 @@ def test_an_error_is_its_type_and_place_and_what_asyncio_shows_of_objects_is_lef
     assert "failed: ValueError at test_connections.py:" in text
     assert "user_001" not in text
     assert len(text.splitlines()) == 3
+
+
+def test_a_log_that_nobody_can_read_stops_nothing() -> None:
+    stream, clock = io.StringIO(), Clock()
+    handler = Sparing(stream, clock)
+    stream.close()
+
+    logged(handler, "no key", "no key")
+    clock.now += 60
+    handler.tell()
+    handler.close()

@@ -45,6 +45,7 @@ FOREIGN: list[dict[str, str]] = [
     {"sec-fetch-site": "cross-site", "origin": f"https://{HOST}"},
     {"sec-fetch-site": "same-origin", "origin": EVIL},
     {"sec-fetch-site": "none", "origin": EVIL},
+    {"sec-fetch-site": "none", "origin": "null"},
     {"origin": EVIL},
     {"origin": "null"},
     {"origin": ""},
