@@ -64,7 +64,7 @@ def try_one(one: Undisturbed, folder: Path, left_bytes: int) -> bool:
         raise FindingError(f"{one.step.name} with {left_bytes:,} bytes left: {said}")
     ballast.unlink()
     for table, content in tables_of(folder).items():
-        if content not in (before.get(table), one.after[table]):
+        if content not in (before.get(table), one.after.get(table)):
             raise FindingError(
                 f"{one.step.name} with {left_bytes:,} bytes left: {table} is neither as before nor after"
             )

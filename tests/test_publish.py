@@ -269,7 +269,7 @@ def test_a_label_that_nothing_is_held_under_is_refused(ran: Ran) -> None:
 
 
 def test_who_leaves_as_a_rule_lost_its_window_leaves_for_the_rule(shop: Path) -> None:
-    configure(shop, "\n[features]\nwindows_days = [7]\n[publish.brake]\naudience_change_max = inf\n")
+    configure(shop, "\n[features]\nwindows_days = [7]\n[publish.brake]\naudience_change_max = 1000\n")
     store_snapshots.fn(str(shop), AS_OF, training=False)
     assign_users.fn(str(shop), AS_OF)
     published = publish(shop, AS_OF)

@@ -72,8 +72,8 @@ def test_a_scheduled_run_completes_and_publishes(ended: dict[str, Any]) -> None:
 
 @pytest.mark.ci
 def test_a_run_waits_for_another_on_its_lake(ended: dict[str, Any]) -> None:
-    [said] = [line for line in ended["scheduled"]["log"] if line.startswith("waiting for process ")]
-    assert said.endswith("which works on " + str(Path(ended["config"]).parent / "lake"))
+    said = [line for line in ended["scheduled"]["log"] if line.startswith("waiting for ")]
+    assert said[0].startswith("waiting for run of shop (process ")
     assert ended["state_meanwhile"] == "RUNNING"
 
 
@@ -162,4 +162,4 @@ def test_two_runs_at_once_take_turns(tmp_path: Path) -> None:
         runs = [prefect.await_end(run) for run in ids]
 
     assert [run["state_name"] for run in runs] == ["Completed"] * 2, [run["state"] for run in runs]
-    assert sum(line.startswith("waiting for process ") for run in runs for line in run["log"]) == 1
+    assert sum(any(line.startswith("waiting for ") for line in run["log"]) for run in runs) == 1
