@@ -15,11 +15,16 @@ import pyarrow.compute as pc
 
 Formulas = Literal["escape", "keep"]
 RUN = "=+\\-@＝＋－＠"
-BEGINNING = rf"^('*[{RUN}\t\r\n])"
-MIDDLE = rf"""([,;|"\t\r\n])('*[{RUN}])"""
+SKIPPED = r"['\x00]"
+"""What may stand before it: apostrophes of an escape, and NUL, which LibreOffice reads over."""
+BEGINNING = rf"^({SKIPPED}*[{RUN}\t\r\n])"
+MIDDLE = rf"""([,;|"\t\r\n])({SKIPPED}*[{RUN}])"""
 ESCAPES = ((MIDDLE, r"\1'\2"), (BEGINNING, r"'\1"))
 """What is replaced by what, one after the other; all that read it know RE2's syntax."""
-UNESCAPES = ((rf"^'('*[{RUN}\t\r\n])", r"\1"), (rf"""([,;|"\t\r\n])'('*[{RUN}])""", r"\1\2"))
+UNESCAPES = (
+    (rf"^'({SKIPPED}*[{RUN}\t\r\n])", r"\1"),
+    (rf"""([,;|"\t\r\n])'({SKIPPED}*[{RUN}])""", r"\1\2"),
+)
 
 
 def escape(text: str) -> str:

@@ -165,8 +165,6 @@ def _assignments(
         "conversion_reasons": [[]] * count,
         "holdout": held_out,
         "held_out_of": [[]] * count,
-        "segments_version": [1] * count,
-        "churn_version": [1] * count,
     }
     schema = ASSIGNMENTS.schema.to_pyarrow()
     columns = [pa.array(known.get(column.name, [None] * count), column.type) for column in schema]
@@ -242,6 +240,7 @@ class Shop:
         found = {f"{name} written": len([*log.glob("*.json")]) for name, log in logs.items()}
         with Lake(self.lake) as lake:
             found["version committed"] = lake.origin(AUDIENCES).get("version", 0)
+        found["changes queued"] = self._queued()
         found |= {"files written": len([*(self.folder / "published").glob("2*")])}
         found |= {"files latest": _version_in(self.folder / "published")}
         with connected(self.sql) as cursor:
@@ -249,10 +248,9 @@ class Shop:
             if cursor.fetchone()[0]:
                 cursor.execute("SELECT coalesce(max(version), 0) FROM habitus.versions")
                 found["postgres committed"] = cursor.fetchone()[0]
-        found["changes queued"] = self._queued()
-        found["some changes sent"] = len(self.receiver.keys)
         found["audience files written"] = len([*(self.folder / "google").glob("2*")])
         found["audience files latest"] = _version_in(self.folder / "google")
+        found["some changes sent"] = len(self.receiver.keys)
         return found
 
     def _queued(self) -> int:

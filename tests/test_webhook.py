@@ -182,6 +182,8 @@ def test_waits_double_up_to_a_minute_and_are_drawn_by_chance(engine: DuckDB, out
         ("soon", 1),
         ("-7", 1),
         ("²", 1),
+        ("Mon, 99999999999999999999 Jan 2020 00:00:00 GMT", 1),
+        ("Mon, 01 Jan 2020 00:00:00 +9999999999999999", 1),
     ],
 )
 def test_retry_after_is_obeyed_where_it_is_longer_than_the_backoff(

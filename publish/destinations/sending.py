@@ -299,7 +299,7 @@ def _read_retry_after(given: str | None, now_s: float) -> float | None:
         return float(given)
     try:
         at = parsedate_to_datetime(given)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of a number that no date has
         return None
     return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_s)
 

@@ -104,8 +104,8 @@
     if (of.kind === "boolean") return value ? "True" : "False";
     // As publish/formulas.py: no spreadsheet program runs what is in a text.
     const text = (of.kind === "list" ? value.join(users.separator) : value)
-      .replace(/([,;|"\t\r\n])('*[=+\-@＝＋－＠])/g, "$1'$2")
-      .replace(/^('*[=+\-@＝＋－＠\t\r\n])/, "'$1");
+      .replace(/([,;|"\t\r\n])(['\x00]*[=+\-@＝＋－＠])/g, "$1'$2")
+      .replace(/^(['\x00]*[=+\-@＝＋－＠\t\r\n])/, "'$1");
     return text === "" || /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
 
