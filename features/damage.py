@@ -181,7 +181,7 @@ def _entries_damage(folder: Path) -> Iterator[Damage]:
 def _find_gone(lake: Path) -> Iterator[Damage]:
     """Find tables that nothing can make again and that are gone: to a program without them, nothing ever was."""
     for name, other in NEEDED_BY.items():
-        if _was_written(lake / other) and not _was_written(lake / name):
+        if not _was_written(lake / name) and _was_written(lake / other) and not _is_only_claimed(lake / other):
             yield _gone(lake, name)
     if (
         _was_written(lake / "versions")
@@ -191,6 +191,11 @@ def _find_gone(lake: Path) -> Iterator[Damage]:
         yield _gone(lake, "audiences")  # a second version is written when the first is committed
     if not _was_written(lake / "erasures") and any(map(_is_completed, lake.glob("receipts/[!p]*.json"))):
         yield _gone(lake, "erasures")
+
+
+def _is_only_claimed(folder: Path) -> bool:
+    """Tell a table that a publish made and did not come to write: it is the last that it writes."""
+    return folder.name == "audiences" and "version" not in _origin(folder)
 
 
 def _gone(lake: Path, name: str) -> Damage:

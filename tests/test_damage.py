@@ -157,6 +157,7 @@ def test_who_was_erased_is_missed_where_a_receipt_says_that_somebody_was(folder:
 
 def test_a_first_publish_that_was_killed_is_no_damage(tmp_path: Path) -> None:
     with Lake(tmp_path / "lake") as lake:
+        lake.claim(table_of("audiences"))
         write(lake, "changes", 1)
         write(lake, "versions", 1)
         (tmp_path / "lake" / "released").mkdir()
