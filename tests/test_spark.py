@@ -95,7 +95,7 @@ def on_duckdb() -> Iterator[Engine]:
 
 
 def history() -> pa.Table:
-    """Draw events with everything that is hard: ties, the gap and the cap, midnight, the first instant, late, unknown."""
+    """Draw events with everything that is hard: ties, the gap and the cap, midnight, 1970, late, unknown."""
     random = Random(3)
     just = timedelta(microseconds=1)
     pauses = [timedelta(0), just, timedelta(seconds=10), GAP - just, GAP, GAP + just, timedelta(hours=5)]
