@@ -242,7 +242,7 @@ def test_a_configuration_with_labels_is_the_same_when_it_is_read_again(tmp_path:
         ),
         (
             '[labels.trial]\nkind = "conversion"\nevents = []\n',
-            "labels.trial.events: [] is wrong: list should have at least 1 item after validation, not 0",
+            "labels.trial.events: [] is wrong: it must not be empty",
         ),
         (
             '[labels.quiet]\nkind = "churn"\neligible_by = "recency"\n',
