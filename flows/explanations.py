@@ -34,7 +34,7 @@ MAY_BE = {
 }
 """By pydantic's type of an error: what would be right."""
 PATTERNS = {
-    "name": "write small letters, digits, - and _, a letter or a digit first, such as my-shop",
+    "name": "write small letters, digits, - and _, a letter or digit first, such as my-shop",
     "engine.memory_limit": "write a whole number and MB or GB, without a blank, such as 8GB",
 }
 """By key: what a text has to look like."""
@@ -55,10 +55,10 @@ def explain(error: ValidationError, given: Mapping[str, Any], root: type[BaseMod
             return _explain_unknown(location, known)
         case error_type if error_type == LABEL_KIND:
             return _explain_label(location, wrong, first["msg"], root)
-        case "model_type" if location[-1] in (known := _keys_at(root, location[:-1])):
+        case "model_type" if location[-1] in _keys_at(root, location[:-1]):
             return f"{key}: {_shown(wrong)} is wrong: it is a section, [{key}]"
         case "model_type" if location[0] in ("rules", "labels") and len(location) == 2:
-            return _explain_unknown(location, known)
+            return _explain_unknown(location, _keys_at(root, location[:-1]))
         case "model_type":
             return f"{key}: {_shown(wrong)} is wrong: it is a section, [{key}]"
         case "union_tag_not_found" | "union_tag_invalid" | "model_attributes_type":
