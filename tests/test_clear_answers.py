@@ -24,6 +24,7 @@ from test_cli import CONFIG, EVENTS
 from features.snapshots import snapshots_table
 from features.table import TIME
 from flows.configuration import ConfigurationError, load
+from flows.serving import promote
 from flows.snapshot import stored_snapshots
 from flows.temporary_server import ServerError, _start, serving
 from flows.world import in_one_line
@@ -274,3 +275,9 @@ def test_a_run_for_an_earlier_instant_says_at_its_start_that_it_will_be_held_and
     assert_documented("a run for an instant before the released one", lines[0].partition(" s  ")[2].strip())
     assert lines[-1] == "habitus: stopped; nothing was half-written: run the same command again\n"
     assert process.wait() == 130
+
+
+def test_a_promotion_by_hand_needs_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as said:
+        promote(tmp_path, "shop-churn", 1, " ")
+    assert_documented("a promotion without a reason", f"habitus.toml: {said.value}", tmp_path)
