@@ -352,13 +352,17 @@ def revoke_key(
     print(f"key {key.id} {key.name} is revoked since {since}".replace("  ", " "))
 
 
-Name = Annotated[str, typer.Argument(help="The registered model, such as ecom-churn.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The registered model, such as ecom-churn.", show_default=False)
+]
 
 
 @app.command()
 def promote(
     name: Name,
-    version: Annotated[int, typer.Argument(help="The version that is to serve.", show_default=False)],
+    version: Annotated[
+        int, typer.Argument(metavar="VERSION", help="The version that is to serve.", show_default=False)
+    ],
     reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.", show_default=False)],
     config: ConfigOption = HERE,
 ) -> None:

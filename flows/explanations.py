@@ -29,8 +29,15 @@ MAY_BE = {
     "list_type": "it must be a list, in [ and ]",
     "dict_type": "it must be a section",
     "literal_error": "it must be {expected}",
+    "too_short": "it must not be empty",
+    "path_type": "it must be a text, in quotes",
 }
 """By pydantic's type of an error: what would be right."""
+PATTERNS = {
+    "name": "write small letters, digits, - and _, a letter or digit first, such as my-shop",
+    "engine.memory_limit": "write a whole number and MB or GB, without a blank, such as 8GB",
+}
+"""By key: what a text has to look like."""
 DURATION = re.compile(r"([0-9.]+)\s*([a-z]*?)s?")
 
 
@@ -48,6 +55,8 @@ def explain(error: ValidationError, given: Mapping[str, Any], root: type[BaseMod
             return _explain_unknown(location, known)
         case error_type if error_type == LABEL_KIND:
             return _explain_label(location, wrong, first["msg"], root)
+        case "model_type" if location[-1] in _keys_at(root, location[:-1]):
+            return f"{key}: {_shown(wrong)} is wrong: it is a section, [{key}]"
         case "model_type" if location[0] in ("rules", "labels") and len(location) == 2:
             return _explain_unknown(location, _keys_at(root, location[:-1]))
         case "model_type":
@@ -60,6 +69,8 @@ def explain(error: ValidationError, given: Mapping[str, Any], root: type[BaseMod
             return (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ")
         case "int_type" | "float_type" if isinstance(wrong, str):
             return f"{key}: {_shown(wrong)} is wrong: {_as_number(location[-1], wrong)}"
+        case "string_pattern_mismatch" if key in PATTERNS:
+            return f"{key}: {_shown(wrong)} is wrong: {PATTERNS[key]}"
         case _:
             right = MAY_BE.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
             limits = {

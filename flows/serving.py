@@ -11,8 +11,10 @@ from models.registry import Promotion, Registry, UnknownVersionError
 def promote(mlruns: Path, name: str, number: int, reason: str) -> Promotion:
     """Let a version serve from the instant on from which the present one does, or from its own training if later.
 
-    Raises ConfigurationError where there is no such store, model or version.
+    Raises ConfigurationError where there is no such store, model or version, or no reason.
     """
+    if not reason.strip():
+        raise ConfigurationError("--reason: is empty; say why, for whoever asks later")
     registry = _open(mlruns)
     before = registry.promotions(name)
     try:

@@ -34,7 +34,7 @@ class Credential(Settings):
     @classmethod
     def _is_no_text(cls, given: object) -> object:
         if not isinstance(given, dict | Credential):
-            raise ValueError(f"a credential does not belong into a file; {GIVE}")
+            raise ValueError(f"a credential does not belong in a file; {GIVE}")
         return given
 
     @model_validator(mode="after")

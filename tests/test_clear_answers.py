@@ -24,6 +24,7 @@ from test_cli import CONFIG, EVENTS
 from features.snapshots import snapshots_table
 from features.table import TIME
 from flows.configuration import ConfigurationError, load
+from flows.serving import promote
 from flows.snapshot import stored_snapshots
 from flows.temporary_server import ServerError, _start, serving
 from flows.world import in_one_line
@@ -59,6 +60,11 @@ USERS = '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["self"]\n
         ("a number in quotes", CONFIG + '[training]\nsnapshots = "12"\n'),
         ("a duration in quotes", CONFIG + '[sessions]\ngap_minutes = "1.5h"\n'),
         ("a value where a section belongs", CONFIG.replace("[events]", "sessions = 30\n[events]")),
+        ("a number where a label's section belongs", CONFIG + "[labels]\nchurn = 28\n"),
+        ("a name with a capital letter", "name = 'Shop'\n" + CONFIG[CONFIG.index("[events]") :]),
+        ("a memory limit in other units", CONFIG + '[engine]\nmemory_limit = "8 GiB"\n'),
+        ("an empty list", CONFIG + "[features]\nwindows_days = []\n"),
+        ("a number where a folder belongs", CONFIG + "[storage]\nlake = 3\n"),
         ("a section with a capital letter", CONFIG + "[Sessions]\ngap_minutes = 30\n"),
         ("a misspelt setting", CONFIG + "[sessions]\ngap_minuts = 30\n"),
         ("a setting that there is not", CONFIG + "[sessions]\nlength = 30\n"),
@@ -269,3 +275,9 @@ def test_a_run_for_an_earlier_instant_says_at_its_start_that_it_will_be_held_and
     assert_documented("a run for an instant before the released one", lines[0].partition(" s  ")[2].strip())
     assert lines[-1] == "habitus: stopped; nothing was half-written: run the same command again\n"
     assert process.wait() == 130
+
+
+def test_a_promotion_by_hand_needs_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as said:
+        promote(tmp_path, "shop-churn", 1, " ")
+    assert_documented("a promotion without a reason", f"habitus.toml: {said.value}", tmp_path)

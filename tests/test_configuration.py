@@ -242,7 +242,7 @@ def test_a_configuration_with_labels_is_the_same_when_it_is_read_again(tmp_path:
         ),
         (
             '[labels.trial]\nkind = "conversion"\nevents = []\n',
-            "labels.trial.events: [] is wrong: list should have at least 1 item after validation, not 0",
+            "labels.trial.events: [] is wrong: it must not be empty",
         ),
         (
             '[labels.quiet]\nkind = "churn"\neligible_by = "recency"\n',
@@ -390,7 +390,11 @@ def test_a_label_is_not_named_like_another_column(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("right", "wrong", "said"),
     [
-        ('"shop"', '"My Shop"', "name: 'My Shop' is wrong: string should match pattern '^[a-z0-9][a-z0-9_-]*$'"),
+        (
+            '"shop"',
+            '"My Shop"',
+            "name: 'My Shop' is wrong: write small letters, digits, - and _, a letter or digit first, such as my-shop",
+        ),
         ('"shop"', "7", "name: 7 is wrong: it must be a text, in quotes"),
         ('"events.csv"', "7", "events.files: 7 is wrong: it must be a text, in quotes"),
         ('"user"', "7", "events.columns.user_id: 7 is wrong: it must be a text, in quotes"),
@@ -403,7 +407,7 @@ def test_a_wrong_value_is_told_with_what_would_be_right(tmp_path: Path, right: s
     assert mistake(tmp_path, SMALLEST.replace(right, wrong)) == said
 
 
-NOT_EMPTY = "list should have at least 1 item after validation, not 0"
+NOT_EMPTY = "it must not be empty"
 
 
 @pytest.mark.parametrize(
