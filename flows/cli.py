@@ -474,6 +474,7 @@ def _quieten() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     for name, value in ONE_OFF_SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("EventsWorker").setLevel(logging.CRITICAL)  # Prefect's, at the end of a command that failed
     warnings.simplefilter("ignore")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from features import damage
 from features.event_names import check_names
@@ -86,6 +86,13 @@ class StorageSettings(Settings):
 
     lake: Path = Field(default=Path("lake"), strict=False)
     mlruns: Path = Field(default=Path("mlruns"), strict=False)
+
+    @field_validator("lake", "mlruns", mode="before")
+    @classmethod
+    def _here(cls, given: Any) -> Any:
+        if isinstance(given, str) and "://" in given:
+            raise ValueError(f"{given} is elsewhere; name a folder of this machine")
+        return given
 
 
 class EngineSettings(Settings):

@@ -45,8 +45,11 @@ def explain(error: ValidationError, given: Mapping[str, Any], root: type[BaseMod
     """Say what the first mistake is in what is given for a configuration, `root`, and what would be right."""
     # An unknown key explains a missing one (it is often the same, misspelt), our own words explain most.
     rank = {"extra_forbidden": 0, "value_error": 1}
-    first = min(error.errors(), key=lambda detail: rank.get(detail["type"], 2))
-    location = _keys_of(first["loc"], given, is_missing=first["type"] == "missing")
+    found = [(_keys_of(one["loc"], given, is_missing=one["type"] == "missing"), one) for one in error.errors()]
+    begin, _ = min(found, key=lambda one: rank.get(one[1]["type"], 2))
+    # Of a value that may have several forms, the one that it has is wrong deepest within.
+    within = [one for one in found if one[0][: len(begin)] == begin]
+    location, first = max(within, key=lambda one: (-rank.get(one[1]["type"], 2), len(one[0])))
     key, wrong = ".".join(location), first["input"]
     match first["type"]:
         case "extra_forbidden":

@@ -57,6 +57,8 @@ USERS = '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["self"]\n
         ("a million days between snapshots", CONFIG + "[training]\nevery_days = 1e6\n"),
         ("a window of no days", CONFIG + "[features]\nwindows_days = [7, 0]\n"),
         ("yes or no where a number belongs", CONFIG.replace("[events]", "[events]\nrejected_max = true")),
+        ("a lake that is no folder", CONFIG + '[storage]\nlake = "s3://bucket/lake"\n'),
+        ("a unit of times that there is not", CONFIG.replace('"at"', '{ column = "at", time_unit = "minutes" }')),
         ("a number in quotes", CONFIG + '[training]\nsnapshots = "12"\n'),
         ("a duration in quotes", CONFIG + '[sessions]\ngap_minutes = "1.5h"\n'),
         ("a value where a section belongs", CONFIG.replace("[events]", "sessions = 30\n[events]")),
