@@ -7,12 +7,14 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import uvicorn
 
-from flows.configuration import Configuration, ConfigurationError
+from flows.configuration import Configuration, ConfigurationError, load
 from flows.keys import open_keys
 from publish.api import create_app
 from publish.catalogue import Catalogue
@@ -22,6 +24,8 @@ from publish.repeats import FORMAT, Sparing
 from publish.report.content import Report
 from publish.report.reports import FOLDER
 from publish.report.settings import ReportSettings
+
+logger = logging.getLogger("habitus.serve")
 
 STOP_WITHIN_S = 10
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -89,7 +93,10 @@ def serve(configuration: Configuration, listening: Listening) -> None:
     app = create_app(catalogue, Lookups(configuration.lake), keys, _draw, hosts)
     crowd = Crowd(room_for(_allow_files()))
 
+    follow = _follow(configuration, catalogue)
+
     async def look_around() -> None:
+        follow()
         crowd.see_out()
         log.tell()
 
@@ -118,6 +125,34 @@ def serve(configuration: Configuration, listening: Listening) -> None:
         log.close()
         if keys is not None:
             keys.close()
+
+
+def _follow(configuration: Configuration, catalogue: Catalogue) -> Callable[[], None]:
+    """Return what has a catalogue know what is personal by now, where the configuration's file is another."""
+    file = configuration.file
+    known = _state_of(file)
+
+    def follow() -> None:
+        nonlocal known
+        state = _state_of(file)
+        if state is None or state == known:
+            return
+        known = state
+        try:
+            catalogue.mark_personal(load(file).report.personal)
+        except ConfigurationError as error:
+            logger.error("%s: what is personal is as it was before", error)
+
+    return follow
+
+
+def _state_of(file: Path) -> tuple[int, ...] | None:
+    """Return what differs where a file is another, None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class _Server(uvicorn.Server):

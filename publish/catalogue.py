@@ -232,6 +232,16 @@ class Catalogue:
         self._kept, self._published = Kept(folder), Kept(folder.parent)
         self._latest: Loaded | None = None
 
+    def mark_personal(self, personal: Collection[str]) -> None:
+        """Have something be personal from now on: what shows it to everybody is let go."""
+        self._personal = personal
+        for name, loaded in [*self._loaded.items()]:
+            if _shown_of(personal, loaded.report):
+                del self._loaded[name]
+        if self._latest is not None and self._latest.name not in self._loaded:
+            self._latest = None
+        self._failed.clear()
+
     async def latest(self) -> Loaded:
         """Return the latest version; while it is loaded, or where it cannot be, the one before, if that is there.
 
@@ -302,7 +312,8 @@ class Catalogue:
 
     async def _keep(self, name: str) -> Loaded:
         try:
-            loaded = await asyncio.to_thread(load, self.folder / name, self._personal)
+            loaded = await asyncio.to_thread(load, self.folder / name)
+            _refuse_personal(loaded, self._personal)
         except BrokenVersionError as error:
             self._failed[name] = (self._clock(), error)
             logger.error("%s", error)
@@ -318,11 +329,8 @@ class Catalogue:
         return loaded
 
 
-def load(folder: Path, personal: Collection[str] = ()) -> Loaded:
-    """Read a version.
-
-    Raises BrokenVersionError where a file is missing, or not what was written, or shows what is personal.
-    """
+def load(folder: Path) -> Loaded:
+    """Read a version. Raises BrokenVersionError where a file is missing, or not what was written."""
     number = read_manifest(folder)["version"]
     reading = CONTENT
     try:
@@ -341,16 +349,19 @@ def load(folder: Path, personal: Collection[str] = ()) -> Loaded:
         views, positions = _views(users, report), _positions(users, report)
     except Exception as error:  # whatever it is, the other versions are answered
         raise BrokenVersionError(folder.name, f"{reading}: {type(error).__name__}") from error
-    if shown := sorted(set(personal) & _shown(report)):
-        reason = f"{', '.join(shown)} became personal since, and it shows that"
-        raise BrokenVersionError(folder.name, reason, "run `habitus report`")
     return Loaded(folder.name, report, report.without_personal(), page, *views, positions)
 
 
-def _shown(report: Report) -> set[str]:
-    """Return what a report shows to everybody that may become personal."""
+def _refuse_personal(loaded: Loaded, personal: Collection[str]) -> None:
+    if shown := _shown_of(personal, loaded.report):
+        reason = f"{', '.join(shown)} became personal since, and it shows that"
+        raise BrokenVersionError(loaded.name, reason, "run `habitus report`")
+
+
+def _shown_of(personal: Collection[str], report: Report) -> list[str]:
+    """List what of this a report shows to everybody."""
     shown = {one.name for one in report.attributes if not one.personal}
-    return shown if report.user_ids_personal else shown | {USER_ID}
+    return sorted(set(personal) & (shown if report.user_ids_personal else shown | {USER_ID}))
 
 
 def _views(users: pa.Table, report: Report) -> tuple[View, View]:

@@ -667,7 +667,7 @@ def test_while_a_version_is_loaded_the_one_before_answers(tmp_path: Path, monkey
         may_end = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def slowly(folder: Path, _: Any) -> Loaded:
+        def slowly(folder: Path) -> Loaded:
             loads.append(folder.name)
             asyncio.run_coroutine_threadsafe(may_end.wait(), loop).result(30)
             return load(folder)
@@ -692,12 +692,16 @@ def test_a_report_from_before_something_became_personal_is_not_shown(
     tmp_path: Path, personal: list[str], is_shown: bool
 ) -> None:
     add_version(tmp_path, 1, USERS, ["region"])
-    catalogue = Catalogue(tmp_path / "reports", personal=personal)
-    if is_shown:
-        assert asyncio.run(catalogue.latest()).version == 1
-    else:
-        with pytest.raises(BrokenVersionError, match=r"it shows that\); run `habitus report`$"):
-            asyncio.run(catalogue.latest())
+    serving = Catalogue(tmp_path / "reports")
+    assert asyncio.run(serving.latest()).version == 1
+    serving.mark_personal(personal)
+
+    for catalogue in (serving, Catalogue(tmp_path / "reports", personal=personal)):
+        if is_shown:
+            assert asyncio.run(catalogue.latest()).version == 1
+        else:
+            with pytest.raises(BrokenVersionError, match=r"it shows that\); run `habitus report`$"):
+                asyncio.run(catalogue.latest())
 
 
 def test_a_version_that_cannot_be_read_leaves_the_one_before_and_is_tried_again_later(tmp_path: Path) -> None:

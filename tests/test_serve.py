@@ -1,5 +1,6 @@
 """`habitus serve` and `habitus keys`: the real server in a process of its own, on a free port of this machine."""
 
+import asyncio
 import json
 import os
 import re
@@ -24,8 +25,11 @@ from served import HOSTILE, add_version, user, without_user
 from shops import habitus
 from test_cli import CONFIG
 
-from flows.serve import is_loopback
+from flows.configuration import load
+from flows.serve import _follow, is_loopback
+from publish.catalogue import Catalogue
 from publish.connections import CONNECTIONS_MAX, HEAD_MAX_BYTES
+from publish.kept import BrokenVersionError
 
 USERS = [user(hostile, number) for number, hostile in enumerate(HOSTILE, start=1)]
 USERS += [user(f"user_{number:03}", number) for number in range(20, 60)]
@@ -233,6 +237,24 @@ def test_open_local_refuses_any_other_host(config: Path, host: str) -> None:
 
     assert done.exit_code == 2
     assert "--open-local shows all users to whoever can reach the server" in done.stderr
+
+
+def test_what_becomes_personal_while_it_serves_is_followed(config: Path) -> None:
+    add_version(load(config).published, 1, USERS)
+    catalogue = Catalogue(load(config).published / "reports")
+    follow = _follow(load(config), catalogue)
+    follow()
+    assert asyncio.run(catalogue.latest()).version == 1
+
+    config.write_text(CONFIG + '[report]\npersonal = ["user_id"]\n')
+    follow()
+    with pytest.raises(BrokenVersionError, match="user_id became personal since"):
+        asyncio.run(catalogue.latest())
+
+    config.write_text("no configuration any more")
+    follow()
+    with pytest.raises(BrokenVersionError):
+        asyncio.run(catalogue.latest())
 
 
 def test_what_is_this_machine() -> None:
