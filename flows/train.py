@@ -91,7 +91,14 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
     """Discover segments in the latest snapshot; keep the ids of those that serve."""
     configuration = load(config)
     registry = Registry(configuration.mlruns, configuration.lake)
-    registry.end_interrupted([f"{configuration.name}/{kind}" for kind in ("segments", *configuration.labels.named)])
+    experiments = [f"{configuration.name}/{kind}" for kind in ("segments", *configuration.labels.named)]
+    original = registry.find_original(experiments)
+    if original is not None:
+        raise ConfigurationError(
+            f"storage.mlruns: {configuration.mlruns} has models of {configuration.name} that were trained on "
+            f"{original}; a copy needs a folder of its own for its models, or another name"
+        )
+    registry.end_interrupted(experiments)
     name = model_name(configuration, "segments")
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)

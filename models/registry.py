@@ -261,6 +261,18 @@ class Registry:
             raise
         self._client.set_terminated(run.run_id, "FINISHED")
 
+    def find_original(self, experiments: Collection[str]) -> Path | None:
+        """Return a lake that has finished runs in experiments, too, and is still there: ours is a copy of it."""
+        known = [found for name in experiments if (found := self._client.get_experiment_by_name(name)) is not None]
+        ids = [one.experiment_id for one in known]
+        finished = self._client.search_runs(ids, "attributes.status = 'FINISHED'") if ids and self._owner else []
+        mlruns = self.artifacts.folder.parent
+        for owner in sorted({run.data.tags[OWNER] for run in finished if OWNER in run.data.tags} - {self._owner}):
+            lake, ours = mlruns / owner, mlruns / str(self._owner)
+            if lake.is_dir() and not (ours.is_dir() and os.path.samefile(lake, ours)):
+                return Path(os.path.normpath(lake))
+        return None
+
     def end_interrupted(self, experiments: Collection[str]) -> int:
         """Mark the runs of experiments as KILLED that a killed process left as running; return how many.
 

@@ -15,7 +15,7 @@ from flows.configuration import Configuration, ConfigurationError, load
 from flows.publish import publish_version
 from flows.report import write_report
 from flows.score import assign_users
-from flows.train import train_propensity
+from flows.train import train_propensity, train_segments
 from models.registry import Registry
 from publish.assignments import ASSIGNMENTS
 
@@ -79,6 +79,18 @@ def test_a_copy_is_trained_without_touching_its_original(project: Configuration,
 
     assert trained.version == 2
     assert Registry(copy.mlruns).load("ecom-churn", 2) is not None
+    assert digests(project.folder) == original
+
+
+def test_a_copy_that_shares_a_folder_of_models_with_its_original_is_not_trained(
+    project: Configuration, tmp_path: Path
+) -> None:
+    original = digests(project.folder)
+    copy = load(shutil.copytree(project.folder, tmp_path / "copy", symlinks=True) / "habitus.toml")
+    copy.file.write_text(copy.file.read_text().replace('mlruns = "mlruns"', f'mlruns = "{project.mlruns}"'))
+    with pytest.raises(ConfigurationError) as told:
+        train_segments.fn(str(copy.file), None)
+    assert_documented("a copy whose models are those of its original", str(told.value), project.folder)
     assert digests(project.folder) == original
 
 

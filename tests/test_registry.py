@@ -375,6 +375,21 @@ def test_runs_that_a_killed_process_left_are_ended_by_whoever_has_its_lake(
     assert running(client, "ecom/killed") == ["another's"]
 
 
+def test_the_lake_of_which_ours_is_a_copy_is_found_as_long_as_it_is_there(registry: Registry) -> None:
+    folder = registry.artifacts.folder.parent
+    lakes = [folder.parent / name for name in ("original", "copy")]
+    for lake in lakes:
+        lake.mkdir()
+    original, copy = (Registry(folder, lake) for lake in lakes)
+    with original.run("ecom/copied", "2024-02-05"):
+        pass
+
+    assert original.find_original(["ecom/copied"]) is None
+    assert copy.find_original(["ecom/copied", "ecom/absent"]) == lakes[0]
+    lakes[0].rename(folder.parent / "moved")
+    assert copy.find_original(["ecom/copied"]) is None
+
+
 def test_a_version_says_what_it_takes_and_what_it_needs(registry: Registry, client: MlflowClient) -> None:
     described = client.get_model_version("described", str(train(registry, "described")))
     folder = registry.artifacts.of_source(str(described.source))
