@@ -1,6 +1,7 @@
 """A whole project in a folder whose name has what addresses and patterns are made of; then moved, copied, put back."""
 
 import gzip
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -87,7 +88,9 @@ def test_a_copy_that_shares_a_folder_of_models_with_its_original_is_not_trained(
 ) -> None:
     original = digests(project.folder)
     copy = load(shutil.copytree(project.folder, tmp_path / "copy", symlinks=True) / "habitus.toml")
-    copy.file.write_text(copy.file.read_text().replace('mlruns = "mlruns"', f'mlruns = "{project.mlruns}"'))
+    copy.file.write_text(
+        copy.file.read_text().replace('mlruns = "mlruns"', f"mlruns = {json.dumps(str(project.mlruns))}")
+    )
     with pytest.raises(ConfigurationError) as told:
         train_segments.fn(str(copy.file), None)
     assert_documented("a copy whose models are those of its original", str(told.value), project.folder)
