@@ -19,6 +19,21 @@ HOUSE = Path(__file__).parents[1]
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 LATEST_S = 300
 LOG_LATEST_S = 30
+TRIES_MAX, TRY_AGAIN_S = 10, 1
+
+
+class Patient(httpx.HTTPTransport):
+    """Ask again where the server is unavailable, as Prefect's own client does: its database was locked for too long."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        for _ in range(TRIES_MAX):
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            response.close()
+            time.sleep(TRY_AGAIN_S)
+            response = super().handle_request(request)
+        return response
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ def schedule(folder: Path, deployments: list[dict[str, Any]]) -> Iterator[Schedu
             worker = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
             do("deploy", "--all")
-            with httpx.Client(base_url=address, timeout=60) as server:
+            with httpx.Client(base_url=address, timeout=60, transport=Patient()) as server:
                 yield Schedule(server, terminal)
         finally:
             worker.terminate()
