@@ -263,9 +263,7 @@ class Registry:
 
     def find_original(self, experiments: Collection[str]) -> Path | None:
         """Return a lake that has finished runs in experiments, too, and is still there: ours is a copy of it."""
-        known = [found for name in experiments if (found := self._client.get_experiment_by_name(name)) is not None]
-        ids = [one.experiment_id for one in known]
-        finished = self._client.search_runs(ids, "attributes.status = 'FINISHED'") if ids and self._owner else []
+        finished = self._search(experiments, "FINISHED") if self._owner else []
         mlruns = self.artifacts.folder.parent
         for owner in sorted({run.data.tags[OWNER] for run in finished if OWNER in run.data.tags} - {self._owner}):
             lake, ours = mlruns / owner, mlruns / str(self._owner)
@@ -278,13 +276,16 @@ class Registry:
 
         They are those of the owner: hold its lock, so that nobody else has any.
         """
-        known = [found for name in experiments if (found := self._client.get_experiment_by_name(name)) is not None]
-        ids = [one.experiment_id for one in known]
-        running = self._client.search_runs(ids, "attributes.status = 'RUNNING'") if ids else []
+        running = self._search(experiments, "RUNNING")
         left = [run.info.run_id for run in running if run.data.tags.get(OWNER) == self._owner is not None]
         for run_id in left:
             self._client.set_terminated(run_id, INTERRUPTED)
         return len(left)
+
+    def _search(self, experiments: Collection[str], status: str) -> list[Any]:
+        known = [found for name in experiments if (found := self._client.get_experiment_by_name(name)) is not None]
+        ids = [one.experiment_id for one in known]
+        return list(self._client.search_runs(ids, f"attributes.status = '{status}'")) if ids else []
 
     def runs(self, experiment: str) -> pd.DataFrame:
         """List the finished runs of an experiment, the latest first: run, started_at, and a column per metric.
