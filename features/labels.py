@@ -213,8 +213,8 @@ def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: La
     since = dict.fromkeys(one.eligible_by for one in named.values())
     labels = snapshot.select(*KEY, *since, known_us=epoch_us(instant) - epoch_us(snapshot.as_of))
     for number, one in enumerate(named.values()):
-        acted = _acted(snapshot, instants, known, one).mutate(**{f"acted_{number}": True})
-        labels = labels.left_join(acted, KEY).drop("user_id_right", "as_of_right")
+        those = acted(snapshot, instants, known, one).mutate(**{f"acted_{number}": True})
+        labels = labels.left_join(those, KEY).drop("user_id_right", "as_of_right")
     answers, complete = {}, []
     for number, one in enumerate(named.values()):
         acted_at_all = labels[f"acted_{number}"].notnull()
@@ -225,7 +225,7 @@ def label(snapshot: ir.Table, events: ir.Table, known_at: datetime, settings: La
     return labels_table(named).check(labels.filter(ibis.or_(*complete)).select(*KEY, **answers))
 
 
-def _acted(snapshot: ir.Table, instants: Sequence[datetime], events: ir.Table, label: Label) -> ir.Table:
+def acted(snapshot: ir.Table, instants: Sequence[datetime], events: ir.Table, label: Label) -> ir.Table:
     """Return the (user_id, as_of) that have an event of the label's in its window."""
     begin_us, end_us = us(label.delay), us(label.reach)
     acts = events.filter(events.event_name.isin(label.events)) if label.events else events

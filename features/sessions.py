@@ -178,6 +178,13 @@ def micros(amount: ir.FloatingValue) -> ir.DecimalValue:
     return (amount * 1_000_000).cast(MICROS)
 
 
+def earned(events: ir.Table) -> ir.FloatingValue:
+    """Return what an event adds to revenue: sources write refunds with either sign, and all count against it."""
+    return ibis.cases(
+        (events.event_name == PURCHASE, events.revenue), (events.event_name == REFUND, -events.revenue.abs())
+    )
+
+
 def _slots(events: ir.Table, gap: timedelta) -> ir.Table:
     """Aggregate events by user and slot of time as long as the gap: these are in one session by definition.
 
@@ -189,16 +196,12 @@ def _slots(events: ir.Table, gap: timedelta) -> ir.Table:
 def _aggregate(events: ir.Table, keys: list[str]) -> ir.Table:
     order = sort_key(events.occurred_at, NULLS_LAST, events.event_id, NULLS_LAST)
     counts = {name: (events.event_name == event_name).sum() for name, event_name in COUNTED.items()}
-    # Sources write refunds with either sign; a refund always counts against revenue.
-    earned = ibis.cases(
-        (events.event_name == PURCHASE, events.revenue), (events.event_name == REFUND, -events.revenue.abs())
-    )
     return events.group_by(keys).agg(
         started_at=events.occurred_at.min(),
         ended_at=events.occurred_at.max(),
         event_count=events.count(),
         **counts,
-        revenue_micros=micros(earned).sum().cast(MICROS).fill_null(0),
+        revenue_micros=micros(earned(events)).sum().cast(MICROS).fill_null(0),
         # Where argmin skips nulls, the source of a direct session would be a later event's: hence the struct.
         first=ibis.struct({name: events[name] for name in OF_FIRST_EVENT}).argmin(order),
         entry_page=events.page.argmin(order, where=events.page.notnull()),

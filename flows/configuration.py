@@ -24,7 +24,7 @@ from features.sources import RESERVED, Settings, Source, TimeZone, Users
 from features.table import ContractError
 from features.upgrades import find_upgrades
 from flows.explanations import explain, find_nul
-from models.clusters import SHARE_MIN, STABILITY_MIN
+from models.candidates import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
 from models.lifecycle import LifecycleSettings

@@ -11,7 +11,7 @@ from features.lake import Lake
 from flows.configuration import Configuration
 from flows.snapshot import stored_snapshots, table_of
 from models import names as naming
-from models import segments
+from models import segments, telling_words
 from models.dwell import flap_rate
 from models.lineage import Lineage
 from models.registry import Registry, Version
@@ -132,7 +132,20 @@ def explain(metadata: Mapping[str, Any]) -> list[str]:
     if (known := metadata.get("lineage")) and known["size_changes"]:  # at the first training, all are born
         events = Lineage.from_dict(known).events
         lines = [f"{event.segment_id} {event.name}: {event}" for event in events if event.kind != "kept"]
+    if known and known["size_changes"]:
+        kept = sum(row.get(segment_id, 0) for segment_id, row in known["overlap_now"].items())
+        users = sum(sum(row.values()) for row in known["overlap_now"].values())
+        lines.append(f"{_percent(kept / max(users, 1))} of users keep the segment that they have by the model before")
+    lines.append(telling_words.headline(metadata.get("tells"), _day(metadata.get("tells"))))
     if flapping := metadata.get("flapping"):
-        rate, without = (f"{flapping[one]:.1%}".replace("%", " %") for one in ("flap_rate", "flap_rate_without_dwell"))
+        rate, without = (_percent(flapping[one]) for one in ("flap_rate", "flap_rate_without_dwell"))
         lines.append(f"{rate} of users flap between segments; without the dwell rule, {without} would")
     return lines
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def _day(tells: Mapping[str, Any] | None) -> str:
+    return "" if tells is None else str(tells["as_of"])[:10]

@@ -27,6 +27,9 @@ from models.label_card import LabelCard, make_card
 
 logger = logging.getLogger("habitus")
 
+COMPLETE_DATES = 3
+"""Past instants for segments: two to see what they would have told, and one more to learn from."""
+
 
 @dataclass(frozen=True)
 class Snapshots:
@@ -67,7 +70,8 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
         if not is_current(lake, configuration.sessions.gap):
             raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
         past = past_dates(configuration, lake, as_of) if training else None
-        earlier = [] if past is None else list(past.purposes)
+        labelled = [] if past is None else list(past.purposes)
+        earlier = sorted({*labelled, *(complete_dates(configuration, lake, as_of) if training else ())})
         instants = [*earlier, as_of]
         logger.debug("recalling what was known at %s instants", len(instants))
         taken: list[ir.Table] = []
@@ -83,9 +87,9 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
             logger.debug("snapshot %s of %s", count, len(instants))
             taken.append(materialize(rows))
         lake.write(table, ibis.union(*taken), only=instants)
-        if earlier:
-            labels = label(lake.read(table, only=earlier), lake.read(EVENTS), as_of, configuration.labels)
-            lake.write(labels_table(configuration.labels.named), labels, only=earlier)
+        if labelled:
+            labels = label(lake.read(table, only=labelled), lake.read(EVENTS), as_of, configuration.labels)
+            lake.write(labels_table(configuration.labels.named), labels, only=labelled)
         users = lake.partitions(table).get(as_of, 0)
     if past is None:
         return Snapshots(as_of, users, (), None, None)
@@ -126,6 +130,14 @@ def past_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> Sna
         as_of, span[0], configuration.labels.reach, timedelta(days=training.every_days), training.snapshots
     )
     return dates if dates.train else None
+
+
+def complete_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> list[datetime]:
+    """Return past instants, the oldest first, whose labels are complete, each before the next one begins."""
+    span = event_span(lake)
+    reach = configuration.labels.reach
+    instants = [as_of - number * reach for number in range(COMPLETE_DATES, 0, -1)]
+    return [] if span is None else [one for one in instants if one > span[0]]
 
 
 def describe_label(

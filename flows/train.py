@@ -20,11 +20,12 @@ from flows.audit import find_leaks
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.identity import NEXT_NUMBER, align, explain, measure_flapping
 from flows.instant import event_span, resolve_as_of
+from flows.past import digest, read_past
 from flows.snapshot import describe_label, past_dates, stored_labels, stored_snapshots, table_of
 from flows.stage import read_as_of, stage
 from flows.world import TOUCHES_THE_WORLD, discreet
 from models import figures, promotion, propensities, segment_card, segments
-from models.clusters import Candidate
+from models.candidates import Candidate
 from models.label_card import LabelCard
 from models.registry import PROMOTIONS, Promotion, Registry, TrialStatus, Version, promotion_tag
 
@@ -104,16 +105,17 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
         as_of = resolve_as_of(as_of, configuration, lake)
         snapshot = read_snapshots(lake, configuration, [as_of])
         content = lake.content(table_of(configuration), [as_of])
+        past = read_past(configuration, lake, as_of)
     params = {**configuration.segments.model_dump(exclude={"dwell_margin"}), "seed": configuration.training.seed}
     # What is personal changes what is said of segments: then they are recorded anew.
     personal = {"personal": configuration.personal} if configuration.personal else {}
-    fingerprint = _fingerprint(content, params | personal)
+    fingerprint = _fingerprint({"snapshot": content, "past": digest(past)}, params | personal)
     number = registry.find(name, fingerprint)
     if number is None:
         serving = find_serving(registry, name, as_of, snapshot)
         champion = segments.SegmentModel.from_dict(serving.model, serving.metadata) if serving else None
         try:
-            model = segments.fit(snapshot, **params, champion=champion, personal=configuration.personal)
+            model = segments.fit(snapshot, **params, champion=champion, personal=configuration.personal, past=past)
         except segments.NotEnoughUsers as error:
             return _conclude(registry, name, "segments", None, as_of, snapshot, f"Not trained: {error}.")
         with configuration.open_lake() as lake:
@@ -127,11 +129,12 @@ def train_segments(config: str, as_of: datetime | None) -> Trained:
             run.log_metrics(_judgement(model.chosen))
             run.log_metrics({f"stability_{one.segment_id}": one.stability for one in model.segments})
             for one in model.candidates:
-                run.log_trial(
-                    one.name, {"method": one.method, "k": one.k, "kept": one.kept}, _judgement(one), "FINISHED"
-                )
+                way = {"space": one.space, "method": one.method, "k": one.k, "kept": one.kept}
+                run.log_trial(one.name, way, _judgement(one), "FINISHED")
+            if model.tells:
+                run.log_metrics(_telling(model.tells))
             run.log_figure(figures.plot_candidates(model.candidates, model.chosen), "candidates.png")
-            run.log_figure(figures.plot_profiles(segments.profiles(model)), "profiles.png")
+            run.log_figure(figures.plot_profiles(segments.profiles(model, snapshot)), "profiles.png")
             run.log_metrics({f"segments_{kind}": count for kind, count in known.count().items()})
             run.log_metrics({metric: rate for metric, rate in flapping.items() if metric.startswith("flap_rate")})
             if known.size_changes:
@@ -353,7 +356,7 @@ def _run_name(kind: str, as_of: datetime, configuration: Configuration) -> str:
 
 def _judgement(candidate: Candidate) -> dict[str, float]:
     """Return how clusters were judged, as metrics."""
-    return {
+    found = {
         "silhouette": candidate.silhouette,
         "separation": candidate.separation,
         "stability": candidate.stability,
@@ -361,6 +364,21 @@ def _judgement(candidate: Candidate) -> dict[str, float]:
         "smallest_share": candidate.smallest_share,
         "score": candidate.score,
         "segments": candidate.k,
+        "steadiness": candidate.steadiness,
+        "telling": candidate.telling,
+        "telling_low": candidate.telling_low,
+        "kept_share": candidate.kept_share,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _telling(tells: Mapping[str, Any]) -> dict[str, float]:
+    """Return what segments and their rivals told, as metrics."""
+    return {
+        f"tells_{outcome}_{metric}_{way}": figure["value"]
+        for outcome, told in tells["outcomes"].items()
+        for way, metrics in told["metrics"].items()
+        for metric, figure in metrics.items()
     }
 
 
@@ -368,8 +386,11 @@ def _explain_segments(metadata: dict[str, Any]) -> str:
     if metadata["doubt"]:
         return f"Not promoted: {metadata['doubt']}."
     chosen = Candidate.from_dict(metadata["chosen"])
+    stable = f"stability {chosen.stability:.2f} (1: the same in every refit)"
+    if chosen.steadiness is not None:
+        stable += f", steadiness {chosen.steadiness:.2f} (1: the same from an earlier snapshot)"
     return (
-        f"Promoted: {chosen.k} segments, stability {chosen.stability:.2f} (1: the same in every refit), "
+        f"Promoted: {chosen.k} segments by {chosen.space}, {stable}, "
         f"{chosen.separation:.1f} times as separate as parts of one heap."
     )
 

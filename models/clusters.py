@@ -1,28 +1,30 @@
-"""Clusters of users that behave alike: what they are made of, how many there are, and how surely.
+"""Clusters of users that behave alike: how they are found, how many there are, and how surely.
 
-What was chosen, and why, is in docs/segments.md.
+What was chosen, and why, is in docs/segments.md; in which spaces they are looked for is said in `models.spaces`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
-from scipy.stats import kurtosis, skew
 from sklearn.cluster import KMeans
-from sklearn.compose import ColumnTransformer
-from sklearn.decomposition import PCA
-from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from features.snapshots import quantity
+from models.candidates import BROAD_SHARE, SHARE_MIN, STABILITY_MIN, Candidate, Method, choose, judge
+from models.descriptions import DIFFERENCE_MEDIUM
+from models.spaces import SPACES, Lessons, Space, UsersAlike, prepare, project, shrunk
+from models.telling import Past, labels_of, measure_of, telling, told
+
+__all__ = ["Clusters", "Incumbent", "NotEnoughUsers", "distances", "find", "project", "shrunk"]
+"""`project` and `shrunk` are here for the models that were stored when they were defined here."""
 
 USERS_PER_SEGMENT_MIN = 10
 LEARNT_MAX = 100_000  # users that the preparation and the final fit learn from
@@ -30,66 +32,19 @@ JUDGED_MAX = 5_000  # users that candidates are fitted to and judged by: a silho
 REFITTED_MAX = 2_000  # users that candidates are fitted to again and again
 REFIT_COUNT = 20
 REFIT_STARTS = 5
-CORRELATION_MAX = 0.9
-CORRELATION_MIN = 0.2  # with many users; with few, three standard errors
-BIMODALITY_MIN = 0.7  # a normal distribution has 0.33, a uniform one 0.56, two equal heaps 1
-DEVIATION_MAX = 3.0  # standard deviations: a handful of heavy users must not become the axis of every segment
-VARIANCE_SHARE = 0.9
-TOLERANCE = 0.05  # of the best score: to so little more, fewer clusters are preferred
-KEPT_TOLERANCE = 0.15  # of the best score: to so little more, the clusters that serve are preferred
-SEPARATION_MIN = 1.35  # noise of more than three features stays below 1.25
 HEAP_COUNT = 3
-JACCARD_MIN = 0.5  # below it a cluster is dissolved (Hennig 2007)
-PRIOR_COUNT = 5  # a rate of so many sessions, or carts, counts half as what it is and half as the average
-DENOMINATORS = {"cart_abandonment_rate": "cart_count"}
-SHARE_MIN = 0.02
-STABILITY_MIN = 0.6
+METHODS: Mapping[Space, tuple[Method, ...]] = {
+    "behaviour": ("k-means", "mixture"),
+    "weighted": ("k-means",),
+    "outlook": ("k-means",),
+}
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.intp]
-Method = Literal["k-means", "mixture"]
-METHODS: tuple[Method, ...] = ("k-means", "mixture")
 
 
 class NotEnoughUsers(ValueError):  # noqa: N818
     """The snapshot has too few users, or too few different ones, for the segments asked for."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Tell of clusters that were found: how, how many, and how they were judged; `kept` are those that serve already.
-
-    `silhouette` is the mean one (-1 to 1; Rousseeuw 1987), `separation` its ratio to that of as many clusters in one
-    heap, a normal distribution with the same variances (after Liu et al. 2008), `stability` the mean adjusted Rand
-    index between pairs of refits to bootstrap samples (Hubert and Arabie 1985), `jaccard` for each cluster the mean
-    Jaccard similarity to its best match in refits (Hennig 2007), `smallest_share` that of the smallest cluster.
-    `refused` says why it was not eligible.
-    """
-
-    method: Method
-    k: int
-    kept: bool
-    silhouette: float
-    separation: float
-    stability: float
-    jaccard: tuple[float, ...]
-    smallest_share: float
-    refused: str | None = None
-
-    @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> "Candidate":
-        """Return the candidate that `asdict` told."""
-        return cls(**(told | {"jaccard": tuple(told["jaccard"])}))
-
-    @property
-    def score(self) -> float:
-        """Return separation times stability."""
-        return max(self.separation, 0) * self.stability
-
-    @property
-    def name(self) -> str:
-        """Say how it was found."""
-        return f"{self.method} {self.k}{', kept' if self.kept else ''}"
 
 
 @dataclass(frozen=True)
@@ -98,13 +53,15 @@ class Incumbent:
 
     method: Method
     of_users: Labels
+    space: Space = "behaviour"
 
 
 @dataclass(frozen=True)
 class Clusters:
     """Hold a fitted pipeline and each user's cluster, and how it was chosen.
 
-    `doubt` says why these clusters are not to be relied on; None if they are.
+    `then` is the pipeline that was fitted in the same way at an earlier instant, to see what it would have told; None
+    where there is none. `doubt` says why these clusters are not to be relied on; None if they are.
     """
 
     pipeline: Pipeline
@@ -112,6 +69,44 @@ class Clusters:
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     doubt: str | None
+    then: Pipeline | None = None
+
+
+class _Sample:
+    """Hold users by whom candidates are judged, as they are in a space."""
+
+    def __init__(self, space: Space, preparation: Pipeline, users: pd.DataFrame) -> None:
+        self.space = space
+        self.standardised = preparation[:-1].transform(users)
+        self.projected = preparation.transform(users)
+        self.distinct = len(np.unique(self.projected, axis=0))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Hold clusters that were found, how they are judged, and those found in the same way at an earlier instant."""
+
+    model: KMeans | GaussianMixture
+    labels: Labels
+    candidate: Candidate
+    then: KMeans | GaussianMixture | None = None
+
+    def judged(self, **judgement: Any) -> "_Found":
+        return replace(self, candidate=replace(self.candidate, **judgement))
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """Hold what candidates are compared with: users of two past snapshots, and what they did, and today's users."""
+
+    before: Past
+    then: Past
+    now: pd.DataFrame
+    labels: list[str]
+    measure: str
+
+    def outcomes(self, past: Past) -> Matrix:
+        return past.matrix(self.labels, self.measure)
 
 
 def find(
@@ -123,6 +118,7 @@ def find(
     share_min: float = SHARE_MIN,
     stability_min: float = STABILITY_MIN,
     incumbent: Incumbent | None = None,
+    past: Sequence[Past] = (),
 ) -> Clusters:
     """Find the clusters of users, one row each, by their float64 features; see `models.segments.fit`."""
     needed = k_min * USERS_PER_SEGMENT_MIN
@@ -133,33 +129,43 @@ def find(
         # Preparation, samples and refits have a seed of their own, the same for all: another training's shall not judge
         # the same clusters otherwise.
         learnt = _sample(len(users), LEARNT_MAX)
-        preparation = _prepare(users.iloc[learnt])
-        projected = preparation.transform(users)
         judged = _sample(len(users), JUDGED_MAX)
-        sample = projected[judged]
-        distinct = len(np.unique(sample, axis=0))
-        if distinct < k_min:
-            raise NotEnoughUsers(f"{k_min} segments need as many different users, the snapshot has {distinct}")
-        counts = range(k_min, min(k_max, distinct, len(users) // USERS_PER_SEGMENT_MIN) + 1)
-        starts: list[tuple[Method, int, Matrix | None]] = [(method, k, None) for method in METHODS for k in counts]
-        if incumbent is not None:
-            centres = _centres(projected, incumbent.of_users)
-            if len(centres) in counts:
-                starts.append((incumbent.method, len(centres), centres))
-        by_chance = {k: _silhouette_of_heap(sample, k) for k in counts}
-        found = [_judge(sample, method, k, centres, by_chance[k], seed) for method, k, centres in starts]
-        candidates = [replace(one, refused=_refuse(one, share_min, stability_min)) for _, one in found]
-        chosen = _choose(candidates)
-        model = found[candidates.index(chosen)][0]
+        try:
+            preparations = _preparations(users.iloc[learnt], past)
+        except UsersAlike as error:
+            raise NotEnoughUsers(str(error)) from error
+        earlier, preparations_then = _look_back(users.iloc[judged], past, needed, list(preparations))
+        served = None if incumbent is None else replace(incumbent, of_users=incumbent.of_users[judged])
+        found: list[_Found] = []
+        for space, preparation in preparations.items():
+            sample = _Sample(space, preparation, users.iloc[judged])
+            if space == "behaviour" and sample.distinct < k_min:
+                few = f"{k_min} segments need as many different users, the snapshot has {sample.distinct}"
+                raise NotEnoughUsers(few)
+            counts = range(k_min, min(k_max, sample.distinct, len(users) // USERS_PER_SEGMENT_MIN) + 1)
+            of_space = served if served is not None and space == _space_of(served, preparations) else None
+            for one in _search(sample, counts, of_space, seed):
+                if served is not None:
+                    one = one.judged(kept_share=same_share(one.labels, served.of_users))
+                if earlier is not None and space in preparations_then:
+                    one = _compare(one, preparations_then[space], earlier, seed)
+                found.append(one)
+        candidates = judge([one.candidate for one in found], share_min, stability_min)
+        chosen = choose(candidates)
+        best = found[candidates.index(chosen)]
+        preparation, model = preparations[chosen.space], best.model
         if len(users) > JUDGED_MAX:
-            model = _fit(projected[learnt], chosen.method, chosen.k, seed, _centres_of(model))
-        of_users = distances(projected, model).argmin(axis=1)
+            centres = _centres_of(model)
+            model = _fit(preparation.transform(users.iloc[learnt]), chosen.method, chosen.k, seed, centres)
+        pipeline = _with_clusters(preparation, model)
+        of_users = clusters_of(pipeline, users)
     return Clusters(
-        Pipeline([*preparation.steps, ("clusters", model)]),
+        pipeline,
         of_users,
         chosen,
         tuple(candidates),
         f"{chosen.name}, the best of {len(candidates)} candidates: {chosen.refused}" if chosen.refused else None,
+        None if best.then is None else _with_clusters(preparations_then[chosen.space], best.then),
     )
 
 
@@ -181,41 +187,27 @@ def distances(matrix: Matrix, model: KMeans | GaussianMixture) -> Matrix:
     return np.asarray(odds.sum(axis=1, keepdims=True) / odds)
 
 
+def clusters_of(pipeline: Pipeline, users: pd.DataFrame) -> Labels:
+    """Return the nearest cluster of each user."""
+    found: Labels = distances(pipeline[:-1].transform(users), pipeline[-1]).argmin(axis=1)
+    return found
+
+
 def method_of(pipeline: Pipeline) -> Method:
     """Say how a pipeline's clusters were found."""
     return "k-means" if isinstance(pipeline[-1], KMeans) else "mixture"
 
 
-def columns_of(pipeline: Pipeline) -> list[str]:
-    """Return the features that a pipeline takes, in the order of its prepared ones."""
-    found = []
-    for name, transformer, columns in pipeline[0].transformers:
-        if name != "null":
-            found += columns[: len(transformer.kw_args["averages"])] if name == "shrunk" else columns
-    return found
+def same_share(labels: Labels, others: Labels) -> float:
+    """Return the share of rows that two labellings put into the same cluster, clusters being matched (Kuhn 1955).
 
-
-def profiles_of(pipeline: Pipeline) -> pd.DataFrame:
-    """Return the clusters' centres: a row for each, a column for each feature, in standard deviations."""
-    columns = columns_of(pipeline)
-    if "project" in pipeline.named_steps:
-        given = pipeline.named_steps["project"].kw_args
-        centres = _centres_of(pipeline[-1]) @ given["components"] + given["mean"]
-    else:  # of a version before there were projections
-        centres = _centres_of(pipeline[-1])
-    return pd.DataFrame(centres[:, : len(columns)], columns=columns)
-
-
-def shrunk(rates_and_counts: Any, averages: Matrix, places: Labels, prior: float) -> Matrix:
-    """Draw rates towards their averages, the more the fewer sessions, or carts, they are of.
-
-    Of a user with one session every rate is 0 or 1, which says next to nothing (empirical Bayes; Efron and Morris
-    1975). The columns are the rates and then what they are of; `places` says for each rate which of these.
+    A negative label is none, and never the same.
     """
-    given = np.asarray(rates_and_counts, dtype=np.float64)
-    rates, counts = given[:, : len(averages)], given[:, len(averages) :][:, places]
-    found: Matrix = (rates * counts + averages * prior) / (counts + prior)
-    return found
+    known = others >= 0
+    counts = np.zeros((int(labels.max()) + 1, int(others.max(initial=0)) + 1))
+    np.add.at(counts, (labels[known], others[known]), 1)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return float(counts[rows, columns].sum() / len(labels))
 
 
 def mean_adjusted_rand(labellings: Sequence[Labels]) -> float:
@@ -235,110 +227,69 @@ def mean_adjusted_rand(labellings: Sequence[Labels]) -> float:
     return float(np.where(is_same, 1, index).mean())
 
 
-def project(matrix: Matrix, components: Matrix, mean: Matrix) -> Matrix:
-    """Project rows on principal components, each row for itself."""
-    found: Matrix = np.einsum("ij,kj->ik", matrix - mean, components)  # a product would round by the number of rows
-    return found
+# --- candidates ---
 
 
-# --- preparation ---
+def _preparations(users: pd.DataFrame, past: Sequence[Past]) -> dict[Space, Pipeline]:
+    """Prepare users in each space that there is; without lessons there is the one of behaviour alone."""
+    labels = labels_of(past) if past else []
+    if not labels:
+        return {"behaviour": prepare(users, "behaviour")}
+    measure = measure_of(past)
+    lessons = Lessons.of([(one.users, one.matrix(labels, measure)) for one in past])
+    return {space: prepare(users, space, lessons) for space in SPACES}
 
 
-def _prepare(users: pd.DataFrame) -> Pipeline:
-    """Learn how to prepare users: from their float64 features to coordinates in which the near behave alike."""
-    numeric = users.select_dtypes("float64")
-    varying = [str(feature) for feature in numeric if numeric[feature].nunique() > 1]
-    if not varying:
-        raise NotEnoughUsers(f"segments need users that differ, the {len(users)} of the snapshot do not")
-    longest: dict[str, str] = {}
-    for feature in varying:
-        longest[quantity(feature)] = max(longest.get(quantity(feature), feature), feature, key=_window_days)
-    candidates = list(longest.values())
-    gappy = [feature for feature in candidates if users[feature].isna().any()]
-    prepared = pd.DataFrame(_standardise(users, candidates, gappy).transform(users))
-    prepared.columns = pd.Index([*candidates, *(f"null {feature}" for feature in gappy)])
-    chosen = _select(prepared)
-    features = [feature for feature in candidates if feature in chosen]
-    nulls = [feature for feature in gappy if f"null {feature}" in chosen]
-    standardise = _standardise(users, features, nulls)
-    pca = PCA(VARIANCE_SHARE, svd_solver="full").fit(standardise.transform(users))
-    projection = FunctionTransformer(project, kw_args={"components": pca.components_, "mean": pca.mean_})
-    return Pipeline([*standardise.steps, ("project", projection)])
+def _look_back(
+    now: pd.DataFrame, past: Sequence[Past], needed: int, spaces: Sequence[Space]
+) -> tuple[_Earlier | None, dict[Space, Pipeline]]:
+    """Prepare the users of the latest past snapshot as if it were then, by lessons of before it."""
+    if len(past) < 2 or min(len(one.users) for one in past[-2:]) < needed:
+        return None, {}
+    labels = labels_of(past[-2:])
+    if not labels:
+        return None, {}
+    *_, before, then = past
+    try:
+        preparations = _preparations(then.users, past[:-1])
+    except UsersAlike:
+        return None, {}
+    return _Earlier(before, then, now, labels, measure_of(past)), {
+        space: one for space, one in preparations.items() if space in spaces
+    }
 
 
-def _standardise(users: pd.DataFrame, features: list[str], nulls: list[str]) -> Pipeline:
-    """Fit what brings features on one scale; a null becomes the average, and `nulls` tell in columns of their own."""
-    bounded = [feature for feature in features if users[feature].abs().max() <= 1]  # shares, rates, trends
-    counts = {rate: count for rate in bounded if (count := _denominator(rate)) and count in users}
-    rates, different = list(counts), sorted(set(counts.values()))
-    averages = users[rates].mean().to_numpy()
-    places = np.array([different.index(count) for count in counts.values()], dtype=np.intp)
-    shrink = FunctionTransformer(shrunk, kw_args={"averages": averages, "places": places, "prior": PRIOR_COUNT})
-    parts: list[tuple[str, Any, list[str]]] = [
-        ("compressed", FunctionTransformer(np.arcsinh), [feature for feature in features if feature not in bounded]),
-        ("as_is", "passthrough", [feature for feature in bounded if feature not in rates]),
-        ("shrunk", shrink, [*rates, *different]),
-    ]
-    if nulls:
-        parts.append(("null", MissingIndicator(features="all"), nulls))
-    cut = FunctionTransformer(np.clip, kw_args={"a_min": -DEVIATION_MAX, "a_max": DEVIATION_MAX})
-    fill = SimpleImputer(strategy="constant", fill_value=0.0)
-    steps = [("compress", ColumnTransformer(parts)), ("standardise", StandardScaler()), ("cut", cut), ("fill", fill)]
-    return Pipeline(steps).fit(users[list(dict.fromkeys([*features, *different, *nulls]))])
+def _space_of(incumbent: Incumbent, preparations: Mapping[Space, Pipeline]) -> Space:
+    return incumbent.space if incumbent.space in preparations else "behaviour"
 
 
-def _select(prepared: pd.DataFrame) -> list[str]:
-    """Choose columns that say something of kinds of users, each once.
-
-    Of two that correlate by more than 0.9 only the first counts. One that goes with no other (below 0.2, or what chance
-    gives few users), and has one heap only (by Sarle's bimodality coefficient), is noise to all the others; if all are,
-    all count.
-    """
-    columns = [str(column) for column in prepared]
-    correlations = np.nan_to_num(np.abs(np.corrcoef(prepared.to_numpy(), rowvar=False))).reshape(len(columns), -1)
-    different: list[int] = []
-    for i in range(len(columns)):
-        if not (correlations[i, different] > CORRELATION_MAX).any():
-            different.append(i)
-    np.fill_diagonal(correlations, 0)
-    strongest = correlations[np.ix_(different, different)].max(axis=1)
-    values = prepared.to_numpy()[:, different]
-    bimodality = (skew(values) ** 2 + 1) / kurtosis(values, fisher=False)
-    is_telling = (strongest >= max(CORRELATION_MIN, 3 / np.sqrt(len(prepared)))) | (bimodality > BIMODALITY_MIN)
-    return [columns[i] for i, telling in zip(different, is_telling, strict=True) if telling or not is_telling.any()]
+def _with_clusters(preparation: Pipeline, model: KMeans | GaussianMixture) -> Pipeline:
+    return Pipeline([*preparation.steps, ("clusters", model)])
 
 
-def _denominator(feature: str) -> str | None:
-    """Return of what a rate or a share is one, by the convention of names; None for other features."""
-    return DENOMINATORS.get(feature) or ("session_count" if feature.endswith(("_rate", "_share")) else None)
+def _search(sample: _Sample, counts: Sequence[int], served: Incumbent | None, seed: int) -> Iterator[_Found]:
+    """Find clusters of each method and number, and those that serve from where they are."""
+    by_chance = {k: _silhouette_of_heap(sample.projected, k) for k in counts}
+    for method in METHODS[sample.space]:
+        for k in counts:
+            yield _judge(sample, method, k, None, by_chance[k], seed)
+    if served is not None:
+        centres = _centres(sample.projected, served.of_users)
+        if len(centres) in counts:
+            yield _judge(sample, served.method, len(centres), centres, by_chance[len(centres)], seed)
 
 
-def _window_days(feature: str) -> float:
-    return float(feature.removeprefix(quantity(feature))[1:-1] or "inf")
-
-
-def _sample(count: int, most: int) -> Labels:
-    """Draw positions in order, all if there are no more than `most`."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).permutation(count)[:most])
-
-
-# --- choosing ---
-
-
-def _judge(
-    sample: Matrix, method: Method, k: int, centres: Matrix | None, by_chance: float, seed: int
-) -> tuple[KMeans | GaussianMixture, Candidate]:
-    model = _fit(sample, method, k, seed, centres)
-    labels = distances(sample, model).argmin(axis=1)
+def _judge(sample: _Sample, method: Method, k: int, centres: Matrix | None, by_chance: float, seed: int) -> _Found:
+    projected = sample.projected
+    model = _fit(projected, method, k, seed, centres)
+    labels = distances(projected, model).argmin(axis=1)
     sizes = np.bincount(labels, minlength=k)
-    silhouette = float(silhouette_score(sample, labels)) if (sizes > 0).sum() > 1 else -1.0
-    again = sample[_sample(len(sample), REFITTED_MAX)]
+    silhouette = float(silhouette_score(projected, labels)) if (sizes > 0).sum() > 1 else -1.0
+    again = projected[_sample(len(projected), REFITTED_MAX)]
     refits = [_refit(again, method, k, number) for number in range(REFIT_COUNT)]
     original = distances(again, model).argmin(axis=1)
     jaccard = np.mean([_recovered(original, refit, k) for refit in refits], axis=0)
-    return model, Candidate(
+    candidate = Candidate(
         method=method,
         k=k,
         kept=centres is not None,
@@ -346,8 +297,55 @@ def _judge(
         separation=silhouette / by_chance,
         stability=mean_adjusted_rand(refits),
         jaccard=tuple(jaccard.tolist()),
-        smallest_share=float(sizes.min() / len(sample)),
+        smallest_share=float(sizes.min() / len(projected)),
+        space=sample.space,
+        broad=_is_broad(sample.standardised, labels, sizes),
     )
+    return _Found(model, labels, candidate)
+
+
+def _is_broad(standardised: Matrix, labels: Labels, sizes: Labels) -> bool:
+    """Tell whether the largest cluster has most of the users, or differs from all others by nothing."""
+    in_largest = labels == sizes.argmax()
+    if in_largest.mean() > BROAD_SHARE:
+        return True
+    differences = standardised[in_largest].mean(axis=0) - standardised[~in_largest].mean(axis=0)
+    return bool(np.abs(differences).max() < DIFFERENCE_MEDIUM)
+
+
+def _is_told(labels: Labels, outcomes: Matrix) -> bool:
+    """Tell whether the largest cluster's users did other things next than all others."""
+    in_largest = labels == np.bincount(labels).argmax()
+    differences = outcomes[in_largest].mean(axis=0) - outcomes[~in_largest].mean(axis=0)
+    return bool((np.abs(differences) / np.maximum(outcomes.std(axis=0), 1e-12)).max() >= DIFFERENCE_MEDIUM)
+
+
+def _compare(found: _Found, preparation: Pipeline, earlier: _Earlier, seed: int) -> _Found:
+    """Find clusters in the same way at an earlier instant, and see what these tell, and whether they are the same."""
+    before = earlier.before.sample(_sample(len(earlier.before.users), JUDGED_MAX))
+    then = earlier.then.sample(_sample(len(earlier.then.users), JUDGED_MAX))
+    candidate, projected = found.candidate, preparation.transform(then.users)
+    k = min(candidate.k, len(np.unique(projected, axis=0)))
+    model = _fit(projected, candidate.method, k, seed)
+
+    def clusters(users: pd.DataFrame) -> Labels:
+        return clusters_of(_with_clusters(preparation, model), users)
+
+    of_then, outcomes = clusters(then.users), earlier.outcomes(then)
+    value, low = telling(told(clusters(before.users), earlier.outcomes(before), of_then, candidate.k), outcomes)
+    return replace(found, then=model).judged(
+        steadiness=same_share(found.labels, clusters(earlier.now)),
+        broad=candidate.broad and not _is_told(of_then, outcomes),
+        telling=value,
+        telling_low=low,
+    )
+
+
+def _sample(count: int, most: int) -> Labels:
+    """Draw positions in order, all if there are no more than `most`."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
 def _pairs(counts: Any) -> Any:
@@ -393,34 +391,6 @@ def _recovered(original: Labels, refit: Labels, k: int) -> Matrix:
     either = one.sum(axis=0)[:, None] + other.sum(axis=0) - both
     best: Matrix = (both / np.maximum(either, 1)).max(axis=1)
     return best
-
-
-def _refuse(candidate: Candidate, share_min: float, stability_min: float) -> str | None:
-    if candidate.stability < stability_min:
-        return f"its stability is {candidate.stability:.2f}, at least {stability_min:g} is needed"
-    if candidate.separation < SEPARATION_MIN:
-        found = f"its segments are {candidate.separation:.2f} times as separate as parts of one heap"
-        return f"{found}, at least {SEPARATION_MIN:g} is needed"
-    if min(candidate.jaccard) < JACCARD_MIN:
-        found = f"refits find one of its segments again by {min(candidate.jaccard):.2f}"
-        return f"{found}, at least {JACCARD_MIN:g} is needed"
-    if candidate.smallest_share < share_min:
-        few = f"its smallest segment has {100 * candidate.smallest_share:.1f} % of users"
-        return f"{few}, at least {100 * share_min:g} % is needed"
-    return None
-
-
-def _choose(candidates: Sequence[Candidate]) -> Candidate:
-    """Choose the fewest clusters whose score is near the best, but those that serve if theirs is not far from it.
-
-    Where none is eligible it is the best by score.
-    """
-    eligible = [one for one in candidates if one.refused is None]
-    if not eligible:
-        return max(candidates, key=lambda one: one.score)
-    best = max(one.score for one in eligible)
-    near = [one for one in eligible if one.score >= (1 - (KEPT_TOLERANCE if one.kept else TOLERANCE)) * best]
-    return min(near, key=lambda one: (not one.kept, one.k, -one.score))
 
 
 def _centres(projected: Matrix, labels: Labels) -> Matrix:

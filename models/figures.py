@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from features.snapshots import title
-from models.clusters import METHODS, Candidate
+from models.candidates import Candidate
 from models.evaluation import Probabilities, gains
 from models.lineage import SizeChange
 
@@ -126,11 +126,13 @@ def plot_candidates(candidates: Sequence[Candidate], chosen: Candidate) -> Figur
 
     Hollow are those that are not eligible.
     """
-    figure, axes = _axes("How many segments?", "Number of segments", "Separation × stability")
-    for colour, method in zip(COLOURS[:1] + COLOURS[2:], METHODS, strict=False):
-        of_method = sorted((one for one in candidates if one.method == method and not one.kept), key=lambda one: one.k)
-        axes.plot([one.k for one in of_method], [one.score for one in of_method], "-", color=colour, label=method)
-        for one in of_method:
+    figure, axes = _axes("How many segments?", "Number of segments", "Score")
+    ways = dict.fromkeys((one.space, one.method) for one in candidates)
+    for colour, (space, method) in zip(COLOURS[:1] + COLOURS[2:] + (PALE,), ways, strict=False):
+        found = [one for one in candidates if (one.space, one.method) == (space, method) and not one.kept]
+        found.sort(key=lambda one: one.k)
+        axes.plot([one.k for one in found], [one.score for one in found], "-", color=colour, label=f"{space}, {method}")
+        for one in found:
             axes.plot(one.k, one.score, "o", color=colour, markerfacecolor="white" if one.refused else colour)
     axes.plot(chosen.k, chosen.score, "o", color=COLOURS[1], markersize=12)
     axes.annotate(

@@ -50,6 +50,8 @@ TRUSTED_TYPES = [
     "models.clusters.shrunk",
     "models.propensities.Blend",
     "models.propensities._signed_log1p",
+    "models.spaces.project",
+    "models.spaces.shrunk",
     "numpy.clip",
     "numpy.dtype",
     "scipy.interpolate._interpolate.interp1d",

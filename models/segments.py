@@ -13,14 +13,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from models import clusters, descriptions, lineage, segment_rules
+from models import clusters, descriptions, lineage, segment_rules, spaces, telling
 from models import names as naming
-from models.clusters import Candidate, NotEnoughUsers
+from models.candidates import SHARE_MIN, STABILITY_MIN, Candidate
+from models.clusters import NotEnoughUsers
 from models.descriptions import Trait
 from models.dwell import stay
 from models.lineage import Lineage
 from models.names import Named
 from models.segment_rules import SegmentRule
+from models.telling import Past
 
 __all__ = [
     "NotEnoughUsers",
@@ -72,7 +74,9 @@ class SegmentModel:
     """A fitted pipeline with its segments; `next_number` is the first number no segment ever had.
 
     `chosen` tells how the clusters were found, among which `candidates`; `doubt` says why they are not to be relied on.
-    `lineage` says what became of the segments of the model before; None for a model that was not aligned.
+    `lineage` says what became of the segments of the model before; None for a model that was not aligned. `tells` is
+    what segments that were found in the same way told of the last past snapshot's users, as `telling.measure` has it;
+    None where no outcomes were complete.
     """
 
     pipeline: Pipeline
@@ -82,6 +86,7 @@ class SegmentModel:
     candidates: tuple[Candidate, ...] = ()
     doubt: str | None = None
     lineage: Lineage | None = None
+    tells: dict[str, Any] | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -91,7 +96,7 @@ class SegmentModel:
     @property
     def features(self) -> list[str]:
         """Return the features that the segments are made of, in the pipeline's order."""
-        return clusters.columns_of(self.pipeline)
+        return spaces.columns_of(self.pipeline)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the pipeline, ready for JSON."""
@@ -102,6 +107,7 @@ class SegmentModel:
             "candidates": [asdict(candidate) for candidate in self.candidates],
             "doubt": self.doubt,
             "lineage": None if self.lineage is None else self.lineage.to_dict(),
+            "tells": self.tells,
         }
 
     @classmethod
@@ -111,7 +117,8 @@ class SegmentModel:
         candidates = tuple(Candidate.from_dict(told) for told in metadata.get("candidates", ()))
         chosen = Candidate.from_dict(metadata["chosen"]) if metadata.get("chosen") else None
         known = Lineage.from_dict(metadata["lineage"]) if metadata.get("lineage") else None
-        return cls(pipeline, segments, metadata["next_number"], chosen, candidates, metadata.get("doubt"), known)
+        doubt, tells = metadata.get("doubt"), metadata.get("tells")
+        return cls(pipeline, segments, metadata["next_number"], chosen, candidates, doubt, known, tells)
 
 
 def fit(
@@ -120,10 +127,11 @@ def fit(
     k_max: int,
     seed: int,
     *,
-    share_min: float = clusters.SHARE_MIN,
-    stability_min: float = clusters.STABILITY_MIN,
+    share_min: float = SHARE_MIN,
+    stability_min: float = STABILITY_MIN,
     champion: "SegmentModel | None" = None,
     personal: Collection[str] = (),
+    past: Sequence[Past] = (),
 ) -> SegmentModel:
     """Find the segments of one snapshot, by k-means or a mixture of normal distributions, on the float64 features.
 
@@ -134,12 +142,18 @@ def fit(
     first, and none that goes with no other and has but one heap. What is left is projected on principal components with
     90 % of its variance.
 
-    Candidates of both kinds, with `k_min` (at least 2) to `k_max` clusters, are judged by separation times stability:
-    the silhouette against that of one heap, and how alike refits to bootstraps are. Those that are hardly more separate
-    than one heap, of a stability under `stability_min`, with a cluster that refits lose, or with one of fewer users
-    than the share `share_min` are not eligible. The fewest clusters within
-    5 % of the best are chosen; but those of the `champion`, if it is within 15 %. If none is eligible, the model has a
-    `doubt`.
+    That is the space of behaviour. `past` are earlier snapshots with what their users did, the oldest first, of which
+    each one's outcomes are complete before the next begins; from them two more spaces are made, in which counts what
+    tells users' outcomes (`models.spaces`). No outcome of the snapshot itself is needed.
+
+    Candidates in all spaces, with `k_min` (at least 2) to `k_max` clusters, are judged by separation (the silhouette
+    against that of one heap) times stability (how alike refits to bootstraps are) times, as far as there is a past,
+    steadiness and telling: whether the same way of finding clusters, at the last past snapshot, would have put today's
+    users together alike, and how much of what came then it would have told. Who changes the segment costs, too; see
+    `models.candidates`. Not eligible are those of a stability under `stability_min`, with a cluster that refits lose,
+    or with one of fewer users than the share `share_min`; that tell nothing and are hardly more separate than one
+    heap; and that tell much less than others. The fewest clusters within 5 % of the best are chosen, those of the
+    `champion` first. If none is eligible, the model has a `doubt`.
 
     What is said of segments needs none of the `personal` attributes, since names and summaries go everywhere.
 
@@ -157,10 +171,11 @@ def fit(
         share_min=share_min,
         stability_min=stability_min,
         incumbent=None if champion is None else _incumbent(champion, users),
+        past=past,
     )
     k = found.chosen.k
     typical = descriptions.traits(users.drop(columns=[*personal], errors="ignore"), found.of_users, k)
-    rules = segment_rules.find(users[clusters.columns_of(found.pipeline)], found.of_users, k)
+    rules = segment_rules.find(users[spaces.columns_of(found.pipeline)], found.of_users, k)
     sizes = np.bincount(found.of_users, minlength=k)
     numbers = numbered(sizes, first=1)
     named = naming.names(typical, sizes)
@@ -179,12 +194,16 @@ def fit(
         )
         for i in range(k)
     )
-    return SegmentModel(found.pipeline, segments, k + 1, found.chosen, found.candidates, found.doubt)
+    then = found.then
+    tells = None if then is None else telling.measure(lambda of_past: clusters.clusters_of(then, of_past), k, past)
+    return SegmentModel(found.pipeline, segments, k + 1, found.chosen, found.candidates, found.doubt, tells=tells)
 
 
 def _incumbent(model: SegmentModel, users: pd.DataFrame) -> clusters.Incumbent:
     own = pd.Index(assign(model, users)["segment_id"])
-    return clusters.Incumbent(clusters.method_of(model.pipeline), pd.Index(model.ids).get_indexer(own))
+    of_users = pd.Index(model.ids).get_indexer(own)
+    space = "behaviour" if model.chosen is None else model.chosen.space
+    return clusters.Incumbent(clusters.method_of(model.pipeline), of_users, space)
 
 
 def align(
@@ -388,13 +407,16 @@ def keep_names(model: SegmentModel, known: SegmentModel, taken: Iterable[str] = 
     return replace(model, segments=segments)
 
 
-def profiles(model: SegmentModel) -> pd.DataFrame:
-    """Return the segments' centres: a row per segment name, a column per feature, in standard deviations.
+def profiles(model: SegmentModel, snapshot: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of segments' users: a row per segment name, a column per feature, in standard deviations.
 
-    0 is the average user; the segments are in the order of their ids.
+    0 is the average user of the snapshot that the model was fitted to; the segments are in the order of their ids.
     """
-    order = sorted(range(len(model.segments)), key=lambda i: model.segments[i].segment_id)
-    return clusters.profiles_of(model.pipeline).iloc[order].set_axis([model.segments[i].name for i in order])
+    standardised = spaces.standardised(model.pipeline, snapshot)
+    of_users = clusters.clusters_of(model.pipeline, snapshot)
+    order = [i for i in np.argsort(model.ids) if (of_users == i).any()]
+    means = standardised.groupby(of_users).mean().loc[order]
+    return means.set_axis([model.segments[i].name for i in order])
 
 
 def numbered(sizes: Sequence[int] | NDArray[np.int_], first: int) -> list[str]:

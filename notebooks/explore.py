@@ -61,7 +61,7 @@ def _(as_of, configuration, registry, snapshot):
         [
             mo.md("## The segments that serve"),
             mo.plain(segments.describe(model)),
-            figures.plot_profiles(segments.profiles(model)),
+            figures.plot_profiles(segments.profiles(model, snapshot)),
         ]
     )
     return (model,)

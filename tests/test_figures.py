@@ -4,7 +4,7 @@ import pytest
 from matplotlib import _pylab_helpers
 from matplotlib.patches import Rectangle
 
-from models.clusters import Candidate, Method
+from models.candidates import Candidate, Method
 from models.figures import plot_calibration, plot_candidates, plot_gains, plot_profiles, plot_size_changes
 from models.lineage import SizeChange
 

@@ -290,7 +290,7 @@ def test_a_name_that_somebody_gave_to_another_segment_is_not_used(three: Segment
 
 
 def test_profiles_are_in_deviations_from_the_average_user(by_night: SegmentModel) -> None:
-    assert profiles(by_night).to_dict("index") == {
+    assert profiles(by_night, lit_and_unlit()).to_dict("index") == {
         "Night visitors": {"night_session_share": 1.0},
         "Daytime visitors": {"night_session_share": -1.0},
     }
