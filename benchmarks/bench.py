@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
+import foretelling
 import simulated
 import stationary
 import typer
@@ -405,6 +406,25 @@ def refits(
 
 
 @app.command()
+def segments_tell() -> None:
+    """Find segments of the examples at several instants, and tell how much they told of what came, and stayed."""
+    told: dict[str, dict[str, object]] = {}
+    KEPT.mkdir(exist_ok=True)
+    for name, days in foretelling.EXAMPLES.items():
+        with tempfile.TemporaryDirectory(prefix="telling-", dir=KEPT) as folder:
+            copied = Path(shutil.copytree(EXAMPLES / name, Path(folder) / name, ignore=shutil.ignore_patterns(*MADE)))
+            for stage in ("ingest", "sessions"):
+                command = [sys.executable, "-m", "flows.cli", stage, "habitus.toml"]
+                subprocess.run(command, check=True, cwd=copied, capture_output=True)
+            found = []
+            for number, one in enumerate(foretelling.study(copied, days), start=1):
+                found.append(one)
+                print(f"  {name} {number}/{len(days)} {one['as_of']}: {one['segments']['chosen']}", flush=True)
+            told[name] = {"instants": found, "shuffled": foretelling.shuffled(copied, days[-1])}
+    _store("segments-tell", {"measure": "segments-tell", "events": 0, "told": told})
+
+
+@app.command()
 def brakes(
     weeks: Annotated[int, typer.Option(help="For how many weeks versions are published.")] = 20,
     places: Annotated[int, typer.Option(help="How many users there are at a time.")] = 2_000,
@@ -445,6 +465,7 @@ STUDIES = (
     ("promotions", ""),
     ("refits", ""),
     ("brakes", ""),
+    ("segments-tell", ""),
     ("predictions", ""),
     ("sessions", "--events 1000000 --days 30"),
     ("sessions", "--events 10000000"),
