@@ -62,7 +62,7 @@ def shuffled(folder: Path, day: str) -> list[dict[str, float]]:
         found = []
         for seed in range(SHUFFLES):
             lessons = _shuffled(past, seed)
-            told = {}
+            told: dict[str, float] = {}
             for space in GUIDED:
                 preparation = prepare(now, space, lessons)
                 model = KMeans(k, n_init=10, random_state=0).fit(preparation.transform(now))

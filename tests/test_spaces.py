@@ -70,7 +70,7 @@ def test_a_good_season_is_no_outcome() -> None:
 def test_a_users_coordinates_depend_on_no_other_user() -> None:
     now = users()
     for space in ("behaviour", "weighted", "outlook"):
-        prepare_them = prepare(now, space, lessons(users(3)))  # type: ignore[arg-type]
+        prepare_them = prepare(now, space, lessons(users(3)))
 
         assert prepare_them.transform(now)[:5].tobytes() == prepare_them.transform(now.head(5)).tobytes()
 

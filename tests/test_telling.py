@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import r2_score, roc_auc_score
 
+import models.clusters
 from models.clusters import find
 from models.telling import Past, labels_of, measure, measure_of, telling, told
 from models.telling_words import UNKNOWN, days, headline, table
@@ -150,6 +151,11 @@ def test_each_figure_is_a_row_to_read() -> None:
 
 
 # --- in the choice ---
+
+
+@pytest.fixture(autouse=True)
+def few_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.clusters, "REFIT_COUNT", 4)
 
 
 def test_segments_that_tell_are_chosen_over_segments_that_are_only_apart() -> None:
