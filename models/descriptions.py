@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.snapshots import TREND_DAYS, format_value, quantity, title, window_of
-from models.reasons import in_days, sentence
+from models.reasons import WORDS, in_days, sentence
 
 TREND, TREND_HISTORY_DAYS = "session_trend_28d", 2 * TREND_DAYS
 """Of users who first came more recently than so many days ago, a trend tells that they are new."""
@@ -126,7 +126,8 @@ class Trait:
         if self._is_of_users():
             attribute = self.category is not None and self.feature not in PLACES
             return f"{SAID_OF_SHARE.get(self.value, value)} {'with ' if attribute else ''}{self.what()}"
-        if self.feature == TREND or (self.statistic == "median" and self._is_share()):  # of an older model
+        is_old = self.feature == TREND or (self.statistic == "median" and self._is_share())  # of an older model
+        if is_old or not {self.feature, quantity(self.feature)} & WORDS.keys():
             return f"{self.what()}: {value}"
         said = sentence(self.feature, self.value).removesuffix(" so far")
         if self.statistic == "mean":

@@ -214,8 +214,7 @@ def _amount(name: str, value: float | str) -> str:
         return "no" if value == 0 else "all" if value == 1 else f"{format_value(name, value)} of"
     if name == "session_trend_28d":
         return _change((1 + value) / (1 - value))
-    said = format_value(name, value)
-    return f"{said} after refunds" if name == "revenue_total" and value < 0 else said
+    return format_value(name, value)
 
 
 def in_days(value: float) -> str:
@@ -232,7 +231,7 @@ def _change(times: float) -> str:
     """Say how many times as many sessions there were in the last 28 days."""
     if times == 0:
         return "no session in the last 28 days but some"
-    if times >= 2:  # noqa: PLR2004
+    if times >= 2:
         return f"{format_value('times', times)} times as many sessions in the last 28 days as"
     return f"{abs(times - 1):.0%} {'more' if times > 1 else 'fewer'} sessions in the last 28 days than".replace(
         "%", " %"
