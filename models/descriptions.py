@@ -132,7 +132,7 @@ class Trait:
         said = sentence(self.feature, self.value).removesuffix(" so far")
         if self.statistic == "mean":
             said += " on average" if not (self._is_share() and self.value in (0, 1)) else ""
-        elif self._says_statistic():
+        elif self._says_statistic() and "ypical" not in said:
             said = said.removesuffix(" on average") + " typically"
         return said + self._among()
 
@@ -252,8 +252,8 @@ def telling(users: pd.DataFrame) -> pd.DataFrame:
     A trend is of users who first came 56 days ago or earlier, and 0 where they came in none of these days; hours and
     weekdays are of users with three sessions or more. A window longer than the history that there is, is left out.
     """
-    nothing = pd.Series(np.nan, users.index)
-    tenure, sessions = users.get("tenure_days", nothing), users.get("session_count", nothing)
+    enough = pd.Series(np.inf, users.index)  # in a table that is no whole snapshot
+    tenure, sessions = users.get("tenure_days", enough), users.get("session_count", enough)
     told = {name: users[name].where(sessions >= HABIT_SESSIONS_MIN) for name in HABITS if name in users}
     if TREND in users:
         told[TREND] = users[TREND].fillna(0.0).where(tenure >= TREND_HISTORY_DAYS)
