@@ -11,14 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features.snapshots import TREND_DAYS, format_value, quantity, title, window_of
+from features.snapshots import format_value, quantity, title
+from models.populations import TREND, meaningful, whom
 from models.reasons import WORDS, in_days, sentence
 
-TREND, TREND_HISTORY_DAYS = "session_trend_28d", 2 * TREND_DAYS
-"""Of users who first came more recently than so many days ago, a trend tells that they are new."""
-HABITS = tuple(f"{when}_session_share" for when in ("night", "morning", "afternoon", "evening", "weekend"))
-HABIT_SESSIONS_MIN = 3
-"""Of users with fewer sessions, hours and weekdays are chance and no habit."""
 MOST = 0.6
 """What applies to a smaller share of a segment is not typical of it; a name promises what holds of as many."""
 DIFFERENCE_SMALL, DIFFERENCE_MEDIUM = 0.2, 0.5
@@ -35,22 +31,7 @@ SAMPLE_MAX = 20_000
 """Users by whom it is judged which features say the same."""
 TRAIT_MAX = 12
 PLACES = {"device": "on", "source": "via", "country": "from"}
-SAID_OF_SHARE = {0: "none", 1: "all"}
-AMONG = {
-    TREND: f"those known for {TREND_HISTORY_DAYS} days",
-    "return_absence_days": "those who came in the last 28 days and before",
-    "pages_per_session": "those with a page view",
-    "bounce_rate": "those with a page view",
-    "engaged_rate": "those with a page view",
-    "support_recency_days": "those who sought support",
-    "cart_abandonment_rate": "those who filled a cart",
-    "cart_abandoned_recency_days": "those who abandoned a cart",
-    "purchase_recency_days": "those who bought",
-    "revenue_per_purchase": "those who bought",
-    **dict.fromkeys(HABITS, f"those with {HABIT_SESSIONS_MIN} sessions or more"),
-}
-"""Whom a feature applies to, where it does not apply to all."""
-KNOWN = "those of whom it is known"
+SAID_OF_SHARE = {0.0: "none", 1.0: "all"}
 DID = {
     "session_count": "came",
     "active_day_count": "came",
@@ -220,11 +201,12 @@ def traits(users: pd.DataFrame, of_users: NDArray[np.intp], count: int) -> list[
     """Return what is typical of each of `count` segments, the strongest first.
 
     `of_users` is the position of each user's segment. The traits are of the float64 columns and of those of text, of
-    which only the value that tells most counts. Nulls don't, nor does what `telling` leaves out: what applies to less
-    than 60 % of a segment is not typical of it. Nor is a difference within two standard errors of chance, or one that
-    rounding hides. Features that say the same are told once: one of a quantity's windows, one of those that correlate.
+    which only the value that tells most counts. Nulls don't, nor does what `populations.meaningful` leaves out: what
+    applies to less than 60 % of a segment is not typical of it. Nor is a difference within two standard errors of
+    chance, or one that rounding hides. Features that say the same are told once: one of a quantity's windows, one of
+    those that correlate.
     """
-    users = telling(users)
+    users = meaningful(users)
     order = np.argsort(of_users, kind="stable")
     ends = np.searchsorted(of_users[order], np.arange(count + 1))
     numbers = [str(name) for name in users.select_dtypes("float64")]
@@ -244,21 +226,6 @@ def traits(users: pd.DataFrame, of_users: NDArray[np.intp], count: int) -> list[
         correlations = np.abs(np.atleast_2d(np.corrcoef(list(sample.values())))) if sample else np.empty((0, 0))
     position = {name: i for i, name in enumerate(sample)}
     return [once(of_one, position, correlations) for of_one in found]
-
-
-def telling(users: pd.DataFrame) -> pd.DataFrame:
-    """Return users with those features only that tell something of them, null of users of whom they don't.
-
-    A trend is of users who first came 56 days ago or earlier, and 0 where they came in none of these days; hours and
-    weekdays are of users with three sessions or more. A window longer than the history that there is, is left out.
-    """
-    enough = pd.Series(np.inf, users.index)  # in a table that is no whole snapshot
-    tenure, sessions = users.get("tenure_days", enough), users.get("session_count", enough)
-    told = {name: users[name].where(sessions >= HABIT_SESSIONS_MIN) for name in HABITS if name in users}
-    if TREND in users:
-        told[TREND] = users[TREND].fillna(0.0).where(tenure >= TREND_HISTORY_DAYS)
-    beyond = [str(name) for name in users if (window_of(str(name)) or 0) > tenure.max()]
-    return users.assign(**told).drop(columns=beyond)
 
 
 def _add(found: list[list[Trait]], more: list[Trait | None]) -> None:
@@ -299,11 +266,6 @@ def _of_most(values: Matrix, most: int, high: bool) -> float:
     """Return what so many values are at least, or at most."""
     ordered = np.sort(values)
     return float(ordered[-most] if high else ordered[most - 1])
-
-
-def whom(name: str, known: NDArray[np.bool_]) -> str | None:
-    """Say whom a feature applies to; None where it applies to all."""
-    return None if known.all() else AMONG.get(name, KNOWN)
 
 
 def statistics(values: Matrix) -> dict[Statistic, float]:
@@ -350,7 +312,7 @@ def _of_text(name: str, column: pd.Series, of_users: NDArray[np.intp], count: in
     cells = np.bincount(of_users[known] * len(values) + codes[known], minlength=count * len(values))
     table = cells.reshape(count, len(values))
     counts = table.sum(axis=1)
-    often = (table >= TYPICAL_SHARE * np.maximum(sizes, 1)[:, None]).any(axis=0)
+    often = np.asarray((table >= TYPICAL_SHARE * np.maximum(sizes, 1)[:, None]).any(axis=0))
     table, values = table[:, often], values[often]
     if not len(values):
         return [None] * count

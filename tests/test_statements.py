@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from statistics import fmean, median
 from typing import Any
 
@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from features.snapshots import FEATURES, title
-from models.descriptions import Trait, summarise, telling, traits
+from models.descriptions import Trait, summarise, traits
 from models.names import Named, names
+from models.populations import meaningful
 from publish.report import differences
 from publish.report.groups import Counted, Groups
 
@@ -184,7 +185,7 @@ def count_anew(subject: str, users: list[User]) -> float:
     statistic, applies, take = read(subject)
     values = [take(user) for user in users if applies(user)]
     assert None not in values, subject
-    return float({"mean": fmean, "median": median, "share": fmean}[statistic](values))
+    return float(median(values) if statistic == "median" else fmean(values))
 
 
 def amount(text: str) -> tuple[float, float]:
@@ -251,7 +252,7 @@ def test_each_clause_of_a_summary_has_the_numbers_of_its_trait(seed: int) -> Non
 @pytest.mark.parametrize("seed", SEEDS)
 def test_each_difference_of_a_report_is_what_its_words_say(seed: int) -> None:
     users, kinds = shop(seed)
-    snapshot = telling(table(users))
+    snapshot = meaningful(table(users))
     groups = Groups([f"S{kind}" for kind in range(KINDS)], [], np.arange(KINDS)[:, None] == np.array(kinds), 3)
 
     def may_tell(feature: str) -> Counted:
@@ -290,7 +291,7 @@ def test_no_trend_and_no_window_is_told_that_the_history_does_not_have(seed: int
 # --- what is promised ---
 
 
-def at_night(user: User, when: str) -> bool:
+def comes_then(when: str, user: User) -> bool:
     return bool(user["session_count"] >= 3 and user[f"{when}_session_share"] >= 0.495)
 
 
@@ -317,7 +318,7 @@ PROMISES: dict[str, Callable[[User], bool]] = {
     "on mobile": lambda user: user["device"] == "mobile",
     "on desktop": lambda user: user["device"] == "desktop",
     "weekday": lambda user: user["session_count"] >= 3 and user["weekend_session_share"] <= 0.1,
-    **{f"{when} ": lambda user, when=when: at_night(user, when) for when in (*HOURS, "weekend")},
+    **{f"{when} ": partial(comes_then, when) for when in (*HOURS, "weekend")},
 }
 OF_NEARLY_ALL: dict[str, Callable[[User], bool]] = {
     "without a purchase": lambda user: user["purchase_count"] == 0,

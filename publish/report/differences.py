@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from models import descriptions
+from models import descriptions, populations
 from models.comparison import OTHERS
 from models.descriptions import DIFFERENCE_SMALL, KNOWN_MIN, MOST, OTHERS_SHARE, SAMPLE_MAX, TYPICAL_SHARE, Trait, cut
 from publish.report.content import Difference, Estimate
@@ -50,7 +50,7 @@ def find(
 ) -> dict[str, list[Difference]]:
     """Return what is typical of each segment that is shown, the strongest first.
 
-    `snapshot` has the features of the groups' users, in their order, as `models.descriptions.telling` leaves them;
+    `snapshot` has the features of the groups' users, in their order, as `models.populations.meaningful` leaves them;
     `texts` the values and counts of text columns, and `may_tell` counts a feature's users by whether it is above 0,
     not, or null: what is hidden of both is not told.
     """
@@ -167,7 +167,7 @@ def _tell(
                 one.difference,
                 descriptions.statistics(here),
                 descriptions.statistics(others),
-                descriptions.whom(one.feature, np.isfinite(values)),
+                populations.whom(one.feature, np.isfinite(values)),
             )
             if trait is None:
                 continue

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.labels import Label
 from features.snapshots import FAVOURITES, title
-from models import descriptions, rules
+from models import descriptions, populations, rules
 from models.comparison import OTHERS, VALUES_MAX
 from models.condition_words import in_words
 from models.descriptions import cut
@@ -131,9 +131,9 @@ class _Maker:
         measured = metrics.measure(self.activity, groups, source.day_level)
         texts = {name: self._count_texts(name) for name in (*FAVOURITES, *source.attributes) if name in self.snapshot}
         breakdowns = self._breakdowns(texts)
-        telling = descriptions.telling(self.snapshot)
-        may_tell = cache(partial(self._may_tell, telling))
-        typical = differences.find(telling, groups, texts, may_tell, self.personal)
+        meaningful = populations.meaningful(self.snapshot)
+        may_tell = cache(partial(self._may_tell, meaningful))
+        typical = differences.find(meaningful, groups, texts, may_tell, self.personal)
         active = self._active()
         all_changes, changes = self._changes()
         propensities = measure_propensities(self.users, groups, source.labels, source.trained, withheld)
@@ -442,9 +442,9 @@ class _Maker:
     def _may_tell(self, snapshot: pd.DataFrame, feature: str) -> Counted:
         """Count users by whether a feature is above 0, not above 0, or null; of a trend, also by a fall."""
         values = snapshot[feature].to_numpy()
-        is_below = (values < 0) & (feature == descriptions.TREND)
+        is_below = (values < 0) & (feature == populations.TREND)
         codes = np.select([~np.isfinite(values), values > 0, is_below], [2, 0, 3], 1)
-        return self.groups.count_values(codes, 4 if feature == descriptions.TREND else 3)
+        return self.groups.count_values(codes, 4 if feature == populations.TREND else 3)
 
     def _withheld(self, segments: Collection[Segment], listed: int) -> list[str]:
         notes = []
