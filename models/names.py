@@ -18,7 +18,7 @@ POINTS_MIN = 0.15
 FEW = 0.1
 """A name says "without" of what at most so many users have, as it says "on mobile" of what most are."""
 LATELY_DAYS = 28
-"""Who did nothing in fewer days is not inactive yet."""
+"""Who did nothing in fewer days is not inactive yet, nor active who came in more."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ FORMS = {
     "tenure_days": Forms("tenure", (Form(90, adjective="long-standing"),), (Form(60, adjective="new"),)),
     "session_count": Forms(
         "activity",
-        (Form(4, adjective="frequent"), Form(2, adjective="returning")),
+        (Form(4, adjective="frequent"), Form(2, adjective="returning"), Form(1, adjective="active")),
         (Form(1, adjective="one-time"), Form(12, adjective="occasional"), Form(ALL, adjective="less frequent")),
     ),
     "active_day_count": Forms(
         "activity",
-        (Form(4, adjective="frequent"), Form(2, adjective="returning")),
+        (Form(4, adjective="frequent"), Form(2, adjective="returning"), Form(1, adjective="active")),
         (Form(1, adjective="one-time"), Form(12, adjective="occasional"), Form(ALL, adjective="less frequent")),
     ),
     "session_trend": Forms("trend", (Form(0.2, adjective="increasingly active"),), (Form(-0.2, adjective="fading"),)),
@@ -90,7 +90,7 @@ FORMS = {
     "campaign_session_count": Forms("campaign", (Form(1, "campaign responders", after="drawn by campaigns"),)),
     "cart_count": Forms(
         "cart",
-        (Form(2, "cart fillers", after="with many carts"),),
+        (Form(2, "cart fillers", after="with many carts"), Form(1, after="with a cart")),
         (Form(0, after="without a cart"), Form(ALL, after="with few carts")),
     ),
     "cart_abandonment_rate": Forms(
@@ -150,6 +150,8 @@ NOT_LATELY = {
     "buying": Forms("buying", low=(Form(0, after="not buying lately"), Form(ALL, after="buying less lately"))),
 }
 """By topic, the forms of a low number in the last days, which says nothing of the time before."""
+COMPARING = {"big", "few", "less", "long", "lot", "many", "often", "short", "wide"}
+"""Words that compare: most users are then beyond the number of all users, too."""
 PARTS_MAX = 8
 TYPICAL = "Typical visitors"
 COMING = ("recency", "tenure", "trend", "activity")
@@ -165,6 +167,9 @@ CLASHES = (
     {"fading", "inactive"},
     {"lapsed", "inactive"},
     {"recent", "inactive"},
+    {"lapsed", "active"},
+    {"recent", "active"},
+    {"fading", "active"},
     {"recent", "past"},
     {"long-standing", "one-time"},
     {"inactive", "not buying lately"},
@@ -217,6 +222,11 @@ def names(
             named[int(i)] = next(one for one in _proposals(typical[i]) if one.name.casefold() not in used)
             used.add(named[int(i)].name.casefold())
     return [named[i] for i in range(len(typical))]
+
+
+def names_by(trait: Trait) -> bool:
+    """Tell whether a trait could make a name: it has a medium effect, and what it promises holds of most."""
+    return abs(trait.difference) >= DIFFERENCE_MEDIUM and _part(trait) is not None
 
 
 def marks(attributes: Iterable[str]) -> list[str]:
@@ -306,7 +316,7 @@ def _is_lately(part: _Part) -> bool:
 def _part(trait: Trait) -> _Part | None:
     """Return how a name says a trait; None where it would promise more than holds of most of the segment.
 
-    A form's limit holds of most users, who are also beyond the number of all users, with which the trait compares.
+    A form's limit holds of most users; where it compares, they are also beyond the number of all users.
     """
     if trait.category is not None:
         words = place(trait.feature, trait.category)
@@ -324,10 +334,13 @@ def _part(trait: Trait) -> _Part | None:
         if not (is_of_most if high or way < 0 else trait.value <= FEW):
             return None
         value = 1 if high else min(way, 0)
-    elif value <= trait.overall if high else value >= trait.overall:
-        return None
+        is_beyond = True
+    else:
+        is_beyond = value > trait.overall if high else value < trait.overall
     forms = FORMS.get(quantity(trait.feature))
     if forms is None:
+        if not is_beyond:
+            return None
         words = f"with {'high' if high else 'low'} {trait.feature.replace('_', ' ')}"
         return _Part(trait, quantity(trait.feature), "", "", words)
     if trait.feature.endswith(("_rate", "_share")) and abs(trait.value - trait.overall) < POINTS_MIN:
@@ -338,9 +351,16 @@ def _part(trait: Trait) -> _Part | None:
     for form in forms.high if high else forms.low:
         if form.limit == 0 and (trait.statistic != "any" or (window_days or LATELY_DAYS) < LATELY_DAYS):
             continue  # "without" is of nearly all
-        if value >= form.limit if high else value <= form.limit:
+        if form.adjective == "active" and (window_days or ALL) > LATELY_DAYS:
+            continue
+        if (value >= form.limit if high else value <= form.limit) and (is_beyond or not _compares(form)):
             return _Part(trait, forms.topic, form.noun, form.adjective, form.after)
     return None
+
+
+def _compares(form: Form) -> bool:
+    words = f"{form.noun} {form.adjective} {form.after}".split()
+    return not np.isfinite(form.limit) or bool(COMPARING & set(words))
 
 
 def _composed(parts: Sequence[_Part]) -> Named | None:

@@ -346,7 +346,7 @@ class _Maker:
             stability=rounded(known.stability) if known else None,
             lineage=self._lineage(name),
             flags=list(known.flags) if known and is_shown else [],
-            suggestions=suggest(name, [one for one in told if not one.personal]),
+            suggestions=suggest(name, public),
             withheld=None if is_shown else self._why_withheld(size),
         )
 
