@@ -264,8 +264,8 @@ def _of_number(name: str, values: Matrix, compressed: Matrix, ends: NDArray[np.i
 
 def _of_most(values: Matrix, most: int, high: bool) -> float:
     """Return what so many values are at least, or at most."""
-    ordered = np.sort(values)
-    return float(ordered[-most] if high else ordered[most - 1])
+    place = len(values) - most if high else most - 1
+    return float(np.partition(values, place)[place])
 
 
 def statistics(values: Matrix) -> dict[Statistic, float]:

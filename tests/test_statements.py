@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache, partial
 from statistics import fmean, median
 from typing import Any
@@ -15,6 +16,7 @@ from features.snapshots import FEATURES, title
 from models.descriptions import Trait, summarise, traits
 from models.names import Named, names
 from models.populations import meaningful
+from models.segments import Segment
 from publish.report import differences
 from publish.report.groups import Counted, Groups
 
@@ -356,3 +358,13 @@ def test_the_drawn_shops_have_many_names() -> None:
     said = " ".join(one.name.lower() for seed in SEEDS for one in told(seed)[1])
 
     assert sum(words in said for words in (*PROMISES, *OF_NEARLY_ALL)) >= 8
+
+
+def test_the_summary_of_a_segment_of_an_older_version_is_said_anew() -> None:
+    trait = {"feature": "cart_abandonment_rate", "difference": 0.9, "statistic": "median", "value": 1.0, "overall": 0.0}
+    stored = {"segment_id": "S01", "name": "Cart abandoners", "size": 40, "share": 0.4, "stability": 0.9}
+    stored |= {"typical": [trait | {"category": None}], "summary": "All carts abandoned (all users: 0 %)"}
+
+    read = Segment.from_dict(stored)
+    assert read.summary == "Share of carts that were abandoned, median of users: 100 % (all users: 0 %)"
+    assert Segment.from_dict(asdict(read)) == read
