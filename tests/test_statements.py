@@ -304,7 +304,7 @@ PROMISES: dict[str, Callable[[User], bool]] = {
     "loyal": lambda user: user["tenure_days"] >= 90,
     "new ": lambda user: user["tenure_days"] <= 60,
     "frequent visitors": lambda user: user["session_count"] >= 4,
-    "active visitors": lambda user: user["session_count_28d"] >= 1,
+    r"(?<!less )(?<!in)active visitors": lambda user: user["session_count_28d"] >= 1,
     "with a cart": lambda user: user["cart_count"] >= 1,
     "returning": lambda user: user["session_count"] >= 2,
     "one-time": lambda user: user["active_day_count"] == 1,
@@ -343,7 +343,7 @@ def test_what_a_name_promises_holds_of_most_users(seed: int) -> None:
         own = [user for user, other in zip(users, kinds, strict=True) if other == kind]
         for least, promises in ((0.6, PROMISES), (0.9, OF_NEARLY_ALL)):
             for words, holds in promises.items():
-                if words in one.name.lower():
+                if re.search(words, one.name.lower()):
                     assert sum(map(holds, own)) >= least * len(own), one.name
         for trait in one.by:
             [alone] = names([[trait]], [1])
@@ -357,7 +357,7 @@ def test_what_a_name_promises_holds_of_most_users(seed: int) -> None:
 def test_the_drawn_shops_have_many_names() -> None:
     said = " ".join(one.name.lower() for seed in SEEDS for one in told(seed)[1])
 
-    assert sum(words in said for words in (*PROMISES, *OF_NEARLY_ALL)) >= 8
+    assert sum(re.search(words, said) is not None for words in (*PROMISES, *OF_NEARLY_ALL)) >= 8
 
 
 def test_the_summary_of_a_segment_of_an_older_version_is_said_anew() -> None:
