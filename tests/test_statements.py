@@ -19,6 +19,7 @@ from models.populations import meaningful
 from models.segments import Segment
 from publish.report import differences
 from publish.report.groups import Counted, Groups
+from publish.report.suggestions import suggest
 
 User = dict[str, Any]
 SEEDS = range(6)
@@ -352,6 +353,18 @@ def test_what_a_name_promises_holds_of_most_users(seed: int) -> None:
                 values = [user[trait.feature] for user in own]
                 beyond = [value is not None and sign * value > sign * trait.overall for value in values]
                 assert sum(beyond) >= 0.6 * len(own), (one.name, trait)
+
+
+def test_a_report_suggests_only_what_holds_of_most_users() -> None:
+    some = Trait("purchase_count", 0.9, "any", 0.3, 0.1)
+    most = Trait("purchase_count", 0.9, "any", 0.6, 0.1)
+    hardly = Trait("purchase_count", 0.4, "median", 2.0, 1.0)
+
+    assert [[one.title for one in suggest("S01", [trait])] for trait in (some, most, hardly)] == [
+        ["Watch"],
+        ["Thank and reward"],
+        ["Watch"],
+    ]
 
 
 def test_the_drawn_shops_have_many_names() -> None:
