@@ -419,17 +419,27 @@ def format_value(name: str, value: float) -> str:
     '17 min'
     >>> format_value("session_count", 1234.0), format_value("pages_per_session", 3.14159)
     ('1,234', '3.1')
+    >>> format_value("bounce_rate", 0.254), format_value("bounce_rate", 0.996), format_value("bounce_rate", 1.0)
+    ('25 %', '99.6 %', '100 %')
     """
     if value != value:
         return "–"
     if name.endswith(("_rate", "_share")):
-        return f"{value:.0%}".replace("%", " %")
+        return f"{_points(100 * value)} %"
     if name.endswith("_s"):
         minutes, seconds = divmod(round(value), 60)
         if minutes >= MINUTES_WITHOUT_SECONDS:
             return f"{round(value / 60):,} min"
         return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    return f"{value:,.0f}" if abs(value) >= 10 or float(value).is_integer() else f"{value:,.1f}"
+    decimals = 0 if abs(value) >= 10 or float(value).is_integer() else 1
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"  # -0.04 is 0.0
+
+
+def _points(value: float) -> str:
+    """Write per cent without decimals, or with as many, two at most, as tell some from none and most from all."""
+    texts = [f"{value:.{decimals}f}" for decimals in (0, 1, 2)]
+    beyond = "under 0.01" if value < 1 else "over 99.99"
+    return next((text for text in texts if value in (0, 100) or float(text) not in (0, 100)), beyond)
 
 
 def _days_between(earlier: ir.TimestampValue, later: ir.TimestampValue) -> ir.FloatingValue:

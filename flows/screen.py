@@ -12,6 +12,7 @@ from rich.text import Text
 
 from features.as_of import DAY, GIVEN, Decision
 from features.events import REASONS
+from features.snapshots import format_value
 from features.zones import write_instant
 from flows.configuration import LOCAL
 from flows.publish import Published
@@ -87,7 +88,7 @@ def show_segments(result: Result, console: Console) -> None:
             segment.segment_id,
             Text(segment.name),  # a name may have brackets, which would be markup
             f"{segment.users:,}",
-            f"{segment.share:.0%}".replace("%", " %"),
+            format_value("_share", segment.share),
             Text.assemble(segment.summary, *((f"\n{flag}", "yellow") for flag in segment.flags)),
         )
     console.print(table if result.scored.segments else Padding("none: no segments were found yet", (0, 0, 0, 2)))
@@ -103,7 +104,7 @@ def _show_rules(result: Result, console: Console) -> None:
         [
             Text(one.title, style="bold"),
             f"{one.users:,}",
-            Text(f"{one.share:.0%}".replace("%", " %")),
+            format_value("_share", one.share),
             Text((one.flag or "").partition(":")[0], style="yellow"),
         ]
         for one in scored.rules

@@ -8,15 +8,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.snapshots import quantity, title
-from models.descriptions import DIFFERENCE_MEDIUM, PLACES, Trait, place
+from features.snapshots import quantity, title, window_of
+from models.descriptions import DIFFERENCE_MEDIUM, MOST, PLACES, Trait, place
 
 KEPT_MIN = 0.5
 """The part of a trait's difference that must still be there for a name that was made of it to stay true."""
 POINTS_MIN = 0.15
 """By how much a rate must differ to make a name."""
-FEW, MOST = 0.1, 0.6
-"""A name says "without" of what at most so many users have, and "on mobile" of what at least so many are."""
+FEW = 0.1
+"""A name says "without" of what at most so many users have, as it says "on mobile" of what most are."""
+LATELY_DAYS = 28
+"""Who did nothing in fewer days is not inactive yet, nor active who came in more."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ FORMS = {
     "tenure_days": Forms("tenure", (Form(90, adjective="long-standing"),), (Form(60, adjective="new"),)),
     "session_count": Forms(
         "activity",
-        (Form(4, adjective="frequent"), Form(2, adjective="returning")),
+        (Form(4, adjective="frequent"), Form(2, adjective="returning"), Form(1, adjective="active")),
         (Form(1, adjective="one-time"), Form(12, adjective="occasional"), Form(ALL, adjective="less frequent")),
     ),
     "active_day_count": Forms(
         "activity",
-        (Form(4, adjective="frequent"), Form(2, adjective="returning")),
+        (Form(4, adjective="frequent"), Form(2, adjective="returning"), Form(1, adjective="active")),
         (Form(1, adjective="one-time"), Form(12, adjective="occasional"), Form(ALL, adjective="less frequent")),
     ),
     "session_trend": Forms("trend", (Form(0.2, adjective="increasingly active"),), (Form(-0.2, adjective="fading"),)),
@@ -76,7 +78,7 @@ FORMS = {
     "bounce_rate": Forms(
         "depth", (Form(QUARTER, after="who often leave at once"),), (Form(QUARTER, after="who look around"),)
     ),
-    "engaged_rate": Forms("depth", (Form(HALF, adjective="engaged"),), (Form(0.6, after="who often leave at once"),)),
+    "engaged_rate": Forms("depth", (Form(HALF, adjective="engaged"),), (Form(0.6, adjective="less engaged"),)),
     "item_count": Forms(
         "range", (Form(2, after="interested in many items"),), (Form(ALL, after="interested in few items"),)
     ),
@@ -88,7 +90,7 @@ FORMS = {
     "campaign_session_count": Forms("campaign", (Form(1, "campaign responders", after="drawn by campaigns"),)),
     "cart_count": Forms(
         "cart",
-        (Form(2, "cart fillers", after="with many carts"),),
+        (Form(2, "cart fillers", after="with many carts"), Form(1, after="with a cart")),
         (Form(0, after="without a cart"), Form(ALL, after="with few carts")),
     ),
     "cart_abandonment_rate": Forms(
@@ -108,8 +110,8 @@ FORMS = {
         ),
         (
             Form(0, after="without a purchase"),
-            Form(1, "one-time buyers", after="buying once"),
-            Form(ALL, "occasional buyers", after="buying seldom"),
+            Form(1, after="buying at most once"),
+            Form(ALL, after="buying less"),
         ),
     ),
     "purchase_recency_days": Forms(
@@ -120,7 +122,7 @@ FORMS = {
     "revenue_total": Forms(
         "buying",
         (Form(1, "big spenders", after="spending a lot"),),
-        (Form(0, after="without a purchase"), Form(ALL, "small spenders", after="spending little")),
+        (Form(0, after="without revenue"), Form(ALL, after="spending less")),
     ),
     "revenue_per_purchase": Forms(
         "basket",
@@ -130,7 +132,6 @@ FORMS = {
     "conversion_rate": Forms(
         "buying",
         (Form(HALF, "decisive buyers", after="buying on most visits"),),
-        (Form(0, after="without a purchase"),),
     ),
     "night_session_share": Forms(
         "hours", (Form(HALF, adjective="night", after="at night"),), (Form(0.1, adjective="daytime", after="by day"),)
@@ -149,6 +150,8 @@ NOT_LATELY = {
     "buying": Forms("buying", low=(Form(0, after="not buying lately"), Form(ALL, after="buying less lately"))),
 }
 """By topic, the forms of a low number in the last days, which says nothing of the time before."""
+COMPARING = {"big", "few", "less", "long", "lot", "many", "often", "short", "wide"}
+"""Words that compare: most users are then beyond the number of all users, too."""
 PARTS_MAX = 8
 TYPICAL = "Typical visitors"
 COMING = ("recency", "tenure", "trend", "activity")
@@ -164,6 +167,9 @@ CLASHES = (
     {"fading", "inactive"},
     {"lapsed", "inactive"},
     {"recent", "inactive"},
+    {"lapsed", "active"},
+    {"recent", "active"},
+    {"fading", "active"},
     {"recent", "past"},
     {"long-standing", "one-time"},
     {"inactive", "not buying lately"},
@@ -216,6 +222,11 @@ def names(
             named[int(i)] = next(one for one in _proposals(typical[i]) if one.name.casefold() not in used)
             used.add(named[int(i)].name.casefold())
     return [named[i] for i in range(len(typical))]
+
+
+def names_by(trait: Trait) -> bool:
+    """Tell whether a trait could make a name: it has a medium effect, and what it promises holds of most."""
+    return abs(trait.difference) >= DIFFERENCE_MEDIUM and _part(trait) is not None
 
 
 def marks(attributes: Iterable[str]) -> list[str]:
@@ -280,10 +291,10 @@ def _topic(trait: Trait) -> str:
 def _parts(traits: Sequence[Trait]) -> list[_Part]:
     """Return the traits that make a name, those that tell most first, one for each topic."""
     found = [part for part in map(_part, traits) if part is not None]
-    # Who has come for long, often and until lately is loyal.
+    # Who has come for long, often and lately is loyal.
     often = any(part.adjective == "frequent" or part.noun in ("frequent buyers", "repeat buyers") for part in found)
     away = any(_topic(trait) in ("recency", "trend") and _goes(trait) for trait in traits)
-    if often and not away:
+    if often and not away and any(map(_is_lately, found)):
         found = [part._replace(adjective="loyal") if part.adjective == "long-standing" else part for part in found]
     found.sort(key=lambda part: -part.weight)
     first = {part.topic: part for part in reversed(found)}
@@ -294,8 +305,19 @@ def _goes(trait: Trait) -> bool:
     return (trait.difference > 0) == (trait.feature == "recency_days")
 
 
+def _is_lately(part: _Part) -> bool:
+    """Tell whether a part of a name says that most users were there lately."""
+    trait = part.trait
+    if trait.feature in ("recency_days", "purchase_recency_days"):
+        return trait.difference < 0
+    return window_of(trait.feature) is not None and trait.difference > 0
+
+
 def _part(trait: Trait) -> _Part | None:
-    """Return how a name says a trait; None where it would promise more than holds of most of the segment."""
+    """Return how a name says a trait; None where it would promise more than holds of most of the segment.
+
+    A form's limit holds of most users; where it compares, they are also beyond the number of all users.
+    """
     if trait.category is not None:
         words = place(trait.feature, trait.category)
         after = words if trait.feature in PLACES else f"({words})"
@@ -305,23 +327,40 @@ def _part(trait: Trait) -> _Part | None:
             after = ""
         return _Part(trait, trait.feature, "", "", after) if after else None
     high = trait.difference > 0
+    value = trait.value if trait.of_most is None else trait.of_most
+    if trait.statistic in ("any", "below"):
+        way = -1 if trait.statistic == "below" else 1
+        is_of_most = trait.value >= MOST and (trait.of_most is None or way * trait.of_most > 0)
+        if not (is_of_most if high or way < 0 else trait.value <= FEW):
+            return None
+        value = 1 if high else min(way, 0)
+        is_beyond = True
+    else:
+        is_beyond = value > trait.overall if high else value < trait.overall
     forms = FORMS.get(quantity(trait.feature))
     if forms is None:
+        if not is_beyond:
+            return None
         words = f"with {'high' if high else 'low'} {trait.feature.replace('_', ' ')}"
         return _Part(trait, quantity(trait.feature), "", "", words)
-    value = trait.value
-    if trait.feature.endswith(("_rate", "_share")) and abs(value - trait.overall) < POINTS_MIN:
+    if trait.feature.endswith(("_rate", "_share")) and abs(trait.value - trait.overall) < POINTS_MIN:
         return None
-    if trait.statistic == "any":  # of most users something, or nothing of nearly all
-        if (high and value < MOST) or (not high and value > FEW):
-            return None
-        value = 1 if high else 0
-    if not high and forms.topic in NOT_LATELY and quantity(trait.feature) != trait.feature:
+    window_days = window_of(trait.feature)
+    if not high and forms.topic in NOT_LATELY and window_days is not None:
         forms = NOT_LATELY[forms.topic]
     for form in forms.high if high else forms.low:
-        if value >= form.limit if high else value <= form.limit:
+        if form.limit == 0 and (trait.statistic != "any" or (window_days or LATELY_DAYS) < LATELY_DAYS):
+            continue  # "without" is of nearly all
+        if form.adjective == "active" and (window_days or ALL) > LATELY_DAYS:
+            continue
+        if (value >= form.limit if high else value <= form.limit) and (is_beyond or not _compares(form)):
             return _Part(trait, forms.topic, form.noun, form.adjective, form.after)
     return None
+
+
+def _compares(form: Form) -> bool:
+    words = f"{form.noun} {form.adjective} {form.after}".split()
+    return not np.isfinite(form.limit) or bool(COMPARING & set(words))
 
 
 def _composed(parts: Sequence[_Part]) -> Named | None:

@@ -132,7 +132,7 @@ WORDS = {
     "active_day_count": Words("activity", "active on {} days", "active on no day", "active on 1 day"),
     "session_trend_28d": Words(
         "activity",
-        "{} sessions in the last 28 days than in the 28 before",
+        "{} in the 28 before",
         "as many sessions in the last 28 days as in the 28 before",
         "came in the last 28 days, and not in the 28 before",
         "no session in the last 56 days",
@@ -209,15 +209,33 @@ def _amount(name: str, value: float | str) -> str:
     if isinstance(value, str):
         return value
     if name.endswith("_days"):
-        days = f"{value:,.0f}"
-        return {"0": "less than a day", "1": "1 day"}.get(days, f"{days} days")
+        return in_days(value)
     if name.endswith(("_rate", "_share")):
-        rounded = "under 1 %" if 0 < value < 0.005 else "over 99 %" if 0.995 < value < 1 else format_value(name, value)
-        return "no" if value == 0 else "all" if value == 1 else f"{rounded} of"
+        return "no" if value == 0 else "all" if value == 1 else f"{format_value(name, value)} of"
     if name == "session_trend_28d":
-        change = (1 + value) / (1 - value) - 1
-        return f"{abs(change):,.0%} {'more' if change > 0 else 'fewer'}".replace("%", " %")
+        return _change((1 + value) / (1 - value))
     return format_value(name, value)
+
+
+def in_days(value: float) -> str:
+    """Write days, rounded to whole ones.
+
+    >>> in_days(34.2), in_days(1.4), in_days(0.3)
+    ('34 days', '1 day', 'less than a day')
+    """
+    days = f"{value:,.0f}"
+    return {"0": "less than a day", "1": "1 day"}.get(days, f"{days} days")
+
+
+def _change(times: float) -> str:
+    """Say how many times as many sessions there were in the last 28 days."""
+    if times == 0:
+        return "no session in the last 28 days but some"
+    if times >= 2:
+        return f"{format_value('times', times)} times as many sessions in the last 28 days as"
+    return f"{abs(times - 1):.0%} {'more' if times > 1 else 'fewer'} sessions in the last 28 days than".replace(
+        "%", " %"
+    )
 
 
 def _rounded(name: str, rows: pd.DataFrame) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from datetime import datetime
 from html import escape
 
+from features.snapshots import format_value
 from features.zones import write_instant
 from models.descriptions import Trait
 from models.pages import page, table
@@ -52,4 +53,4 @@ def _rule(rule: SegmentRule) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return format_value("_share", share)

@@ -63,9 +63,14 @@ class Segment:
 
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> "Segment":
-        """Return the segment that `asdict` told; what was not yet known when it was stored has its default."""
+        """Return the segment that `asdict` told; what was not yet known when it was stored has its default.
+
+        The summary of an older version is said anew: it told "all" of medians.
+        """
         traits = {name: tuple(Trait(**trait) for trait in told.get(name, ())) for name in ("typical", "named_by")}
         rule = SegmentRule(**told["rule"]) if told.get("rule") else None
+        if any("of_most" not in trait for trait in told.get("typical", ())):  # its summary took medians for shares
+            told = told | {"summary": descriptions.summarise(traits["typical"], traits["named_by"])}
         return cls(**(told | traits | {"rule": rule, "flags": tuple(told.get("flags", ()))}))
 
 

@@ -220,6 +220,25 @@ MUTANTS = {
         "    return str(path)\n",
         ("test_addresses",),
     ),
+    # Statements.
+    "a share is told by its median": Mutant(
+        "models/descriptions.py", 'options = ("mean",)', 'options = ("median",)', ("test_statements",)
+    ),
+    "a trend is told of those who are new": Mutant(
+        "models/populations.py",
+        ".where(tenure >= TREND_HISTORY_DAYS)",
+        ".where(tenure >= 0)",
+        ("test_statements",),
+    ),
+    "one visit is a habit": Mutant(
+        "models/populations.py", "HABIT_SESSIONS_MIN = 3", "HABIT_SESSIONS_MIN = 1", ("test_statements",)
+    ),
+    "a name promises what holds of the median user": Mutant(
+        "models/names.py",
+        "value = trait.value if trait.of_most is None else trait.of_most",
+        "value = trait.value",
+        ("test_statements", "test_names"),
+    ),
     # Suppression.
     "k users are too few to show": Mutant(
         "publish/report/suppression.py",

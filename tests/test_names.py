@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,7 +31,8 @@ def name(*typical: Trait) -> str:
     ("typical", "expected"),
     [
         ([trait("cart_abandonment_rate", 1.2, 0.9), category("device", "mobile")], "Cart abandoners on mobile"),
-        ([trait("purchase_count", 2.0), trait("tenure_days", 1.0, 300)], "Loyal frequent buyers"),
+        ([trait("purchase_count_90d", 2.0), trait("tenure_days", 1.0, 300)], "Loyal frequent buyers"),
+        ([trait("purchase_count", 2.0), trait("tenure_days", 1.0, 300)], "Long-standing frequent buyers"),
         ([trait("session_count", 1.0, 9.0), trait("night_session_share", 0.9, 0.7)], "Frequent night visitors"),
         ([trait("recency_days", 1.5, 90), trait("session_count", -1.0, 1.0)], "Lapsed one-time visitors"),
         ([trait("purchase_recency_days", 1.5, 90), trait("recency_days", 1.0, 60)], "Lapsed buyers"),
@@ -69,11 +72,56 @@ def test_a_name_promises_nothing_that_does_not_hold_of_most(one: Trait) -> None:
 
 
 def test_who_lately_did_not_buy_may_have_bought_before() -> None:
-    lately = trait("purchase_count_90d", -1.0, 0.0)
+    lately = Trait("purchase_count_90d", -1.0, "any", 0.02, 0.46)
 
     assert name(lately, category("device", "iOS")) == "Visitors on iOS"
     assert name(lately) == "Visitors not buying lately"
-    assert name(trait("purchase_count", -2.0, 0.0)) == "Visitors without a purchase"
+    assert name(Trait("purchase_count", -2.0, "any", 0.02, 0.46)) == "Visitors without a purchase"
+
+
+def test_who_did_nothing_for_some_days_is_not_inactive() -> None:
+    assert name(Trait("session_count_28d", -1.0, "any", 0.02, 0.46)) == "Inactive visitors"
+    assert name(Trait("session_count_7d", -1.0, "any", 0.02, 0.46)) == "Less active visitors"
+
+
+def test_without_is_said_of_nearly_all_and_not_of_the_median_user() -> None:
+    assert name(Trait("purchase_count", -1.0, "any", 0.11, 0.46)) == "Other visitors"
+    assert name(trait("purchase_count", -1.0, 0.0)) == "Visitors buying at most once"
+
+
+def test_what_was_bought_may_have_been_returned() -> None:
+    assert name(Trait("revenue_total", -2.0, "any", 0.02, 0.9)) == "Visitors without revenue"
+
+
+def test_who_is_seldom_engaged_need_not_leave_at_once() -> None:
+    assert name(Trait("engaged_rate", -1.0, "mean", 0.4, 0.8)) == "Less engaged visitors"
+    assert name(Trait("bounce_rate", 1.0, "mean", 0.6, 0.2)) == "Visitors who often leave at once"
+
+
+@pytest.mark.parametrize(
+    ("one", "of_most", "holds"),
+    [
+        (Trait("cart_abandonment_rate", 1.2, "mean", 0.6, 0.3), 0.5, "Cart abandoners"),
+        (Trait("cart_abandonment_rate", 1.2, "mean", 0.6, 0.3), 0.4, "Other visitors"),
+        (Trait("recency_days", 1.2, "median", 40.0, 9.0), 28.0, "Lapsed visitors"),
+        (Trait("recency_days", 1.2, "median", 40.0, 9.0), 27.0, "Other visitors"),
+        (Trait("session_count", -1.2, "median", 1.0, 5.0), 1.0, "One-time visitors"),
+        (Trait("session_count", -1.2, "median", 1.0, 5.0), 2.0, "Occasional visitors"),
+        (Trait("duration_median_s", -1.2, "median", 50.0, 90.0), 89.0, "Visitors with short sessions"),
+        (Trait("duration_median_s", -1.2, "median", 50.0, 90.0), 90.0, "Other visitors"),
+        (Trait("search_count", 1.2, "median", 7.0, 3.0), 4.0, "Visitors who search a lot"),
+        (Trait("search_count", 1.2, "median", 7.0, 3.0), 3.0, "Other visitors"),
+        (Trait("session_count_28d", 1.2, "median", 2.0, 1.0), 1.0, "Active visitors"),
+        (Trait("session_count_90d", 1.2, "median", 2.0, 1.0), 1.0, "Other visitors"),
+        (Trait("session_trend_28d", -1.2, "below", 0.7, 0.2), -0.1, "Fading visitors"),
+        (Trait("session_trend_28d", -1.2, "below", 0.7, 0.2), 0.0, "Other visitors"),
+        (Trait("session_trend_28d", 1.2, "any", 0.7, 0.2), 0.1, "Increasingly active visitors"),
+        (Trait("support_visit_count", 1.2, "any", 0.6, 0.1), 1.0, "Support seekers"),
+        (Trait("support_visit_count", 1.2, "any", 0.59, 0.1), 0.0, "Other visitors"),
+    ],
+)
+def test_a_name_promises_what_holds_of_sixty_per_cent_of_all_users(one: Trait, of_most: float, holds: str) -> None:
+    assert name(replace(one, of_most=of_most)) == holds
 
 
 def test_who_seldom_came_lately_is_not_a_one_time_visitor() -> None:
@@ -82,9 +130,10 @@ def test_who_seldom_came_lately_is_not_a_one_time_visitor() -> None:
 
 
 def test_who_has_come_for_long_but_stays_away_is_not_loyal() -> None:
-    often = [trait("session_count", 0.9, 9.0), trait("tenure_days", 1.0, 300)]
+    often = [trait("session_count_90d", 0.9, 9.0), trait("tenure_days", 1.0, 300)]
 
     assert name(*often) == "Loyal frequent visitors"
+    assert name(trait("session_count", 0.9, 9.0), often[1]) == "Long-standing frequent visitors"  # or was, long ago
     assert "oyal" not in name(*often, trait("recency_days", 0.6, 20))
 
 

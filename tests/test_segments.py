@@ -191,7 +191,7 @@ def test_a_segment_is_described_by_its_name_summary_traits_and_rule(three: Segme
     buyers = describe(three).iloc[1]
 
     assert buyers["segment_name"] == "Frequent buyers"
-    assert buyers["summary"] == "19 purchases (all users: 0), 10 % of sessions at night (24 %)"
+    assert buyers["summary"] == "19 purchases (all users: 0)"
     assert buyers["typical"][0] == "purchases: 19 (all users: 0)"
     assert (buyers["rule"], buyers["rule_precision"], buyers["rule_recall"]) == ("purchase_count > 9", 1, 1)
     assert buyers["flags"] == []
@@ -276,7 +276,7 @@ def test_a_segment_keeps_the_name_it_had_while_it_is_true(three: SegmentModel) -
 
     [_, again, _] = sorted(keep_names(weaker, three).segments, key=lambda one: one.segment_id)
     assert (again.name, again.named_by) == (buyers.name, buyers.named_by)
-    assert again.summary == "4 purchases (all users: 0), 10 % of sessions at night (24 %)"
+    assert again.summary == "4 purchases (all users: 0)"
 
 
 def test_a_name_that_somebody_gave_to_another_segment_is_not_used(three: SegmentModel) -> None:

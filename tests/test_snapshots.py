@@ -877,6 +877,10 @@ def test_a_value_in_words_has_the_title_before_it() -> None:
         ("recency_days", float("nan"), "–"),
         ("bounce_rate", 0.0, "0 %"),
         ("bounce_rate", 0.254, "25 %"),
+        ("bounce_rate", 0.004, "0.4 %"),  # some is not none
+        ("bounce_rate", 0.996, "99.6 %"),  # and most is not all
+        ("bounce_rate", 0.00001, "under 0.01 %"),
+        ("bounce_rate", 0.99999, "over 99.99 %"),
         ("night_session_share", 1.0, "100 %"),
         ("duration_mean_s", 0.0, "0 s"),
         ("duration_mean_s", 59.4, "59 s"),
@@ -887,6 +891,7 @@ def test_a_value_in_words_has_the_title_before_it() -> None:
         ("pages_per_session", 3.14159, "3.1"),
         ("pages_per_session", 31.4159, "31"),
         ("session_trend_28d", -0.5, "-0.5"),
+        ("session_trend_28d", -0.04, "0.0"),
         ("revenue_total", -1234.56, "-1,235"),
     ],
 )

@@ -105,8 +105,9 @@ class Metric(Content):
 class Difference(Content):
     """What is typical of a segment: a feature's value here and among everyone else.
 
-    `statistic` says what the values are: median, mean, "any": the share of users above 0, or "share": that with this
-    `category` of a text column; of shares there are intervals. `difference` is that of means in standard deviations
+    `statistic` says what the values are: median, mean, "any": the share of users above 0, "below": of those below 0, or
+    "share": that with this `category` of a text column; of shares there are intervals. `among` says of whom they are,
+    where the feature does not apply to all users. `difference` is that of means in standard deviations
     (as Cohen's d): 0.2 is small, 0.5 medium, 0.8 large. `q` is the share of false ones among differences as sure as
     this one (Benjamini and Hochberg 1995); only those of at most 0.05 are told. `words` say it in a line, and `clause`
     as a part of a sentence.
@@ -115,7 +116,7 @@ class Difference(Content):
     feature: str
     category: str | None
     title: str
-    statistic: Literal["median", "mean", "any", "share"]
+    statistic: Literal["median", "mean", "any", "below", "share"]
     here: Estimate
     others: Estimate
     here_text: str
@@ -124,6 +125,7 @@ class Difference(Content):
     q: float
     words: str
     clause: str
+    among: str | None = None
     personal: bool = False
 
 

@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from models import descriptions
+from models import descriptions, populations
 from models.comparison import OTHERS
-from models.descriptions import DIFFERENCE_SMALL, OTHERS_SHARE, SAMPLE_MAX, TYPICAL_SHARE, Trait, cut
+from models.descriptions import DIFFERENCE_SMALL, KNOWN_MIN, MOST, OTHERS_SHARE, SAMPLE_MAX, TYPICAL_SHARE, Trait, cut
 from publish.report.content import Difference, Estimate
 from publish.report.groups import Counted, Groups
 from publish.report.metrics import rounded, share
@@ -50,8 +50,9 @@ def find(
 ) -> dict[str, list[Difference]]:
     """Return what is typical of each segment that is shown, the strongest first.
 
-    `snapshot` has the features of the groups' users, in their order; `texts` the values and counts of text columns, and
-    `may_tell` counts a feature's users by whether it is above 0, not, or null: what is hidden of both is not told.
+    `snapshot` has the features of the groups' users, in their order, as `models.populations.meaningful` leaves them;
+    `texts` the values and counts of text columns, and `may_tell` counts a feature's users by whether it is above 0,
+    not, or null: what is hidden of both is not told.
     """
     compressed = {
         name: values
@@ -97,7 +98,7 @@ def _test_numbers(compressed: Mapping[str, Values], groups: Groups) -> dict[str,
                     errors[0] ** 2 / (here[0] - 1) + errors[1] ** 2 / (others[0] - 1)
                 )
                 p = 2 * stats.t.sf(np.abs(t), freedom)
-            known = (2 * here[0] >= groups.sizes[segment_id]) & (here[0] >= groups.k) & (others[0] >= groups.k)
+            known = (here[0] >= MOST * groups.sizes[segment_id]) & (here[0] >= groups.k) & (others[0] >= groups.k)
             for i in np.flatnonzero(known & np.isfinite(p)):
                 tested[segment_id].append(_Tested(some[i], float(means[0][i] - means[1][i]), float(p[i])))
     return tested
@@ -117,13 +118,16 @@ def _test_texts(name: str, values: Sequence[str | None], counted: Counted, group
         here, hidden = counted.segments[segment_id], counted.hidden[segment_id] | counted.everyone_hidden
         others = counted.everyone - here
         n, m = int(here[known].sum()), int(others[known].sum())
+        size = groups.sizes[segment_id]
         found[segment_id] = []
-        if not n or not m or 2 * n < groups.sizes[segment_id] or hidden[~known].any():
+        if not n or not m or n < MOST * size or hidden[~known].any():
             continue
         for i in map(int, np.flatnonzero(single & ~hidden)):
             one, other, overall = here[i] / n, others[i] / m, (here[i] + others[i]) / (n + m)
             spread = np.sqrt(overall * (1 - overall))
-            is_typical = one >= TYPICAL_SHARE if one > other else other >= OTHERS_SHARE
+            is_typical = here[i] >= TYPICAL_SHARE * size
+            if one < other:
+                is_typical = others[i] >= OTHERS_SHARE * (groups.user_count - size) and n >= KNOWN_MIN * size
             if spread > 0 and is_typical:
                 difference = (one - other) / spread
                 p = 2 * stats.norm.sf(abs(difference) / np.sqrt(1 / n + 1 / m))
@@ -159,18 +163,20 @@ def _tell(
             values = snapshot[one.feature].to_numpy()
             here, others = (part[np.isfinite(part)] for part in (values[is_here], values[~is_here]))
             trait = descriptions.trait(
-                one.feature, one.difference, descriptions.statistics(here), descriptions.statistics(others)
+                one.feature,
+                one.difference,
+                descriptions.statistics(here),
+                descriptions.statistics(others),
+                populations.whom(one.feature, np.isfinite(values)),
             )
             if trait is None:
                 continue
-            if trait.statistic == "any" and (counted.hidden[segment_id].any() or counted.everyone_hidden.any()):
+            is_counted = trait.statistic in ("any", "below") or one.feature.endswith(("_rate", "_share"))
+            if is_counted and (counted.hidden[segment_id].any() or counted.everyone_hidden.any()):
                 continue
             counts = len(here), len(others)
         else:
-            n, m = (
-                int(np.count_nonzero(snapshot[one.feature].notna().to_numpy() & part)) for part in (is_here, ~is_here)
-            )
-            counts = n, m
+            n, m = counts = int(is_here.sum()), int((~is_here).sum())
             trait = Trait(one.feature, one.difference, "share", one.here / n, one.others / m, one.category)
             if not trait.is_telling():
                 continue
@@ -179,7 +185,7 @@ def _tell(
 
 
 def _in_words(trait: Trait, q: float, counts: tuple[int, int], is_personal: bool) -> Difference:
-    is_share = trait.statistic in ("any", "share")
+    is_share = trait.statistic in ("any", "below", "share")
     here, others = (
         share(value, count) if is_share else Estimate(value=rounded(value))
         for value, count in zip((trait.value, trait.overall), counts, strict=True)
@@ -198,10 +204,12 @@ def _in_words(trait: Trait, q: float, counts: tuple[int, int], is_personal: bool
         q=rounded(q),
         words=f"{trait.what()}: {here_text} (everyone else: {others_text})",
         clause=trait.clause(),
+        among=trait.among,
         personal=is_personal,
     )
 
 
 def to_trait(told: Difference) -> Trait:
     """Return the trait that a difference tells, compared with everyone else."""
-    return Trait(told.feature, told.difference, told.statistic, told.here.value, told.others.value, told.category)
+    values = told.here.value, told.others.value
+    return Trait(told.feature, told.difference, told.statistic, *values, told.category, told.among)

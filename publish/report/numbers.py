@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import ibis.expr.types as ir
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.labels import Label
 from features.snapshots import FAVOURITES, title
-from models import descriptions, rules
+from models import descriptions, populations, rules
 from models.comparison import OTHERS, VALUES_MAX
 from models.condition_words import in_words
 from models.descriptions import cut
@@ -122,7 +122,7 @@ class _Maker:
         self.groups = Groups(list(names), list(named), members, self.k)
         self.names = {**names, **{name: rule["title"] for name, rule in named.items()}}
         self.known = {one.segment_id: one for one in source.discovered.segments} if source.discovered else {}
-        self.may_tell = cache(self._may_tell)
+        self.may_tell = cache(partial(self._may_tell, self.snapshot))
 
     def make(self) -> tuple[Report, pa.Table]:
         source, version, groups = self.source, self.source.version, self.groups
@@ -131,7 +131,9 @@ class _Maker:
         measured = metrics.measure(self.activity, groups, source.day_level)
         texts = {name: self._count_texts(name) for name in (*FAVOURITES, *source.attributes) if name in self.snapshot}
         breakdowns = self._breakdowns(texts)
-        typical = differences.find(self.snapshot, groups, texts, self.may_tell, self.personal)
+        meaningful = populations.meaningful(self.snapshot)
+        may_tell = cache(partial(self._may_tell, meaningful))
+        typical = differences.find(meaningful, groups, texts, may_tell, self.personal)
         active = self._active()
         all_changes, changes = self._changes()
         propensities = measure_propensities(self.users, groups, source.labels, source.trained, withheld)
@@ -344,7 +346,7 @@ class _Maker:
             stability=rounded(known.stability) if known else None,
             lineage=self._lineage(name),
             flags=list(known.flags) if known and is_shown else [],
-            suggestions=suggest(name, [one for one in told if not one.personal]),
+            suggestions=suggest(name, public),
             withheld=None if is_shown else self._why_withheld(size),
         )
 
@@ -437,11 +439,12 @@ class _Maker:
             counts.setdefault(row["segment_id"], {})[row["change"] == ENTERED, row["reason"]] = row["users"]
         return count_changes(counts, self.groups, REASONS, before.version, before.as_of.astimezone(UTC))
 
-    def _may_tell(self, feature: str) -> Counted:
-        """Count users by whether a feature is above 0, not above 0, or null."""
-        values = self.snapshot[feature].to_numpy()
-        known = np.isfinite(values)
-        return self.groups.count_values(np.select([~known, values > 0], [2, 0], 1), 3)
+    def _may_tell(self, snapshot: pd.DataFrame, feature: str) -> Counted:
+        """Count users by whether a feature is above 0, not above 0, or null; of a trend, also by a fall."""
+        values = snapshot[feature].to_numpy()
+        is_below = (values < 0) & (feature == populations.TREND)
+        codes = np.select([~np.isfinite(values), values > 0, is_below], [2, 0, 3], 1)
+        return self.groups.count_values(codes, 4 if feature == populations.TREND else 3)
 
     def _withheld(self, segments: Collection[Segment], listed: int) -> list[str]:
         notes = []

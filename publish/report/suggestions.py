@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
-from publish.report.content import Difference, Suggestion
+from models.descriptions import Trait
+from models.names import names_by
+from publish.report.content import Suggestion
 
 TEXTS = {
     "cart": Suggestion(
@@ -102,13 +104,14 @@ OF_FEATURES = (
 KINDS_MAX = 2
 
 
-def suggest(segment_id: str, typical: Iterable[Difference]) -> list[Suggestion]:
+def suggest(segment_id: str, typical: Iterable[Trait]) -> list[Suggestion]:
     """Return what a segment is good for: by its rule, where that is shipped, or else by what is typical, at most two.
 
-    `typical` has the strongest difference first.
+    `typical` has the strongest trait first. Only what could name the segment counts, since suggestions speak of all its
+    users.
     """
     kinds = [OF_RULES[segment_id]] if segment_id in OF_RULES else []
-    for one in typical if not kinds else ():
+    for one in filter(names_by, typical) if not kinds else ():
         if one.feature == "tenure_days" and one.difference < 0:
             kinds.append("new")
         elif one.difference > 0:
