@@ -40,7 +40,7 @@ from features.values import is_no_day
 MATTERS = ("event_name", "page", "revenue", "source", "campaign", "device", "country")
 """The columns of EVENTS that sessions are made of, beside the id, the user and the time."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DEFINITION = 1
+DEFINITION = 2
 """Counts up when sessions are made in another way: those of before are then made anew."""
 BYTES_PER_EVENT = 500
 MOST_EVENTS_IN_CHUNK = 2_000_000

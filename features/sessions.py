@@ -37,8 +37,8 @@ SESSIONS = Table(
             "cart_add_count": "!int64",
             "purchase_count": "!int64",
             "revenue": "!float64",
-            "bounced": "!boolean",
-            "engaged": "!boolean",
+            "bounced": "boolean",
+            "engaged": "boolean",
             "converted": "!boolean",
             "cart_abandoned": "boolean",
             "entry_page": "string",
@@ -51,6 +51,7 @@ SESSIONS = Table(
     ),
     key=("session_id",),
     partition="day of started_at",
+    contract=2,
 )
 
 CAP = timedelta(hours=24)
@@ -62,6 +63,8 @@ COUNTED = {
     "cart_add_count": ADD_TO_CART,
     "purchase_count": PURCHASE,
 }
+SUMMED = {**COUNTED, "refund_count": REFUND}
+"""What an interval counts: refunds are no column of SESSIONS, but tell that a session is no bounce."""
 OF_FIRST_EVENT = ("event_id", "source", "campaign", "device", "country")
 MICROS = dt.Decimal(38, 0)
 NULLS_LAST = "ASC NULLS LAST"
@@ -92,6 +95,10 @@ def sessionize(events: ir.Table, gap: timedelta) -> ir.Table:
     hours from its first event; the next event begins a new one. Equal times are ordered by event_id. Source, campaign,
     device and country are those of the first event (null: it had none), entry and exit page those of the first and
     last event that have a page. A session's id derives from its user and its first event.
+
+    `engaged` is a session that is longer than 10 s or has two page views or a purchase. Where it has no page view and
+    all of it is at one instant, nothing tells of the opposite: null. `bounced` is one page view and not engaged, and no
+    refund in it; null without a page view.
     """
     closed, _ = advance(chains_of(events, gap), events, None, None, gap)
     return closed
@@ -188,7 +195,7 @@ def _slots(events: ir.Table, gap: timedelta) -> ir.Table:
 
 def _aggregate(events: ir.Table, keys: list[str]) -> ir.Table:
     order = sort_key(events.occurred_at, NULLS_LAST, events.event_id, NULLS_LAST)
-    counts = {name: (events.event_name == event_name).sum() for name, event_name in COUNTED.items()}
+    counts = {name: (events.event_name == event_name).sum() for name, event_name in SUMMED.items()}
     # Sources write refunds with either sign; a refund always counts against revenue.
     earned = ibis.cases(
         (events.event_name == PURCHASE, events.revenue), (events.event_name == REFUND, -events.revenue.abs())
@@ -228,7 +235,7 @@ def _fuse(intervals: ir.Table, gap: timedelta) -> ir.Table:
     members = materialize(members.select("user_id", "started_at", chain=chain))
     alone = intervals.anti_join(members, ["user_id", "started_at"])
     chained = intervals.inner_join(members, ["user_id", "started_at"])
-    sums = {name: chained[name].sum().cast("int64") for name in ("event_count", *COUNTED)}
+    sums = {name: chained[name].sum().cast("int64") for name in ("event_count", *SUMMED)}
     fused = chained.group_by(["user_id", "chain"]).agg(
         started_at=chained.started_at.min(),
         ended_at=chained.ended_at.max(),
@@ -266,15 +273,16 @@ def _measure(intervals: ir.Table) -> ir.Table:
     duration_s = us_between(intervals.started_at, intervals.ended_at) / 1_000_000
     converted = intervals.purchase_count > 0
     engaged = (duration_s > ENGAGED_AFTER_S) | (intervals.page_view_count >= 2) | converted
-    only_one = (intervals.page_view_count == 1) | (intervals.event_count == 1)
+    with_page = intervals.page_view_count > 0
+    bounced = (intervals.page_view_count == 1) & ~engaged & (intervals.refund_count == 0)
     with_cart = intervals.cart_add_count > 0
     return intervals.mutate(
         session_id=(intervals.user_id + "\x1f" + first.event_id).hexdigest("md5"),
         duration_s=duration_s,
         revenue=intervals.revenue_micros.cast("float64") / 1_000_000,
         converted=converted,
-        engaged=engaged,
-        bounced=only_one & ~engaged,
+        engaged=ibis.ifelse(engaged | with_page | (duration_s > 0), engaged, ibis.null("boolean")),
+        bounced=ibis.ifelse(with_page, bounced, ibis.null("boolean")),
         cart_abandoned=ibis.ifelse(with_cart, ~converted, ibis.null("boolean")),
         source=first.source,
         campaign=first.campaign,
