@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 
 from features.addresses import literal
 from features.engines import DuckDB
-from features.sessions import SUMMED, OF_FIRST_EVENT, us
+from features.sessions import OF_FIRST_EVENT, SUMMED, us
 from features.table import MATERIALIZED
 
 WORKERS = 2

@@ -331,8 +331,8 @@ def take_snapshots(
     """Take SNAPSHOTS at `instants`: at each, one row for every user with a session before it.
 
     Only what was known at an instant counts: events with `occurred_at < as_of` and `ingested_at <= as_of`. Hours, days
-    and weekends are those of `time_zone`. `day_level` sources have no times of day, so what needs one, or a length, is null.
-    Attributes have no history: they are taken as they are.
+    and weekends are those of `time_zone`. `day_level` sources have no times of day, so what needs one is null, or a
+    length of sessions. Attributes have no history: they are taken as they are.
 
     What instants have in common is done once. Yields instants and their rows: in order, as many at once as are no
     strain on memory.

@@ -18,8 +18,8 @@ from features.events import EVENTS
 from features.files import FILES, fingerprint
 from features.first_ids import FIRST_COLUMNS
 from features.lake import Lake
-from features.sources import Source
 from features.sessions import SESSIONS
+from features.sources import Source
 from features.table import Table, stack
 
 

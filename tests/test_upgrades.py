@@ -206,19 +206,18 @@ def test_a_session_without_page_views_no_longer_tells_of_a_bounce_and_all_else_i
 def test_sessions_of_before_become_what_sessionizing_gives(engine: DuckDB) -> None:
     acts = [
         *(("login", "01T10:00:00"), ("login", "02T10:00:00"), ("click", "02T10:00:05"), ("purchase", "03T10:00:00")),
-        *(("refund", "04T10:00:00"), ("page_view", "05T10:00:00"), ("page_view", "06T10:00:00"), ("click", "06T11:00")),
+        *(("refund", "04T10:00:00"), ("page_view", "05T10:00:00"), ("page_view", "06T10:00:00"), ("click", "06T10:11")),
     ]
     rows = [{"event_name": name, "occurred_at": f"2024-03-{time}"} for name, time in acts]
     events = events_of(engine, rows)
     sessions = sessionize(events, timedelta(minutes=30))
     engaged = (sessions.duration_s > 10) | (sessions.page_view_count >= 2) | sessions.converted
     only_one = (sessions.page_view_count == 1) | (sessions.event_count == 1)
+    columns = {name: name for name in ("user_id", "occurred_at", "event_name")}
+    beside = Beside(Source.model_validate({"files": "a.csv", "columns": columns}), "UTC", events)
     [step] = [steps[0] for table, steps in STEPS if table is SESSIONS]
 
-    stepped = step(
-        sessions.mutate(engaged=engaged, bounced=only_one & ~engaged),
-        Beside(Source.model_validate({"files": "a.csv", "columns": {}}), "UTC", events),
-    )
+    stepped = step(sessions.mutate(engaged=engaged, bounced=only_one & ~engaged), beside)
 
     now = sessions.order_by("started_at").to_pyarrow().to_pylist()
     assert stepped.order_by("started_at").to_pyarrow().to_pylist() == now
