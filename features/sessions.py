@@ -88,7 +88,7 @@ class SessionSettings(Settings):
         return max(timedelta(minutes=self.gap_minutes), timedelta(microseconds=1))
 
 
-def sessionize(events: ir.Table, gap: timedelta) -> ir.Table:
+def sessionize(events: ir.Table, gap: timedelta, day_level: bool = False) -> ir.Table:
     """Group EVENTS into SESSIONS.
 
     A pause of exactly `gap` stays in the session, a longer one ends it, midnight does not. A session lasts at most 24
@@ -98,10 +98,10 @@ def sessionize(events: ir.Table, gap: timedelta) -> ir.Table:
 
     `engaged` is a session that is longer than 10 s or has two page views or a purchase. Where it has no page view and
     all of it is at one instant, nothing tells of the opposite: null. `bounced` is one page view and not engaged, and no
-    refund in it; null without a page view.
+    refund in it; null without a page view. `day_level` says that the source has days, not times, and so no lengths.
     """
     closed, _ = advance(chains_of(events, gap), events, None, None, gap)
-    return closed
+    return leave_lengths_open(closed) if day_level else closed
 
 
 def chains_of(events: ir.Table, gap: timedelta) -> ir.Table:
@@ -162,7 +162,9 @@ def within(events: ir.Table, intervals: ir.Table) -> ir.Table:
     return inside.select(*events.columns, "interval_started_at")
 
 
-def sessions_at(events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta) -> ir.Table:
+def sessions_at(
+    events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta, day_level: bool = False
+) -> ir.Table:
     """Return SESSIONS as they were known at an instant, from all EVENTS and their SESSIONS.
 
     An instant cuts a session that spans it, and an event that was ingested later was not known: the sessions of users
@@ -174,7 +176,15 @@ def sessions_at(events: ir.Table, sessions: ir.Table, as_of: datetime, gap: time
     spanning = sessions.filter(sessions.started_at < instant, sessions.ended_at >= instant).select("user_id")
     touched = stack(late, spanning).distinct()
     untouched = sessions.filter(sessions.ended_at < instant).anti_join(touched, "user_id")
-    return stack(SESSIONS.check(untouched), sessionize(known.semi_join(touched, "user_id"), gap))
+    return stack(SESSIONS.check(untouched), sessionize(known.semi_join(touched, "user_id"), gap, day_level))
+
+
+def leave_lengths_open(sessions: ir.Table) -> ir.Table:
+    """Return SESSIONS of a source that has days, not times: they have no length that would tell what they were not.
+
+    `engaged` is true by pages or a purchase, or null, and `bounced` false or null.
+    """
+    return sessions.mutate(bounced=sessions.bounced.nullif(True), engaged=sessions.engaged.nullif(False))
 
 
 def micros(amount: ir.FloatingValue) -> ir.DecimalValue:

@@ -446,7 +446,7 @@ def _describe(sessions: ir.Table, time_zone: str, day_level: bool, *further: str
     duration_us = epoch_us(sessions.ended_at) - epoch_us(sessions.started_at)
     return sessions.select(
         *("user_id", *further, "started_at", "ended_at", "converted", "cart_abandoned"),
-        # Days have no lengths, and without one a single page view tells of no bounce.
+        # Of days it is never known that a session bounced, or was not engaged: there is no telling how many.
         **{name: ibis.null("boolean") if day_level else sessions[name] for name in ("bounced", "engaged")},
         **{name: sessions[name].cast("int32") for name in COUNTS},
         revenue_micros=micros(sessions.revenue),

@@ -69,7 +69,6 @@ def render_user(
         scores=scores,
         attributes=attributes,
         sessions=sessions,
-        bounces_known=any(one.name == "bounce_rate" for one in report.overview.metrics),
         timeline=_timeline(sessions or (), report.as_of),
         shown=shorten,
         instant=partial(write_instant, time_zone=report.time_zone),
