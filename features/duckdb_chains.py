@@ -16,14 +16,14 @@ import ibis.expr.types as ir
 
 from features.addresses import literal
 from features.engines import DuckDB
-from features.sessions import COUNTED, OF_FIRST_EVENT, us
+from features.sessions import OF_FIRST_EVENT, SUMMED, us
 from features.table import MATERIALIZED
 
 WORKERS = 2
 YEAR_ZERO_US = -62_167_219_200_000_000
 KEY = "create_sort_key(occurred_at, 'ASC NULLS LAST', event_id, 'ASC NULLS LAST')"
 EARNED = "CASE WHEN event_name = 'purchase' THEN revenue WHEN event_name = 'refund' THEN -abs(revenue) END"
-COUNTS = ("event_count", *COUNTED)
+COUNTS = ("event_count", *SUMMED)
 SUMS = ", ".join(
     [*(f"sum({name})::BIGINT AS {name}" for name in COUNTS), "sum(revenue_micros)::DECIMAL(38, 0) AS revenue_micros"]
 )
@@ -38,7 +38,7 @@ SELECT
     min(occurred_at) AS started_at,
     max(occurred_at) AS ended_at,
     count(*) AS event_count,
-    {", ".join(f"count(*) FILTER (event_name = '{event_name}') AS {name}" for name, event_name in COUNTED.items())},
+    {", ".join(f"count(*) FILTER (event_name = '{event_name}') AS {name}" for name, event_name in SUMMED.items())},
     coalesce(sum(round({EARNED} * 1000000, 0)::BIGINT), 0)::DECIMAL(38, 0) AS revenue_micros,
     {", ".join(f"arg_min_null({name}, key) AS first_{name}" for name in OF_FIRST_EVENT)},
     arg_min(page, key) AS entry_page,  -- skips nulls

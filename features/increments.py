@@ -28,6 +28,7 @@ from features.sessions import (
     advance,
     chains_of,
     continue_chains,
+    leave_lengths_open,
     lookback,
     sessionize,
     us,
@@ -40,7 +41,7 @@ from features.values import is_no_day
 MATTERS = ("event_name", "page", "revenue", "source", "campaign", "device", "country")
 """The columns of EVENTS that sessions are made of, beside the id, the user and the time."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DEFINITION = 1
+DEFINITION = 2
 """Counts up when sessions are made in another way: those of before are then made anew."""
 BYTES_PER_EVENT = 500
 MOST_EVENTS_IN_CHUNK = 2_000_000
@@ -86,24 +87,27 @@ def content_hash(content: ir.StructValue) -> ir.IntegerValue:
     """Return a hash that is the same within a run; the engines say which."""
 
 
-def update_sessions(lake: Lake, gap: timedelta, on_progress: Progress = lambda day, last_day: None) -> Sessionized:
+def update_sessions(
+    lake: Lake, gap: timedelta, on_progress: Progress = lambda day, last_day: None, day_level: bool = False
+) -> Sessionized:
     """Make SESSIONS what the EVENTS of a lake say: those that changed events touch, or all.
 
     All are made anew, by chunks of days that fit into memory, where there are none, the gap or the definition is
     another, most days changed, or the events of then are no longer known. Either way the table is the same.
+    `day_level` says that the source has days, not times.
     Raises ContractError where events of an earlier release are of no instant, which an ingest rejects.
     """
     if any(is_no_day(day) for day in lake.partitions(EVENTS)):
         raise ContractError(
             f"{EVENTS.name}: some are of times out of range; run `habitus ingest CONFIG`, which rejects them"
         )
-    days = _days_to_revise(lake, gap)
-    return _rebuild(lake, gap, on_progress) if days is None else _revise(lake, gap, days)
+    days = _days_to_revise(lake, gap, day_level)
+    return _rebuild(lake, gap, day_level, on_progress) if days is None else _revise(lake, gap, day_level, days)
 
 
-def is_current(lake: Lake, gap: timedelta) -> bool:
-    """Tell whether the SESSIONS of a lake are those of its EVENTS and this gap."""
-    return lake.has(SESSIONS) and _days_to_revise(lake, gap) == []
+def is_current(lake: Lake, gap: timedelta, day_level: bool = False) -> bool:
+    """Tell whether the SESSIONS of a lake are those of its EVENTS, this gap, and a source of days or of times."""
+    return lake.has(SESSIONS) and _days_to_revise(lake, gap, day_level) == []
 
 
 def follow_erasure(lake: Lake) -> None:
@@ -117,7 +121,9 @@ def follow_erasure(lake: Lake) -> None:
         lake.note(SESSIONS, {**made_of, "events_version": lake.version(EVENTS)})
 
 
-def revise(changed: ir.Table, read_events: Read, read_sessions: Read, gap: timedelta) -> Revision:
+def revise(
+    changed: ir.Table, read_events: Read, read_sessions: Read, gap: timedelta, day_level: bool = False
+) -> Revision:
     """Make those sessions again that changed events touch.
 
     `changed` has the user_id and occurred_at of the events that came or went, and `read_events` gives EVENTS as they
@@ -130,7 +136,7 @@ def revise(changed: ir.Table, read_events: Read, read_sessions: Read, gap: timed
         touched = materialize(_with_followers(touched, read_sessions(None), gap))
     region = materialize(_hull(stack(disturbed, touched.select(*disturbed.columns))))
     events = EVENTS.check(within(read_events(days_of(region)), region))
-    made = materialize(sessionize(events, gap))
+    made = materialize(sessionize(events, gap, day_level))
     same = materialize(_same(SESSIONS, touched, made))
     return Revision(
         gone=materialize(touched.anti_join(same, SESSIONS.key)),
@@ -173,28 +179,30 @@ def days_of(intervals: ir.Table, before: timedelta = NONE, after: timedelta = NO
     return [EPOCH + number * DAY for number in sorted(numbers)]
 
 
-def _origin(lake: Lake, gap: timedelta) -> dict[str, int]:
+def _origin(lake: Lake, gap: timedelta, day_level: bool) -> dict[str, int]:
     """Say what the sessions of a commit are made of."""
     gap_us = gap // timedelta(microseconds=1)
-    return {"definition": DEFINITION, "gap_us": gap_us, "events_version": lake.version(EVENTS)}
+    of_what = {"definition": DEFINITION, "gap_us": gap_us, "events_version": lake.version(EVENTS)}
+    return of_what | ({"day_level": 1} if day_level else {})
 
 
-def _days_to_revise(lake: Lake, gap: timedelta) -> list[datetime] | None:
+def _days_to_revise(lake: Lake, gap: timedelta, day_level: bool) -> list[datetime] | None:
     """List the days whose events changed since the sessions were made; None if sessions had better be made anew."""
     if not lake.has(EVENTS) or not lake.has(SESSIONS):
         return None
-    now, then = _origin(lake, gap), lake.origin(SESSIONS)
+    now, then = _origin(lake, gap, day_level), lake.origin(SESSIONS)
     if {**then, "events_version": now["events_version"]} != now:
         return None
     days = lake.changed(EVENTS, since=then["events_version"])
     return None if days is None or len(days) > MOST_DAYS_SHARE * len(lake.partitions(EVENTS)) + 1 else days
 
 
-def _rebuild(lake: Lake, gap: timedelta, on_progress: Progress) -> Sessionized:
+def _rebuild(lake: Lake, gap: timedelta, day_level: bool, on_progress: Progress) -> Sessionized:
     """Make all sessions, by chunks of days that fit into memory."""
-    origin = _origin(lake, gap) if lake.has(EVENTS) else None
+    origin = _origin(lake, gap, day_level) if lake.has(EVENTS) else None
     with closing(_parts(lake, gap, on_progress)) as parts:
-        changed = lake.write_in_parts(SESSIONS, parts, origin)
+        told = ((leave_lengths_open(part) if day_level else part, until) for part, until in parts)
+        changed = lake.write_in_parts(SESSIONS, told, origin)
     if lake.has(ALIASES):
         kept = lake.read(ALIASES).semi_join(lake.read(SESSIONS), "session_id")
         lake.write(ALIASES, kept)
@@ -245,13 +253,14 @@ def _chunks(row_counts: dict[datetime, int], most_rows: int) -> list[list[dateti
     return chunks
 
 
-def _revise(lake: Lake, gap: timedelta, days: list[datetime]) -> Sessionized:
+def _revise(lake: Lake, gap: timedelta, day_level: bool, days: list[datetime]) -> Sessionized:
     """Make those sessions again that changed events touch, and write the days on which any is another."""
     if not days:
         return Sessionized(lake.row_count(SESSIONS), 0, 0, 0, rebuilt=False, changed=False)
-    origin, then = _origin(lake, gap), lake.origin(SESSIONS)["events_version"]
+    origin, then = _origin(lake, gap, day_level), lake.origin(SESSIONS)["events_version"]
     changes = changed_between(lake.read(EVENTS, then, only=days), lake.read(EVENTS, only=days))
-    revision = revise(changes, partial(lake.read, EVENTS, None), partial(lake.read, SESSIONS, None), gap)
+    read_events, read_sessions = partial(lake.read, EVENTS, None), partial(lake.read, SESSIONS, None)
+    revision = revise(changes, read_events, read_sessions, gap, day_level)
     gone, made = revision.gone, revision.made
     vanished = materialize(gone.anti_join(made, "session_id"))
     counts = {"added": made.anti_join(gone, "session_id"), "revised": gone, "aliased": vanished}

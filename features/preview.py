@@ -38,7 +38,7 @@ def _measure(sessions: ir.Table) -> ir.Table:
         duration_mean_s=sessions.duration_s.mean(),
         duration_median_s=sessions.duration_s.median(),
         bounce_rate=sessions.bounced.cast("int64").mean(),
-        engaged_rate=sessions.engaged.cast("int64").mean(),
+        engaged_rate=sessions.engaged.cast("int64").mean(where=sessions.page_view_count > 0),
         conversion_rate=sessions.converted.cast("int64").mean(),
         cart_abandonment_rate=sessions.cart_abandoned.cast("int64").mean(),
     )

@@ -37,8 +37,8 @@ SESSIONS = Table(
             "cart_add_count": "!int64",
             "purchase_count": "!int64",
             "revenue": "!float64",
-            "bounced": "!boolean",
-            "engaged": "!boolean",
+            "bounced": "boolean",
+            "engaged": "boolean",
             "converted": "!boolean",
             "cart_abandoned": "boolean",
             "entry_page": "string",
@@ -51,6 +51,7 @@ SESSIONS = Table(
     ),
     key=("session_id",),
     partition="day of started_at",
+    contract=2,
 )
 
 CAP = timedelta(hours=24)
@@ -62,6 +63,8 @@ COUNTED = {
     "cart_add_count": ADD_TO_CART,
     "purchase_count": PURCHASE,
 }
+SUMMED = {**COUNTED, "refund_count": REFUND}
+"""What an interval counts: refunds are no column of SESSIONS, but tell that a session is no bounce."""
 OF_FIRST_EVENT = ("event_id", "source", "campaign", "device", "country")
 MICROS = dt.Decimal(38, 0)
 NULLS_LAST = "ASC NULLS LAST"
@@ -85,16 +88,20 @@ class SessionSettings(Settings):
         return max(timedelta(minutes=self.gap_minutes), timedelta(microseconds=1))
 
 
-def sessionize(events: ir.Table, gap: timedelta) -> ir.Table:
+def sessionize(events: ir.Table, gap: timedelta, day_level: bool = False) -> ir.Table:
     """Group EVENTS into SESSIONS.
 
     A pause of exactly `gap` stays in the session, a longer one ends it, midnight does not. A session lasts at most 24
     hours from its first event; the next event begins a new one. Equal times are ordered by event_id. Source, campaign,
     device and country are those of the first event (null: it had none), entry and exit page those of the first and
     last event that have a page. A session's id derives from its user and its first event.
+
+    `engaged` is a session that is longer than 10 s or has two page views or a purchase. Where it has no page view and
+    all of it is at one instant, nothing tells of the opposite: null. `bounced` is one page view and not engaged, and no
+    refund in it; null without a page view. `day_level` says that the source has days, not times, and so no lengths.
     """
     closed, _ = advance(chains_of(events, gap), events, None, None, gap)
-    return closed
+    return leave_lengths_open(closed) if day_level else closed
 
 
 def chains_of(events: ir.Table, gap: timedelta) -> ir.Table:
@@ -155,7 +162,9 @@ def within(events: ir.Table, intervals: ir.Table) -> ir.Table:
     return inside.select(*events.columns, "interval_started_at")
 
 
-def sessions_at(events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta) -> ir.Table:
+def sessions_at(
+    events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta, day_level: bool = False
+) -> ir.Table:
     """Return SESSIONS as they were known at an instant, from all EVENTS and their SESSIONS.
 
     An instant cuts a session that spans it, and an event that was ingested later was not known: the sessions of users
@@ -167,7 +176,15 @@ def sessions_at(events: ir.Table, sessions: ir.Table, as_of: datetime, gap: time
     spanning = sessions.filter(sessions.started_at < instant, sessions.ended_at >= instant).select("user_id")
     touched = stack(late, spanning).distinct()
     untouched = sessions.filter(sessions.ended_at < instant).anti_join(touched, "user_id")
-    return stack(SESSIONS.check(untouched), sessionize(known.semi_join(touched, "user_id"), gap))
+    return stack(SESSIONS.check(untouched), sessionize(known.semi_join(touched, "user_id"), gap, day_level))
+
+
+def leave_lengths_open(sessions: ir.Table) -> ir.Table:
+    """Return SESSIONS of a source that has days, not times: they have no length that would tell what they were not.
+
+    `engaged` is true by pages or a purchase, or null, and `bounced` false or null.
+    """
+    return sessions.mutate(bounced=sessions.bounced.nullif(True), engaged=sessions.engaged.nullif(False))
 
 
 def micros(amount: ir.FloatingValue) -> ir.DecimalValue:
@@ -195,7 +212,7 @@ def _slots(events: ir.Table, gap: timedelta) -> ir.Table:
 
 def _aggregate(events: ir.Table, keys: list[str]) -> ir.Table:
     order = sort_key(events.occurred_at, NULLS_LAST, events.event_id, NULLS_LAST)
-    counts = {name: (events.event_name == event_name).sum() for name, event_name in COUNTED.items()}
+    counts = {name: (events.event_name == event_name).sum() for name, event_name in SUMMED.items()}
     return events.group_by(keys).agg(
         started_at=events.occurred_at.min(),
         ended_at=events.occurred_at.max(),
@@ -231,7 +248,7 @@ def _fuse(intervals: ir.Table, gap: timedelta) -> ir.Table:
     members = materialize(members.select("user_id", "started_at", chain=chain))
     alone = intervals.anti_join(members, ["user_id", "started_at"])
     chained = intervals.inner_join(members, ["user_id", "started_at"])
-    sums = {name: chained[name].sum().cast("int64") for name in ("event_count", *COUNTED)}
+    sums = {name: chained[name].sum().cast("int64") for name in ("event_count", *SUMMED)}
     fused = chained.group_by(["user_id", "chain"]).agg(
         started_at=chained.started_at.min(),
         ended_at=chained.ended_at.max(),
@@ -269,15 +286,16 @@ def _measure(intervals: ir.Table) -> ir.Table:
     duration_s = us_between(intervals.started_at, intervals.ended_at) / 1_000_000
     converted = intervals.purchase_count > 0
     engaged = (duration_s > ENGAGED_AFTER_S) | (intervals.page_view_count >= 2) | converted
-    only_one = (intervals.page_view_count == 1) | (intervals.event_count == 1)
+    with_page = intervals.page_view_count > 0
+    bounced = (intervals.page_view_count == 1) & ~engaged & (intervals.refund_count == 0)
     with_cart = intervals.cart_add_count > 0
     return intervals.mutate(
         session_id=(intervals.user_id + "\x1f" + first.event_id).hexdigest("md5"),
         duration_s=duration_s,
         revenue=intervals.revenue_micros.cast("float64") / 1_000_000,
         converted=converted,
-        engaged=engaged,
-        bounced=only_one & ~engaged,
+        engaged=ibis.ifelse(engaged | with_page | (duration_s > 0), engaged, ibis.null("boolean")),
+        bounced=ibis.ifelse(with_page, bounced, ibis.null("boolean")),
         cart_abandoned=ibis.ifelse(with_cart, ~converted, ibis.null("boolean")),
         source=first.source,
         campaign=first.campaign,

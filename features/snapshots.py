@@ -110,18 +110,22 @@ def duration_median_s(sessions: ir.Table) -> ir.FloatingScalar:
 
 
 def pages_per_session(sessions: ir.Table) -> ir.FloatingScalar:
-    """Pages per session. Page views by sessions; never null."""
-    return sessions.page_view_count.sum() / sessions.count()
+    """Pages per session. Page views by sessions with one; null without a page view."""
+    return sessions.page_view_count.sum() / sessions.count(where=sessions.page_view_count > 0).nullif(0)
 
 
 def bounce_rate(sessions: ir.Table) -> ir.FloatingScalar:
-    """Share of sessions that bounced. Never null."""
-    return sessions.bounced.cast("int64").sum() / sessions.count()
+    """Share of sessions that bounced. Of those with a page view; null without one, or where the source has days."""
+    return sessions.count(where=sessions.bounced) / sessions.bounced.count().nullif(0)
 
 
 def engaged_rate(sessions: ir.Table) -> ir.FloatingScalar:
-    """Share of sessions that were engaged. Never null."""
-    return sessions.engaged.cast("int64").sum() / sessions.count()
+    """Share of sessions that were engaged. Of those with a page view; null without one, or where the source has days.
+
+    Of the others more are known to be engaged than not to be, so that a share of all that are known would be too high.
+    """
+    with_page = sessions.page_view_count > 0
+    return sessions.count(where=sessions.engaged & with_page) / sessions.engaged.count(where=with_page).nullif(0)
 
 
 def search_count(sessions: ir.Table) -> ir.IntegerScalar:
@@ -327,8 +331,8 @@ def take_snapshots(
     """Take SNAPSHOTS at `instants`: at each, one row for every user with a session before it.
 
     Only what was known at an instant counts: events with `occurred_at < as_of` and `ingested_at <= as_of`. Hours, days
-    and weekends are those of `time_zone`. `day_level` sources have no times of day, so what needs one is null.
-    Attributes have no history: they are taken as they are.
+    and weekends are those of `time_zone`. `day_level` sources have no times of day, so what needs one is null, or a
+    length of sessions. Attributes have no history: they are taken as they are.
 
     What instants have in common is done once. Yields instants and their rows: in order, as many at once as are no
     strain on memory.
@@ -451,7 +455,9 @@ def _describe(sessions: ir.Table, time_zone: str, day_level: bool, *further: str
     local_start = utc_to_local(time_zone, sessions.started_at)
     duration_us = epoch_us(sessions.ended_at) - epoch_us(sessions.started_at)
     return sessions.select(
-        *("user_id", *further, "started_at", "ended_at", "bounced", "engaged", "converted", "cart_abandoned"),
+        *("user_id", *further, "started_at", "ended_at", "converted", "cart_abandoned"),
+        # Of days it is never known that a session bounced, or was not engaged: there is no telling how many.
+        **{name: ibis.null("boolean") if day_level else sessions[name] for name in ("bounced", "engaged")},
         **{name: sessions[name].cast("int32") for name in COUNTS},
         revenue_micros=micros(sessions.revenue),
         duration_us=ibis.null("int64") if day_level else duration_us,

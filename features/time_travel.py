@@ -122,11 +122,14 @@ def sample_users(sessions: ir.Table, count: int, seed: int) -> ir.Table:
     return users.mutate(place=place).order_by("place").limit(count).select("user_id")
 
 
-def travel(take: Take, events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta) -> Journey:
+def travel(
+    take: Take, events: ir.Table, sessions: ir.Table, as_of: datetime, gap: timedelta, day_level: bool = False
+) -> Journey:
     """Take a snapshot, change what came later, and take it again, with the sessions that the other events make.
 
     First all is gone that came later, then all is changed at once, which is enough where no feature notices; where one
     does, each change is made alone, to tell which it was. Numbers that differ by less than a billionth do not differ.
+    `day_level` says that the source of these sessions has days, not times.
     """
     with forgetting(events.get_backend()):
         before = materialize(take(events, sessions, as_of))
@@ -141,8 +144,9 @@ def travel(take: Take, events: ir.Table, sessions: ir.Table, as_of: datetime, ga
                 for change in changes:
                     others = change(others, as_of)
                 others = materialize(EVENTS.check(others))
+                then = materialize(sessionize(others, gap, day_level))
                 made_up = others.count(where=others.source_file == MADE_UP).to_pyarrow().as_py()
-                return count_changed(before, take(others, materialize(sessionize(others, gap)), as_of)), made_up
+                return count_changed(before, take(others, then, as_of)), made_up
 
         of_cut, _ = after(_cut)
         of_all, made_up = after(*CHANGES.values())

@@ -18,6 +18,7 @@ from features.events import EVENTS
 from features.files import FILES, fingerprint
 from features.first_ids import FIRST_COLUMNS
 from features.lake import Lake
+from features.sessions import SESSIONS
 from features.sources import Source
 from features.table import Table, stack
 
@@ -109,7 +110,22 @@ def first_fingerprints(source: Source, time_zone: str) -> tuple[str, str]:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(), now
 
 
-STEPS: tuple[tuple[Table, tuple[Step, ...]], ...] = ((EVENTS, (_add_order_id,)), (FILES, (_say_rule_of_ids,)))
+def _let_pages_tell(sessions: ir.Table, beside: Beside) -> ir.Table:
+    """Leave open what nothing tells of a session without page views. Of refunds the next `habitus sessions` knows."""
+    no_page = sessions.page_view_count == 0
+    untold = no_page & ~sessions.engaged & (sessions.duration_s == 0)
+    unknown = ibis.null("boolean")
+    return sessions.mutate(
+        bounced=ibis.ifelse(no_page, unknown, sessions.bounced),
+        engaged=ibis.ifelse(untold, unknown, sessions.engaged),
+    )
+
+
+STEPS: tuple[tuple[Table, tuple[Step, ...]], ...] = (
+    (EVENTS, (_add_order_id,)),
+    (FILES, (_say_rule_of_ids,)),
+    (SESSIONS, (_let_pages_tell,)),
+)
 """For each table, what leads from contract 1 to 2, from 2 to 3, and so on. All other tables are of contract 1."""
 
 UNKNOWN_FILE = "unknown"

@@ -132,7 +132,8 @@ def _find(
     for number, instant in enumerate(chosen, start=1):
         said = write_instant(instant, configuration.time_zone)
         logger.debug("audit: travelling to %s, %s of %s", said, number, len(chosen))
-        journeys.append(travel(take, sample.events, sample.sessions, instant, configuration.sessions.gap))
+        gap, day_level = configuration.sessions.gap, configuration.events.is_by_day
+        journeys.append(travel(take, sample.events, sample.sessions, instant, gap, day_level))
     logger.debug("audit: looking at each feature alone")
     measured = leaks.measure_alone(frame, labels)
     too_good, naming = leaks.too_good(measured), leaks.find_naming(frame, labels)
@@ -290,7 +291,7 @@ def _past_instants(configuration: Configuration, lake: Lake, as_of: datetime) ->
 
 def _sample(configuration: Configuration, lake: Lake, count: int) -> Sample:
     """Choose so many users. Raises ConfigurationError where sessions are not up to date."""
-    if not is_current(lake, configuration.sessions.gap):
+    if not is_current(lake, configuration.sessions.gap, configuration.events.is_by_day):
         raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
     sessions = lake.read(SESSIONS)
     user_count = int(sessions.user_id.nunique().to_pyarrow().as_py())

@@ -79,7 +79,7 @@ def preview(configuration: Configuration, settings: dict[str, Any], as_of: datet
     other = _with(configuration, settings)
     with configuration.open_lake() as lake:
         instant = resolve_as_of(as_of, configuration, lake)
-        if not is_current(lake, configuration.sessions.gap):
+        if not is_current(lake, configuration.sessions.gap, configuration.events.is_by_day):
             raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
     with staging_folder(configuration.lake) as folder:
         for table, link in ((EVENTS, EVENTS), (ATTRIBUTES, ATTRIBUTES), (SESSIONS, SESSIONS_NOW)):
@@ -88,7 +88,7 @@ def preview(configuration: Configuration, settings: dict[str, Any], as_of: datet
             if other.sessions == configuration.sessions:
                 before = after = lake.read(SESSIONS_NOW)
             else:
-                update_sessions(lake, other.sessions.gap, show_progress)
+                update_sessions(lake, other.sessions.gap, show_progress, other.events.is_by_day)
                 before, after = lake.read(SESSIONS_NOW), lake.read(SESSIONS)
             logger.debug("comparing sessions")
             sessions = compare_sessions(before, after)

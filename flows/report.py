@@ -172,7 +172,9 @@ def _collect(lake: Lake, configuration: Configuration, version: Version) -> Sour
         earlier=[one for one in versions.read_versions(lake) if one.version < version.version],
         released=released,
         listed=listed,
-        sessions=sessions_at(lake.read(EVENTS), lake.read(SESSIONS), as_of, configuration.sessions.gap),
+        sessions=sessions_at(
+            lake.read(EVENTS), lake.read(SESSIONS), as_of, configuration.sessions.gap, configuration.events.is_by_day
+        ),
         snapshot=materialize(snapshot),
         changes=changes.filter(changes.destination == LOCAL, changes.version == version.version),
         rejected={row["reason"]: row["rows"] for row in rejected},

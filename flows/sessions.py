@@ -32,7 +32,7 @@ def sessionize(config: str) -> Sessionized:
     """Store the sessions of the events that there are."""
     configuration = load(config)
     with configuration.open_lake() as lake:
-        return update_sessions(lake, configuration.sessions.gap, show_progress)
+        return update_sessions(lake, configuration.sessions.gap, show_progress, configuration.events.is_by_day)
 
 
 def show_progress(day: datetime, last_day: datetime) -> None:

@@ -67,7 +67,7 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
     table = table_of(configuration)
     with configuration.open_lake() as lake:
         as_of = resolve_as_of(as_of, configuration, lake)
-        if not is_current(lake, configuration.sessions.gap):
+        if not is_current(lake, configuration.sessions.gap, configuration.events.is_by_day):
             raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
         past = past_dates(configuration, lake, as_of) if training else None
         labelled = [] if past is None else list(past.purposes)

@@ -140,7 +140,7 @@ WORDS = {
     "return_absence_days": Words("return", "came back after {}"),
     "duration_mean_s": Words("depth", "{} per session on average"),
     "duration_median_s": Words("depth", "typical session of {}"),
-    "pages_per_session": Words("depth", "{} pages per session", "no pages seen", "1 page per session"),
+    "pages_per_session": Words("depth", "{} pages per session", one="1 page per session"),
     "bounce_rate": Words("depth", "{} sessions bounced"),
     "engaged_rate": Words("depth", "{} sessions engaged"),
     "search_count": Words("search", "{} searches", "no search", "1 search"),

@@ -157,6 +157,22 @@ MUTANTS = {
     "what another rule moved is usual from then on": Mutant(
         "publish/brake.py", 'change = before["change"] - before["redefined"]', 'change = before["change"]', BRAKE
     ),
+    # Bounces.
+    "a refund may be a bounce": Mutant(
+        "features/sessions.py", " & (intervals.refund_count == 0)", "", ("test_sessions", "test_laws")
+    ),
+    "a session without page views tells of a bounce": Mutant(
+        "features/sessions.py",
+        'bounced=ibis.ifelse(with_page, bounced, ibis.null("boolean"))',
+        "bounced=bounced",
+        ("test_sessions", "test_laws"),
+    ),
+    "sessions without a page view count as engaged": Mutant(
+        "features/snapshots.py",
+        "sessions.engaged.count(where=with_page)",
+        "sessions.engaged.count()",
+        SNAPSHOTS,
+    ),
     # Upgrades.
     "files known by the first fingerprint are read again": Mutant(
         "features/upgrades.py",

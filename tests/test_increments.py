@@ -23,7 +23,7 @@ import features.increments
 import features.sessions
 from features.aliases import ALIASES
 from features.events import EVENTS
-from features.increments import Sessionized, update_sessions
+from features.increments import Sessionized, is_current, update_sessions
 from features.lake import Lake
 from features.sessions import SESSIONS, sessionize
 from features.table import stack
@@ -204,6 +204,25 @@ def test_another_gap_makes_all_sessions_anew(days: Lake) -> None:
     done = update_sessions(days, timedelta(minutes=40))
     assert done.rebuilt
     assert ("05 12:00", "05 12:40") in spans(days)
+
+
+def test_a_source_that_has_days_does_not_tell_of_bounces(days: Lake) -> None:
+    def told(lake: Lake) -> set[tuple[Any, ...]]:
+        return {row[1:] for row in rows_of(lake.read(SESSIONS), "started_at", "bounced", "engaged")}
+
+    assert told(days) == {(True, False)}
+    assert not is_current(days, GAP, day_level=True)
+    assert update_sessions(days, GAP, day_level=True).rebuilt
+    assert told(days) == {(None, None)}
+
+    fresh = events_of(days.engine, [at("05 12:00", "second"), at("06 18:00", "lone")])
+    days.write(EVENTS, stack(fresh, days.read(EVENTS)))
+    done = update_sessions(days, GAP, day_level=True)
+
+    assert not done.rebuilt
+    assert (done.added, done.revised) == (1, 1)
+    assert told(days) == {(None, None), (False, True)}
+    assert is_current(days, GAP, day_level=True)
 
 
 def test_events_replaced_as_a_whole_make_all_sessions_anew(days: Lake) -> None:

@@ -154,7 +154,8 @@ def measure(acts: list[Row]) -> Row:
     amounts = [(act["event_name"], Decimal(str(act["revenue"]))) for act in acts if "revenue" in act]
     duration_s = (last["occurred_at"] - first["occurred_at"]).total_seconds()
     converted = "purchase" in names
-    engaged = duration_s > 10 or names.count("page_view") >= 2 or converted
+    page_view_count = names.count("page_view")
+    engaged = duration_s > 10 or page_view_count >= 2 or converted
     return {
         "session_id": hashlib.md5(f"{first['user_id']}\x1f{first['event_id']}".encode()).hexdigest(),
         "user_id": first["user_id"],
@@ -162,14 +163,14 @@ def measure(acts: list[Row]) -> Row:
         "ended_at": last["occurred_at"],
         "duration_s": duration_s,
         "event_count": len(acts),
-        "page_view_count": names.count("page_view"),
+        "page_view_count": page_view_count,
         "search_count": names.count("search"),
         "support_count": names.count("support_view"),
         "cart_add_count": names.count("add_to_cart"),
         "purchase_count": names.count("purchase"),
         "revenue": float(sum(amount if name == "purchase" else -abs(amount) for name, amount in amounts)),
-        "bounced": (names.count("page_view") == 1 or len(acts) == 1) and not engaged,
-        "engaged": engaged,
+        "bounced": page_view_count == 1 and not engaged and "refund" not in names if page_view_count else None,
+        "engaged": engaged if engaged or page_view_count or duration_s else None,
         "converted": converted,
         "cart_abandoned": not converted if "add_to_cart" in names else None,
         "entry_page": pages[0] if pages else None,

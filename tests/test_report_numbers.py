@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -32,6 +33,7 @@ from publish.versions import Version
 NOW = datetime(2024, 6, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
 RULES = {"buyers": {"title": "Buyers", "sentence": "bought", "condition": "purchase_count >= 1"}}
+ABOUT_PAGES = ("pages_per_session", "bounce_rate", "engaged_rate")
 SNAPSHOTS = snapshots_table((1, 7, 28, 90), ["region"])
 
 
@@ -167,8 +169,24 @@ def test_hours_and_weekdays_are_local(engine: DuckDB) -> None:
 def test_sources_of_days_have_no_hours_and_no_durations(engine: DuckDB) -> None:
     report = report_of(engine, [user(1)], k=1, day_level=True)
     assert "hour" not in [one.name for one in report.overview.breakdowns]
-    assert not {"duration_mean_s"} & {one.name for one in report.overview.metrics}
+    assert not {"duration_mean_s", "bounce_rate", "engaged_rate"} & {one.name for one in report.overview.metrics}
     assert any("no hours" in note for note in report.withheld)
+
+
+def test_rates_that_are_about_pages_are_of_sessions_with_a_page_view(engine: DuckDB) -> None:
+    users = [user(i, days_ago=[1, 2], converted=1) for i in range(3)]
+    sessions = source(engine, users).sessions
+    is_other = sessions.started_at < NOW - 2 * DAY
+    of_both = sessions.mutate(
+        page_view_count=ibis.ifelse(is_other, 0, 4), bounced=ibis.ifelse(is_other, ibis.null("boolean"), True)
+    )
+    none = sessions.mutate(page_view_count=ibis.literal(0, "int64"), bounced=ibis.null("boolean"))
+
+    some, without = (report_of(engine, users, sessions=one).overview for one in (of_both, none))
+
+    assert [metric(some, name).value for name in ABOUT_PAGES] == [4, 1, 1]
+    assert [metric(without, name) for name in ABOUT_PAGES] == [None] * 3
+    assert metric(without, "conversion_rate").value == 0.5
 
 
 def test_a_rate_has_an_interval_that_knows_that_a_users_sessions_are_alike(engine: DuckDB) -> None:

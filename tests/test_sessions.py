@@ -37,9 +37,9 @@ def in_order(sessions: list[Row]) -> list[Row]:
     return sorted(sessions, key=lambda session: (session["user_id"], session["started_at"]))
 
 
-def session_of(engine: DuckDB, rows: list[Row]) -> Row:
+def session_of(engine: DuckDB, rows: list[Row], gap: timedelta = GAP) -> Row:
     """Sessionize events that make one session."""
-    [session] = sessions_of(engine, rows)
+    [session] = sessions_of(engine, rows, gap)
     return session
 
 
@@ -360,14 +360,53 @@ def test_one_page_view_with_other_events_is_bounced_if_it_is_short(engine: DuckD
     assert judged(session_of(engine, [at("10:00:00"), at("10:00:09", event_name="click")])) == {"bounced"}
 
 
-def test_one_event_is_bounced_where_the_source_has_no_page_views(engine: DuckDB) -> None:
-    assert judged(session_of(engine, [at("10:00", event_name="login")])) == {"bounced"}
+def test_a_session_without_page_views_does_not_tell_of_a_bounce(engine: DuckDB) -> None:
+    lone, quick, long, converted = (
+        session_of(engine, [at(time, event_name=name) for time, name in acts])
+        for acts in (
+            [("10:00", "login")],
+            [("10:00:00", "login"), ("10:00:01", "click")],
+            [("10:00", "login"), ("10:05", "click")],
+            [("10:00", "purchase")],
+        )
+    )
+
+    assert [one["bounced"] for one in (lone, quick, long, converted)] == [None] * 4
 
 
-def test_two_quick_events_without_page_view_are_neither_bounced_nor_engaged(engine: DuckDB) -> None:
+def test_one_event_without_a_page_view_tells_nothing_of_engagement(engine: DuckDB) -> None:
+    assert session_of(engine, [at("10:00", event_name="login")])["engaged"] is None
+
+
+def test_events_at_one_instant_without_a_page_view_tell_nothing_of_engagement(engine: DuckDB) -> None:
+    assert session_of(engine, [at("10:00", event_name="login"), at("10:00", event_name="click")])["engaged"] is None
+
+
+def test_two_quick_events_without_a_page_view_are_not_engaged(engine: DuckDB) -> None:
     rows = [at("10:00:00", event_name="login"), at("10:00:01", event_name="click")]
 
-    assert judged(session_of(engine, rows)) == set()
+    assert session_of(engine, rows)["engaged"] is False
+
+
+def test_longer_than_ten_seconds_is_engaged_without_a_page_view(engine: DuckDB) -> None:
+    rows = [at("10:00:00", event_name="login"), at("10:00:11", event_name="click")]
+
+    assert judged(session_of(engine, rows)) == {"engaged"}
+
+
+def test_a_refund_is_no_bounce(engine: DuckDB) -> None:
+    alone = session_of(engine, [at("10:00", event_name="refund", revenue=-5)])
+    with_page = session_of(engine, [at("10:00:00"), at("10:00:05", event_name="refund", revenue=-5)])
+
+    assert (alone["bounced"], alone["engaged"]) == (None, None)
+    assert (with_page["bounced"], with_page["engaged"]) == (False, False)
+
+
+def test_a_refund_in_another_part_of_the_session_is_no_bounce(engine: DuckDB) -> None:
+    """The slots of 3 minutes end between the two."""
+    rows = [at("10:02:55"), at("10:03:04", event_name="refund", revenue=-5)]
+
+    assert session_of(engine, rows, timedelta(minutes=3))["bounced"] is False
 
 
 def test_exactly_ten_seconds_are_not_longer_than_ten_seconds(engine: DuckDB) -> None:
@@ -384,6 +423,7 @@ def test_two_page_views_are_engaged_however_quick(engine: DuckDB) -> None:
 
 def test_a_purchase_is_converted_and_engaged_and_not_bounced(engine: DuckDB) -> None:
     assert judged(session_of(engine, [at("10:00", event_name="purchase")])) == {"engaged", "converted"}
+    assert judged(session_of(engine, [at("10:00"), at("10:00", event_name="purchase")])) == {"engaged", "converted"}
 
 
 def test_a_cart_without_purchase_is_abandoned(engine: DuckDB) -> None:

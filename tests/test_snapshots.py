@@ -108,6 +108,10 @@ THREE_KINDS_OF_SESSION = [
     *(at("04-03T10:00:00", "login"), at("04-03T10:00:05", "click")),
     *(at("04-04T10:00"), at("04-04T10:01")),
 ]
+WITHOUT_PAGES = [
+    *(at("04-05T10:00", "login"), at("04-05T10:05", "click")),
+    *(at("04-06T10:00", "purchase"), at("04-07T10:00", "refund")),
+]
 ROUND_THE_CLOCK = [
     *(at("04-01T00:00"), at("04-02T05:59:59.999999")),
     *(at("04-03T06:00"), at("04-04T11:59:59"), at("04-05T07:00")),
@@ -214,11 +218,16 @@ CASES = [
         [at("04-01T10:00"), at("04-01T10:01"), at("04-01T10:02", "click"), at("04-02T10:00")],
         1.5,
     ),
-    Case("pages_per_session", "zero where the source has no page views", [at("04-01T10:00", "login")], 0),
-    Case("bounce_rate", "one of four sessions", THREE_KINDS_OF_SESSION, 0.25),
+    Case("pages_per_session", "a session without a page view tells nothing of pages", THREE_KINDS_OF_SESSION, 5 / 3),
+    Case("pages_per_session", "null without a page view", WITHOUT_PAGES, None),
+    Case("bounce_rate", "one of three sessions with a page view", THREE_KINDS_OF_SESSION, 1 / 3),
     Case("bounce_rate", "none", [at("04-01T10:00"), at("04-01T10:01")], 0),
-    Case("engaged_rate", "two of four sessions", THREE_KINDS_OF_SESSION, 0.5),
+    Case("bounce_rate", "a refund is none", [at("04-01T10:00"), at("04-01T10:00", "refund"), at("04-02T10:00")], 0.5),
+    Case("bounce_rate", "null without a page view", WITHOUT_PAGES, None),
+    Case("engaged_rate", "two of three sessions with a page view", THREE_KINDS_OF_SESSION, 2 / 3),
     Case("engaged_rate", "none", FOUR_SESSIONS, 0),
+    Case("engaged_rate", "a session without a page view does not count", [at("04-01T10:00"), *WITHOUT_PAGES], 0),
+    Case("engaged_rate", "null without a page view", WITHOUT_PAGES, None),
     Case(
         "search_count",
         "events, not sessions",
@@ -503,12 +512,13 @@ def test_every_feature_and_favourite_has_a_case() -> None:
 
 
 NEEDS_TIMES = {
-    *("duration_mean_s", "duration_median_s"),
+    *("duration_mean_s", "duration_median_s", "bounce_rate", "engaged_rate"),
     *("night_session_share", "morning_session_share", "afternoon_session_share", "evening_session_share"),
 }
 MAY_NOT_APPLY = {
     *("session_trend_28d", "cart_abandonment_rate", "cart_abandoned_recency_days", "revenue_per_purchase"),
     *("support_recency_days", "purchase_recency_days", "return_absence_days"),
+    *("pages_per_session", "bounce_rate", "engaged_rate"),
 }
 
 

@@ -82,6 +82,17 @@ def test_no_feature_of_synthetic_events_knows_the_future(engine: DuckDB) -> None
     assert journey.events_after > 1_000
 
 
+def test_no_bounce_of_a_source_that_has_days_knows_the_future(engine: DuckDB) -> None:
+    def bounce_count(events: ir.Table, sessions: ir.Table, as_of: datetime) -> ir.Table:
+        then = sessions_at(events, sessions, as_of, GAP, day_level=True)
+        return then.group_by("user_id").agg(bounce_count=then.bounced.count(), engaged_count=then.engaged.count())
+
+    events = events_of(engine, [{"occurred_at": f"2024-03-{day:02}"} for day in range(1, 20)])
+    journey = travel(bounce_count, events, materialize(sessionize(events, GAP, day_level=True)), AS_OF, GAP, True)
+
+    assert (journey.users, journey.changed) == (1, ())
+
+
 # --- features of one's own ---
 # All of them go on one journey, since a journey takes its time.
 

@@ -6,7 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.transaction import create_table_with_add_actions
 from histories import events_of
+from ibis.backends.duckdb import Backend as DuckDB
 from shops import habitus
 
 import features
@@ -30,11 +31,11 @@ from features.events import EVENTS, REJECTED
 from features.files import FILES, ID_RULE, fingerprint
 from features.increments import update_sessions
 from features.lake import Lake, LakeInUseError
-from features.sessions import SESSIONS
+from features.sessions import SESSIONS, sessionize
 from features.snapshots import SNAPSHOTS
 from features.sources import Source, SourceError
 from features.table import Table
-from features.upgrades import STEPS, Upgrade, first_fingerprints
+from features.upgrades import STEPS, Beside, Upgrade, first_fingerprints
 from flows.configuration import Configuration, ConfigurationError, load
 from flows.forget import begin, finish
 from flows.ingest import Ingested, accept_files
@@ -120,7 +121,7 @@ def upgraded(before: Shop, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     shop = before.copy(tmp_path_factory.mktemp("upgraded"))
     for file in shop.files:
         file.rename(f"{file}.away")
-    assert [one.table for one in shop.upgrade().upgrades] == ["events", "files"]
+    assert [one.table for one in shop.upgrade().upgrades] == ["events", "files", "sessions"]
     for file in before.files:
         (shop.folder / f"{file.name}.away").rename(shop.folder / file.name)
     return shop
@@ -180,7 +181,7 @@ def test_what_was_read_from_each_file_is_known_and_that_its_ids_were_made_by_the
     assert [row["id_rule"] for row in found] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("table", [REJECTED, ATTRIBUTES, SESSIONS, ALIASES, SNAPSHOTS, CHANGES, ERASURES])
+@pytest.mark.parametrize("table", [REJECTED, ATTRIBUTES, ALIASES, SNAPSHOTS, CHANGES, ERASURES])
 def test_no_other_table_is_touched(table: Table, before: Shop, upgraded: Shop) -> None:
     prefix = f"{table.name}/"
     files, now = (
@@ -189,6 +190,38 @@ def test_no_other_table_is_touched(table: Table, before: Shop, upgraded: Shop) -
     )
     assert now == files
     assert files or before.suffix == "jsonl"
+
+
+def test_a_session_without_page_views_no_longer_tells_of_a_bounce_and_all_else_is_as_it_was(
+    before: Shop, upgraded: Shop
+) -> None:
+    was, found = before.rows(SESSIONS), upgraded.rows(SESSIONS)
+    assert without(found, "bounced", "engaged") == without(was, "bounced", "engaged")
+    assert {row["bounced"] is None for row in found if row["page_view_count"] == 0} == {True}
+    assert [row["bounced"] for row in found if row["page_view_count"]] == [
+        row["bounced"] for row in was if row["page_view_count"]
+    ]
+
+
+def test_sessions_of_before_become_what_sessionizing_gives(engine: DuckDB) -> None:
+    acts = [
+        *(("login", "01T10:00:00"), ("login", "02T10:00:00"), ("click", "02T10:00:05"), ("purchase", "03T10:00:00")),
+        *(("refund", "04T10:00:00"), ("page_view", "05T10:00:00"), ("page_view", "06T10:00:00"), ("click", "06T10:11")),
+    ]
+    rows = [{"event_name": name, "occurred_at": f"2024-03-{time}"} for name, time in acts]
+    events = events_of(engine, rows)
+    sessions = sessionize(events, timedelta(minutes=30))
+    engaged = (sessions.duration_s > 10) | (sessions.page_view_count >= 2) | sessions.converted
+    only_one = (sessions.page_view_count == 1) | (sessions.event_count == 1)
+    columns = {name: name for name in ("user_id", "occurred_at", "event_name")}
+    beside = Beside(Source.model_validate({"files": "a.csv", "columns": columns}), "UTC", events)
+    [step] = [steps[0] for table, steps in STEPS if table is SESSIONS]
+
+    stepped = step(sessions.mutate(engaged=engaged, bounced=only_one & ~engaged), beside)
+
+    now = sessions.order_by("started_at").to_pyarrow().to_pylist()
+    assert stepped.order_by("started_at").to_pyarrow().to_pylist() == now
+    assert {row["engaged"] for row in now} == {row["bounced"] for row in now} == {True, False, None}
 
 
 def test_read_accepted_and_rejected_still_add_up(upgraded: Shop) -> None:
@@ -404,7 +437,10 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(old: Shop) -> None:
     content = old.content()
     count = {"csv": 93, "jsonl": 104}[old.suffix]
 
-    assert old.upgrade(dry_run=True) == Upgraded([Upgrade("events", 1, 2, count), Upgrade("files", 1, 2, 3)], True)
+    assert old.upgrade(dry_run=True) == Upgraded(
+        [Upgrade("events", 1, 2, count), Upgrade("files", 1, 2, 3), Upgrade("sessions", 1, 2, len(old.rows(SESSIONS)))],
+        True,
+    )
     assert old.content() == content
 
 
@@ -423,7 +459,7 @@ def test_a_new_lake_is_of_this_release(tmp_path: Path, unpacked: Path) -> None:
     assert shop.upgrade() == Upgraded([], False)
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_upgrade_that_is_killed_goes_on_with_the_table_that_it_was_at(
     number: int, old: Shop, upgraded: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,8 +478,8 @@ def test_an_upgrade_that_is_killed_goes_on_with_the_table_that_it_was_at(
     with pytest.raises(ConfigurationError, match="habitus upgrade"):
         old.configuration.open_lake()
 
-    assert [one.table for one in old.upgrade().upgrades] == ["events", "files"][number - 1 :]
-    for table in (EVENTS, FILES):
+    assert [one.table for one in old.upgrade().upgrades] == ["events", "files", "sessions"][number - 1 :]
+    for table in (EVENTS, FILES, SESSIONS):
         assert old.rows(table) == upgraded.rows(table)
 
 
@@ -489,7 +525,7 @@ def test_a_command_on_an_older_lake_says_to_upgrade_it(arguments: list[str], old
     assert done.exit_code == 2
     complaints = [line for line in done.stderr.splitlines() if line.startswith("habitus: ")]
     assert complaints == [
-        f"habitus: {old_csv.config}: events, files: made by an earlier release of Habitus; "
+        f"habitus: {old_csv.config}: events, files, sessions: made by an earlier release of Habitus; "
         f"run `habitus upgrade {old_csv.config}` first"
     ]
     assert "Traceback" not in done.stderr
@@ -502,6 +538,7 @@ def test_the_command_says_what_it_would_do_and_what_it_did(unpacked: Path, tmp_p
     assert dry.exit_code == 0
     assert dry.stdout == (
         "would upgrade events from contract 1 to 2, 93 rows\nwould upgrade files from contract 1 to 2, 3 rows\n"
+        "would upgrade sessions from contract 1 to 2, 56 rows\n"
     )
 
     done = habitus("upgrade", str(shop.config))

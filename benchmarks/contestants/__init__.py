@@ -12,6 +12,7 @@ COUNTED = {
     "cart_add_count": "add_to_cart",
     "purchase_count": "purchase",
 }
+SUMMED = {**COUNTED, "refund_count": "refund"}
 OF_FIRST = ("event_id", "source", "campaign", "device", "country")
 READ = ("user_id", "occurred_at", "event_name", "page", "revenue", *OF_FIRST)
 GAP_US = 30 * 60 * 1_000_000

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import duckdb
 
-from contestants import COUNTED
+from contestants import COUNTED, SUMMED
 
-SUMS = ("event_count", *COUNTED, "revenue_micros")
+SUMS = ("event_count", *SUMMED, "revenue_micros")
 AGGREGATES = f"""
     min(occurred_at) AS started_at,
     max(occurred_at) AS ended_at,
     count(*) AS event_count,
-    {", ".join(f"count(*) FILTER (event_name = '{name}') AS {column}" for column, name in COUNTED.items())},
+    {", ".join(f"count(*) FILTER (event_name = '{name}') AS {column}" for column, name in SUMMED.items())},
     coalesce(sum(CASE event_name
         WHEN 'purchase' THEN round(revenue * 1000000)::BIGINT
         WHEN 'refund' THEN -round(abs(revenue) * 1000000)::BIGINT
@@ -41,8 +41,8 @@ def _measured(intervals: str) -> str:
         event_count,
         {", ".join(COUNTED)},
         revenue_micros / 1000000 AS revenue,
-        (page_view_count = 1 OR event_count = 1) AND NOT engaged AS bounced,
-        engaged,
+        CASE WHEN page_view_count > 0 THEN page_view_count = 1 AND NOT is_engaged AND refund_count = 0 END AS bounced,
+        CASE WHEN is_engaged OR page_view_count > 0 OR duration_s > 0 THEN is_engaged END AS engaged,
         converted,
         CASE WHEN cart_add_count > 0 THEN NOT converted END AS cart_abandoned,
         entry_page,
@@ -56,6 +56,6 @@ def _measured(intervals: str) -> str:
             *,
             (epoch_us(ended_at) - epoch_us(started_at)) / 1000000 AS duration_s,
             purchase_count > 0 AS converted,
-            duration_s > 10 OR page_view_count >= 2 OR converted AS engaged
+            duration_s > 10 OR page_view_count >= 2 OR converted AS is_engaged
         FROM {intervals}
     )"""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from contestants import COUNTED, OF_FIRST, READ
+from contestants import OF_FIRST, READ, SUMMED
 
 
 def sessionize(lake: Path, out: Path) -> None:
@@ -16,14 +16,14 @@ def sessionize(lake: Path, out: Path) -> None:
     pause = events.groupby("user_id")["occurred_at"].diff()
     session = (pause.isna() | (pause > timedelta(minutes=30))).cumsum()
     name = events["event_name"]
-    counts = {column: name == event_name for column, event_name in COUNTED.items()}
+    counts = {column: name == event_name for column, event_name in SUMMED.items()}
     revenue = events["revenue"].where(name == "purchase", -events["revenue"].abs().where(name == "refund"))
     grouped = events.assign(**counts, revenue_micros=(revenue.fillna(0) * 1_000_000).round()).groupby(session)
     sessions = grouped.agg(
         started_at=("occurred_at", "min"),
         ended_at=("occurred_at", "max"),
         event_count=("event_id", "size"),
-        **{column: (column, "sum") for column in COUNTED},
+        **{column: (column, "sum") for column in SUMMED},
         revenue_micros=("revenue_micros", "sum"),
         entry_page=("page", "first"),
         exit_page=("page", "last"),
@@ -33,15 +33,17 @@ def sessionize(lake: Path, out: Path) -> None:
     duration_s = (sessions["ended_at"] - sessions["started_at"]).dt.total_seconds()
     converted = sessions["purchase_count"] > 0
     engaged = (duration_s > 10) | (sessions["page_view_count"] >= 2) | converted
+    with_page = sessions["page_view_count"] > 0
+    bounced = (sessions["page_view_count"] == 1) & ~engaged & (sessions["refund_count"] == 0)
     keys = sessions["user_id"] + "\x1f" + sessions["event_id"]
     sessions.assign(
         session_id=[md5(key.encode()).hexdigest() for key in keys],
         duration_s=duration_s,
         revenue=sessions["revenue_micros"] / 1_000_000,
-        bounced=((sessions["page_view_count"] == 1) | (sessions["event_count"] == 1)) & ~engaged,
-        engaged=engaged,
+        bounced=bounced.astype("boolean").where(with_page),
+        engaged=engaged.astype("boolean").where(engaged | with_page | (duration_s > 0)),
         converted=converted,
         cart_abandoned=(~converted).astype("boolean").where(sessions["cart_add_count"] > 0),
-    ).drop(columns=["event_id", "revenue_micros"]).to_parquet(
+    ).drop(columns=["event_id", "revenue_micros", "refund_count"]).to_parquet(
         out / "sessions" / "sessions.parquet", compression="zstd", index=False
     )

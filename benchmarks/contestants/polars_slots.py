@@ -9,9 +9,9 @@ from pathlib import Path
 
 import polars as pl
 
-from contestants import COUNTED, EVENT_FILES, GAP_US, OF_FIRST, READ
+from contestants import COUNTED, EVENT_FILES, GAP_US, OF_FIRST, READ, SUMMED
 
-SUMS = ("event_count", *COUNTED, "revenue_micros")
+SUMS = ("event_count", *SUMMED, "revenue_micros")
 REPEATED = ("user_id", "event_name", "page", "source", "campaign", "device", "country")
 LONGEST_FILE = 2**32
 
@@ -39,7 +39,7 @@ def _slots(lake: Path) -> pl.DataFrame:
         started_at=pl.col("occurred_at").min(),
         ended_at=pl.col("occurred_at").max(),
         event_count=pl.len().cast(pl.Int64),
-        **{column: (name == event_name).sum().cast(pl.Int64) for column, event_name in COUNTED.items()},
+        **{column: (name == event_name).sum().cast(pl.Int64) for column, event_name in SUMMED.items()},
         revenue_micros=(earned * 1_000_000).round().cast(pl.Int64).sum(),
         **{column: pl.col(column).min_by(order) for column in OF_FIRST},
         entry_page=pl.col("page").min_by(order_of_page),
@@ -75,7 +75,8 @@ def _measure(intervals: pl.DataFrame) -> pl.DataFrame:
     duration_s = (pl.col("ended_at") - pl.col("started_at")).dt.total_microseconds() / 1_000_000
     converted = pl.col("purchase_count") > 0
     engaged = (duration_s > 10) | (pl.col("page_view_count") >= 2) | converted
-    only_one = (pl.col("page_view_count") == 1) | (pl.col("event_count") == 1)
+    with_page = pl.col("page_view_count") > 0
+    bounced = (pl.col("page_view_count") == 1) & ~engaged & (pl.col("refund_count") == 0)
     return intervals.select(
         pl.Series("session_id", [md5(text.encode()).hexdigest() for text in key]),
         pl.col("user_id").cast(pl.String),
@@ -85,8 +86,8 @@ def _measure(intervals: pl.DataFrame) -> pl.DataFrame:
         "event_count",
         *COUNTED,
         (pl.col("revenue_micros") / 1_000_000).alias("revenue"),
-        (only_one & ~engaged).alias("bounced"),
-        engaged.alias("engaged"),
+        pl.when(with_page).then(bounced).alias("bounced"),
+        pl.when(engaged | with_page | (duration_s > 0)).then(engaged).alias("engaged"),
         converted.alias("converted"),
         pl.when(pl.col("cart_add_count") > 0).then(~converted).alias("cart_abandoned"),
         pl.col("entry_page", "exit_page", "source", "campaign", "device", "country").cast(pl.String),

@@ -8,7 +8,7 @@ from pathlib import Path
 from pyspark.sql import SparkSession, Window
 from pyspark.sql import functions as F  # noqa: N812
 
-from contestants import COUNTED, EVENT_FILES, GAP_US, OF_FIRST, READ
+from contestants import EVENT_FILES, GAP_US, OF_FIRST, READ, SUMMED
 
 DRIVER_MEMORY = "8g"
 
@@ -47,7 +47,7 @@ def sessionize(lake: Path, out: Path) -> None:
             F.min("occurred_at").alias("started_at"),
             F.max("occurred_at").alias("ended_at"),
             F.count("*").alias("event_count"),
-            *(F.count_if(F.col("event_name") == name).alias(column) for column, name in COUNTED.items()),
+            *(F.count_if(F.col("event_name") == name).alias(column) for column, name in SUMMED.items()),
             F.coalesce(F.sum(F.round(earned * 1_000_000).cast("long")), F.lit(0)).alias("revenue_micros"),
             F.expr(f"min_by(struct({', '.join(OF_FIRST)}), {order})").alias("first"),
             F.expr(f"min_by(page, {order}) FILTER (WHERE page IS NOT NULL)").alias("entry_page"),
@@ -60,9 +60,13 @@ def sessionize(lake: Path, out: Path) -> None:
         .withColumn("duration_s", (F.unix_micros("ended_at") - F.unix_micros("started_at")) / 1_000_000)
         .withColumn("converted", F.col("purchase_count") > 0)
         .withColumn("engaged", F.expr("duration_s > 10 OR page_view_count >= 2 OR converted"))
-        .withColumn("bounced", F.expr("(page_view_count = 1 OR event_count = 1) AND NOT engaged"))
+        .withColumn(
+            "bounced",
+            F.expr("CASE WHEN page_view_count > 0 THEN page_view_count = 1 AND NOT engaged AND refund_count = 0 END"),
+        )
+        .withColumn("engaged", F.expr("CASE WHEN engaged OR page_view_count > 0 OR duration_s > 0 THEN engaged END"))
         .withColumn("cart_abandoned", F.expr("CASE WHEN cart_add_count > 0 THEN NOT converted END"))
         .withColumn("revenue", F.col("revenue_micros") / 1_000_000)
-        .drop("number", "first", "event_id", "revenue_micros")
+        .drop("number", "first", "event_id", "revenue_micros", "refund_count")
     )
     measured.write.option("compression", "zstd").parquet(str(out / "sessions"))

@@ -16,15 +16,17 @@ def measure_activity(sessions: ir.Table, as_of: datetime, time_zone: str, day_le
     """Return a row for each user of SESSIONS as they were known at `as_of`.
 
     Columns: user_id; first_seen_at and last_seen_at, the start of the first session and the end of the last; sums over
-    sessions: session_count, session_count_28d (begun then), duration_s, page_view_count, bounced, engaged, converted,
-    carts, abandoned (carts), with_support; and sessions by hour_0 to hour_23 and weekday_1 (Monday) to weekday_7 of
-    their start, local time. `day_level` sources have no times of day: all hours are 0.
+    sessions: session_count, session_count_28d (begun then), duration_s, page_view_count, with_page (sessions with a
+    page view), bounced and engaged (of these), converted, carts, abandoned (carts), with_support; and sessions by
+    hour_0 to hour_23 and weekday_1 (Monday) to weekday_7 of their start, local time. `day_level` sources have no times
+    of day: all hours are 0.
     """
     local = utc_to_local(time_zone, sessions.started_at)
     hour, weekday = local.hour(), local.day_of_week.index() + 1
     counted = {
+        "with_page": sessions.page_view_count > 0,
         "bounced": sessions.bounced,
-        "engaged": sessions.engaged,
+        "engaged": sessions.engaged & (sessions.page_view_count > 0),
         "converted": sessions.converted,
         "carts": sessions.cart_add_count > 0,
         "abandoned": sessions.cart_abandoned.fill_null(False),

@@ -38,13 +38,16 @@ class Ratio:
 
 RATIOS = (
     Ratio("duration_mean_s", "mean length of a session", "seconds", "duration_s", "session_count"),
-    Ratio("pages_per_session", "pages per session", "number", "page_view_count", "session_count"),
-    Ratio("bounce_rate", "share of sessions that bounced", "share", "bounced", "session_count"),
-    Ratio("engaged_rate", "share of sessions that were engaged", "share", "engaged", "session_count"),
+    Ratio("pages_per_session", "pages per session", "number", "page_view_count", "with_page"),
+    Ratio("bounce_rate", "share of sessions that bounced", "share", "bounced", "with_page"),
+    Ratio("engaged_rate", "share of sessions that were engaged", "share", "engaged", "with_page"),
     Ratio("conversion_rate", "share of sessions with a purchase", "share", "converted", "session_count"),
     Ratio("cart_abandonment_rate", "share of carts that were abandoned", "share", "abandoned", "carts"),
     Ratio("support_session_share", "share of sessions with a support visit", "share", "with_support", "session_count"),
 )
+
+OF_LENGTHS = ("duration_mean_s", "bounce_rate", "engaged_rate")
+"""What a source that has days tells nothing of: whether a session is engaged depends on its length."""
 
 
 def measure(activity: pd.DataFrame, groups: Groups, day_level: bool) -> dict[str | None, list[Metric]]:
@@ -57,7 +60,7 @@ def measure(activity: pd.DataFrame, groups: Groups, day_level: bool) -> dict[str
     ratios = [Ratio("sessions_per_user", "sessions per user", "number", "session_count", "users"), *RATIOS]
     sums = activity.assign(users=1.0)
     for ratio in ratios:
-        if day_level and ratio.unit == "seconds":
+        if day_level and ratio.name in OF_LENGTHS:
             continue
         part, whole = (sums[name].to_numpy(dtype=np.float64) for name in (ratio.part, ratio.whole))
         of_all, by_name = _estimates(part, whole, groups, ratio.unit == "share")

@@ -467,7 +467,7 @@ class _Maker:
         hidden = [one for one in segments if one.withheld and one.users == SUPPRESSED]
         notes += [f"{one.name} ({one.segment_id}) is not described: {one.withheld}." for one in hidden]
         if self.source.day_level:
-            notes.append("The source has days, not times: there are no hours and no lengths of sessions.")
+            notes.append("The source has days, not times: there are no hours, no lengths of sessions and no bounces.")
         if any("sizes" not in one.manifest for one in self.source.earlier):
             notes.append("Versions of before sizes were kept are not in the trends.")
         if listed < self.groups.user_count:
