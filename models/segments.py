@@ -13,13 +13,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from models import clusters, descriptions, lineage, segment_rules
+from models import clusters, descriptions, lineage, rfm, segment_rules
 from models import names as naming
+from models.belonging import strengths
 from models.clusters import Candidate, NotEnoughUsers
 from models.descriptions import Trait
 from models.dwell import stay
 from models.lineage import Lineage
 from models.names import Named
+from models.rfm import Lines
 from models.segment_rules import SegmentRule
 
 __all__ = [
@@ -72,7 +74,8 @@ class SegmentModel:
     """A fitted pipeline with its segments; `next_number` is the first number no segment ever had.
 
     `chosen` tells how the clusters were found, among which `candidates`; `doubt` says why they are not to be relied on.
-    `lineage` says what became of the segments of the model before; None for a model that was not aligned.
+    `lineage` says what became of the segments of the model before; None for a model that was not aligned. `rfm` are the
+    lines of that training; None where nobody could be graded.
     """
 
     pipeline: Pipeline
@@ -82,6 +85,7 @@ class SegmentModel:
     candidates: tuple[Candidate, ...] = ()
     doubt: str | None = None
     lineage: Lineage | None = None
+    rfm: Lines | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -102,6 +106,7 @@ class SegmentModel:
             "candidates": [asdict(candidate) for candidate in self.candidates],
             "doubt": self.doubt,
             "lineage": None if self.lineage is None else self.lineage.to_dict(),
+            "rfm": None if self.rfm is None else self.rfm.to_dict(),
         }
 
     @classmethod
@@ -111,7 +116,16 @@ class SegmentModel:
         candidates = tuple(Candidate.from_dict(told) for told in metadata.get("candidates", ()))
         chosen = Candidate.from_dict(metadata["chosen"]) if metadata.get("chosen") else None
         known = Lineage.from_dict(metadata["lineage"]) if metadata.get("lineage") else None
-        return cls(pipeline, segments, metadata["next_number"], chosen, candidates, metadata.get("doubt"), known)
+        return cls(
+            pipeline,
+            segments,
+            metadata["next_number"],
+            chosen,
+            candidates,
+            metadata.get("doubt"),
+            known,
+            rfm.lines_of(metadata),
+        )
 
 
 def fit(
@@ -179,7 +193,9 @@ def fit(
         )
         for i in range(k)
     )
-    return SegmentModel(found.pipeline, segments, k + 1, found.chosen, found.candidates, found.doubt)
+    return SegmentModel(
+        found.pipeline, segments, k + 1, found.chosen, found.candidates, found.doubt, rfm=rfm.fit(snapshot)
+    )
 
 
 def _incumbent(model: SegmentModel, users: pd.DataFrame) -> clusters.Incumbent:
@@ -311,10 +327,10 @@ def assign(
     more, for none. There a user stays unless the nearest segment is nearer by the share `dwell_margin`; see
     `models.dwell.stay`.
 
-    Returns one row per user in the snapshot's order: user_id, segment_id, segment_name, segment_strength and
-    runner_up_segment_id, the nearest of the other segments. The strength is 1 - d1 / d2 with the distances to the own
-    segment's centre and to the runner-up's: 1 at the centre, 0 on the border between two. It is 0, too, of a user who
-    only stays where he was, whose runner-up is nearer.
+    Returns one row per user in the snapshot's order: user_id, segment_id, segment_name, segment_strength,
+    segment_strengths (see `models.belonging`) and runner_up_segment_id, the nearest of the other segments. The strength
+    is 1 - d1 / d2 with the distances to the own segment's centre and to the runner-up's: 1 at the centre, 0 on the
+    border between two. It is 0, too, of a user who only stays where he was, whose runner-up is nearer.
     """
     distances = clusters.distances(model.pipeline[:-1].transform(snapshot), model.pipeline[-1])
     ids = np.array(model.ids)
@@ -331,6 +347,7 @@ def assign(
             "segment_id": ids[own],
             "segment_name": names[own],
             "segment_strength": np.maximum(1 - ratio, 0),
+            "segment_strengths": strengths(distances, model.ids, clusters.method_of(model.pipeline)),
             "runner_up_segment_id": ids[other],
         }
     )

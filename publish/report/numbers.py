@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.labels import Label
 from features.snapshots import FAVOURITES, title
-from models import descriptions, rules
+from models import descriptions, rfm, rules
 from models.comparison import OTHERS, VALUES_MAX
 from models.condition_words import in_words
 from models.descriptions import cut
@@ -359,9 +359,10 @@ class _Maker:
 
     @cached_property
     def _thresholds(self) -> dict[str, dict[str, float | None]]:
-        """Return what the percentiles in rules are among these users, by rule."""
+        """Return what the percentiles and grades in rules are among these users, by rule."""
         given = self.source.version.manifest["rules"].items()
-        ready, _ = rules.prepare([rules.Rule(name, "", "", rule["condition"]) for name, rule in given], self.snapshot)
+        asked = [rules.Rule(name, "", "", rule["condition"]) for name, rule in given]
+        ready, _ = rules.prepare(asked, self.snapshot, rfm.lines_of(self.source.version.manifest))
         return {
             one.rule.name: {key: None if value is None else rounded(value) for key, value in one.thresholds.items()}
             for one in ready
