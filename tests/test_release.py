@@ -34,7 +34,7 @@ AS_OF = instant("2024-06-30T05:00:00")
 DAY = timedelta(days=1)
 DEFAULTS = {
     **{"segment_id": "S01", "rule_segments": [], "lifecycle_stage": "active"},
-    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": []},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": [], "segment_strengths": []},
 }
 OPEN = DestinationSettings(purposes=[])
 ADS = DestinationSettings(purposes=["ads"])
