@@ -25,16 +25,11 @@ CONTRACT = HOUSE / "publish" / "contract"
 ROW: dict[str, Any] = {
     **{"user_id": "ada", "as_of": "2024-06-30T05:00:00Z", "segment_id": "s1", "segment_name": "Loyal"},
     **{"segment_strength": 0.9, "runner_up_segment_id": None, "rule_segments": ["at_risk"]},
-    **{"lifecycle_stage": "active", "churn_probability": 0.25, "conversion_probability": None},
+    **{"lifecycle_stage": "active", "rfm_3": "3-1-2", "rfm_5": None},
+    **{"churn_probability": 0.25, "conversion_probability": None},
     **{"churn_percentile": 50.0, "conversion_percentile": None, "churn_reasons": [], "conversion_reasons": []},
-    **{
-        "holdout": False,
-        "held_out_of": [],
-        "segment_strengths": [],
-        "segments_version": 1,
-        "churn_version": 2,
-        "conversion_version": None,
-    },
+    **{"holdout": False, "held_out_of": [], "segments_version": 1, "churn_version": 2, "conversion_version": None},
+    "segment_strengths": [{"segment_id": "s1", "strength": 0.9}],
 }
 
 

@@ -239,7 +239,7 @@ def test_a_manifest_says_what_the_release_says_and_describes_the_files(made: Mak
     release = made({"user_id": "ada"}, {"user_id": "ben"}, withheld={"churn": "ECE .08 is above .03"}, version=3)
     found = check_whole(deliver(release, tmp_path))
     assert (found["source"], found["destination"], found["version"], found["users"]) == ("shop", "files", 3, 2)
-    assert (found["as_of"], found["schema_version"]) == ("2024-06-30T05:00:00+00:00", "1.3")
+    assert (found["as_of"], found["schema_version"]) == ("2024-06-30T05:00:00+00:00", "1.4")
     assert found["withheld"] == {"churn": "ECE .08 is above .03"}
     assert {file["path"]: file["rows"] for file in found["files"]} == {
         **{"assignments.csv": 2, "assignments.parquet": 2, "changes.csv": 0, "changes.parquet": 0, "schema.json": None}
