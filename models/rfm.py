@@ -31,16 +31,16 @@ SHARES = (20, 5, 1)
 
 # The grid of recency and frequency that is in common use; see docs/named-segments.md.
 GROUPS = (
-    ("rfm_champions", "RFM: champions", 5, 5, 4, 5),
-    ("rfm_loyal", "RFM: loyal", 3, 4, 4, 5),
-    ("rfm_potential_loyalists", "RFM: potential loyalists", 4, 5, 2, 3),
-    ("rfm_new", "RFM: new", 5, 5, 1, 1),
-    ("rfm_promising", "RFM: promising", 4, 4, 1, 1),
-    ("rfm_need_attention", "RFM: need attention", 3, 3, 3, 3),
-    ("rfm_about_to_sleep", "RFM: about to sleep", 3, 3, 1, 2),
-    ("rfm_cannot_lose", "RFM: cannot lose them", 1, 2, 5, 5),
-    ("rfm_at_risk", "RFM: at risk", 1, 2, 3, 4),
-    ("rfm_hibernating", "RFM: hibernating", 1, 2, 1, 2),
+    ("rfm_champions", "Champions", 5, 5, 4, 5),
+    ("rfm_loyal", "Loyal", 3, 4, 4, 5),
+    ("rfm_potential_loyalists", "Potential loyalists", 4, 5, 2, 3),
+    ("rfm_new", "New by RFM", 5, 5, 1, 1),
+    ("rfm_promising", "Promising", 4, 4, 1, 1),
+    ("rfm_need_attention", "Need attention", 3, 3, 3, 3),
+    ("rfm_about_to_sleep", "About to sleep", 3, 3, 1, 2),
+    ("rfm_cannot_lose", "Cannot lose them", 1, 2, 5, 5),
+    ("rfm_at_risk", "At risk by RFM", 1, 2, 3, 4),
+    ("rfm_hibernating", "Hibernating", 1, 2, 1, 2),
 )
 """Name, title, lowest and highest grade of recency, and of frequency."""
 

@@ -194,12 +194,13 @@ def _causes(before: Version | None, now: Version, otherwise: Callable[[Version],
     return Causes(names, discovered, redefined, asked, deselected)
 
 
-def _conditions(manifest: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+def _conditions(manifest: Mapping[str, Any]) -> dict[str, tuple[str, rfm.Lines | None]]:
     """Return the conditions of the rules of a version that there are the features for, and the lines they speak of."""
     off = manifest.get("rules_off", ())
+    lines = rfm.lines_of(manifest)
     conditions = {name: rule["condition"] for name, rule in manifest["rules"].items() if name not in off}
     return {
-        name: (condition, manifest.get("rfm") if rules.needs(condition, rfm.WORDS) else None)
+        name: (condition, lines if rules.needs(condition, rfm.WORDS) else None)
         for name, condition in conditions.items()
     }
 

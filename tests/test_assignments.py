@@ -189,7 +189,7 @@ def test_assignments_come_back_from_the_lake_as_they_were(lake: Lake) -> None:
     raw = lake.engine.create_table("assigned", to_arrow(found), temp=True)
     lake.write(ASSIGNMENTS, raw)
     back = from_arrow(lake.read(ASSIGNMENTS).order_by("user_id").to_pyarrow())
-    lists = [list(one) for one in found["segment_strengths"]]
+    lists = pd.Series([list(one) for one in found["segment_strengths"]], dtype=object)
     pd.testing.assert_frame_equal(back, found.assign(segment_strengths=lists))
 
 
