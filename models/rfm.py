@@ -234,11 +234,12 @@ def resolve(condition: Condition, lines: Lines) -> Condition:
 def thresholds(condition: Condition, lines: Lines) -> dict[str, float | None]:
     """Return the lines that a condition speaks of, by feature and grade; null where nobody reached one."""
     told: dict[str, float | None] = {}
-    for name in dict.fromkeys(one.feature for one in comparisons(condition)):
-        if name == TOP:
-            told |= {f"revenue_total top {share} %": one for share, one in zip(SHARES, lines.top, strict=True)}
-        elif name in WORDS:
-            scale = dict(zip((RECENCY, FREQUENCY, MONEY), lines.scales, strict=True))[name]
+    for asked in comparisons(condition):
+        if asked.feature == TOP:
+            tops = zip(SHARES, lines.top, strict=True)
+            told |= {f"revenue_total top {share} %": one for share, one in tops if share in asked.values}
+        elif asked.feature in WORDS:
+            scale = dict(zip((RECENCY, FREQUENCY, MONEY), lines.scales, strict=True))[asked.feature]
             told |= {f"{scale.feature} grade {number}": one for number, one in enumerate(scale.fifths, start=2)}
     return told
 

@@ -373,7 +373,9 @@ class _Maker:
             rule = self.source.version.manifest["rules"][name]
             words = rule.get("sentence") or in_words(rule["condition"])
             nothing = {"precision": None, "recall": None, "coverage": None, "sample_size": None}
-            return Rule(text=rule["condition"], words=words, thresholds=self._thresholds.get(name, {}), **nothing)
+            # A line that hardly anybody reached is the value of one of them.
+            lines = self._thresholds.get(name, {}) if name in self.groups.shown else {}
+            return Rule(text=rule["condition"], words=words, thresholds=lines, **nothing)
         if known is None or known.rule is None:
             return None
         rule = known.rule
