@@ -11,7 +11,7 @@ from flows.identity import named
 from flows.score import read_previous
 from flows.snapshot import stored_snapshots, table_of
 from flows.train import model_name
-from models import rules, segments
+from models import rfm, rules, segments
 from models.registry import Registry
 from models.rules import Rule
 from publish import scoring
@@ -35,8 +35,8 @@ def would_be(lake: Lake, configuration: Configuration, as_of: datetime, before: 
         for name, one in before.manifest["rules"].items()
         if name not in were_off
     ]
-    ready, _ = rules.prepare(were_on, snapshot)
-    unasked = {rule.name for rule in were_on if {*rule.features} - {*snapshot}}
+    ready, _ = rules.prepare(were_on, snapshot, rfm.lines_of(before.manifest))
+    unasked = {rule.name for rule in were_on if {*rule.features} - {*snapshot, *rfm.WORDS}}
     met = rules.match(snapshot, ready)
     found = snapshot[["user_id"]].assign(segments=snapshot["user_id"].map(met))
     discovered = _discover(lake, configuration, as_of, before.manifest["models"]["segments"], snapshot)

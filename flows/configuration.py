@@ -24,6 +24,7 @@ from features.sources import RESERVED, Settings, Source, TimeZone, Users
 from features.table import ContractError
 from features.upgrades import find_upgrades
 from flows.explanations import explain, find_nul
+from models import rfm
 from models.candidates import SHARE_MIN, STABILITY_MIN
 from models.conditions import Kind
 from models.evaluation import CalibrationSettings
@@ -149,7 +150,7 @@ class Configuration(Settings):
 
     @model_validator(mode="after")
     def _attributes_are_no_features(self) -> Self:
-        taken = {"user_id", "as_of", *FAVOURITES, *feature_names(self.features.windows_days)}
+        taken = {"user_id", "as_of", *FAVOURITES, *feature_names(self.features.windows_days), *rfm.WORDS}
         for name in self.attributes:
             if name.lower() in taken:
                 raise ValueError(f"users.attributes: {name!r} is the name of a feature; rename the column")

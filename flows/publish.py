@@ -27,11 +27,13 @@ from flows.forget import finish_all
 from flows.identity import tells_personal
 from flows.instant import decide, tell
 from flows.report import link, write_report
+from flows.score import find_lines
 from flows.snapshot import table_of
 from flows.stage import HeldError, read_as_of, stage
 from flows.train import model_name
 from flows.turns import publishing, turn
 from flows.world import TOUCHES_THE_WORLD, DeliveryError, discreet
+from models import rfm
 from models.names import marks
 from models.registry import PROMOTIONS, Registry
 from publish import versions
@@ -213,6 +215,8 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
             f"segments at {asked} are named by what is personal: run `habitus score {configuration.file}` first"
         )
     definitions = configuration.snapshot_definitions
+    lines = find_lines(Registry(configuration.mlruns), configuration, as_of)
+    known = {*table_of(configuration).schema, *(rfm.WORDS if lines else ())}
     manifest = {
         "source": configuration.name,
         "labels": list(configuration.labels.named),
@@ -224,11 +228,10 @@ def _candidate(lake: Lake, configuration: Configuration, as_of: datetime) -> Can
             rule.name: {part: getattr(rule, part) for part in ("title", "sentence", "condition", "needs")}
             for rule in configuration.rules.rules
         },
-        "rules_off": [
-            rule.name for rule in configuration.rules.rules if {*rule.features} - {*table_of(configuration).schema}
-        ],
+        "rules_off": [rule.name for rule in configuration.rules.rules if {*rule.features} - known],
         "levels": _levels(lake, configuration, as_of),
         "definitions": [definitions["gap"].total_seconds(), definitions["time_zone"], definitions["day_level"]],
+        "rfm": lines.to_dict() if lines else None,
     }
     return Candidate(assignments, as_of, lake.content(table, only=[as_of]), manifest)
 

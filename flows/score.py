@@ -23,7 +23,7 @@ from flows.snapshot import stored_snapshots, table_of
 from flows.stage import read_as_of, stage
 from flows.train import find_serving, model_name, read_snapshots
 from flows.world import TOUCHES_THE_WORLD, discreet
-from models import lifecycle, rules, segments
+from models import lifecycle, rfm, rules, segments
 from models.lifecycle import STAGES
 from models.registry import Registry
 from models.rules import ReadyRule
@@ -56,8 +56,8 @@ class SegmentNow:
 class RuleNow:
     """Describe a named segment with how many users are in it now, and which share of all.
 
-    `flag` says why it is of no use, None if it may be; `thresholds` what its percentiles are. A condition on what is
-    personal is empty.
+    `flag` says why it is of no use, None if it may be; `thresholds` what its percentiles and grades are. A condition on
+    what is personal is empty.
     """
 
     name: str
@@ -159,8 +159,9 @@ def _find_all_serving(
 ) -> tuple[scoring.Serving, dict[str, str]]:
     """Load what serves at an instant, and make the rules ready; say why the others are off."""
     snapshot = users if isinstance(users, pd.DataFrame) else users.limit(0).to_pandas()
-    ready, off = rules.prepare(configuration.rules.rules, users)
     registry = Registry(configuration.mlruns)
+    lines = find_lines(registry, configuration, as_of)
+    ready, off = rules.prepare(configuration.rules.rules, users, lines)
     labels = configuration.labels.named
     found = {
         kind: find_serving(registry, model_name(configuration, kind), as_of, snapshot) for kind in ("segments", *labels)
@@ -174,6 +175,7 @@ def _find_all_serving(
         ),
         segments_version=discovered.number if discovered else None,
         dwell_margin=configuration.segments.dwell_margin,
+        rfm=lines,
         propensities={
             label: scoring.Propensity(one.model, one.number, labels[label], one.metadata.get("withheld"))
             for label, one in found.items()
@@ -188,6 +190,22 @@ def _find_all_serving(
         personal=configuration.personal,
     )
     return serving, off | dict.fromkeys(configuration.rules.switched_off, "switched off")
+
+
+def find_lines(registry: Registry, configuration: Configuration, as_of: datetime) -> rfm.Lines | None:
+    """Return the lines of RFM at an instant: of the training whose segments serve, or else of the latest by then.
+
+    So they stay from one training that is promoted to the next, and are there where none was. None before the first.
+    """
+    name = model_name(configuration, "segments")
+    serving = registry.serving(name, as_of)
+    instants = {number: datetime.fromisoformat(at) for number, at in registry.tags(name, "as_of").items() if at}
+    numbers = sorted((number for number, at in instants.items() if at <= as_of), key=lambda one: (instants[one], one))
+    for number in [*numbers, *([serving] if serving is not None else [])][::-1]:
+        lines = rfm.lines_of(registry.read_dict(name, number, "segments.json"))
+        if lines is not None:
+            return lines
+    return None
 
 
 def _sum_up(

@@ -120,7 +120,10 @@ def _show_rules(result: Result, console: Console) -> None:
         table.add_row(*left, *(right or ()))
     console.print(Padding(table, (0, 0, 0, 2)))
     empty = [one.title for one in scored.rules if not one.users]
-    off = [f"{name.replace('_', ' ')} ({why})" for name, why in scored.rules_off.items()]
+    by_reason: dict[str, list[str]] = {}
+    for name, why in scored.rules_off.items():
+        by_reason.setdefault(why, []).append(name.replace("_", " "))
+    off = [f"{', '.join(names)} ({why})" for why, names in by_reason.items()]
     for said, names in (("nobody: ", empty), ("off: ", off)):
         if names:
             console.print(Padding(said + ", ".join(names), (0, 0, 0, 2)), style="dim")

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from features.limits import COUNT_MAX
 from features.sources import Settings
+from models import rfm
 from models.conditions import (
     Condition,
     ConditionError,
@@ -137,6 +138,7 @@ SHIPPED = (
         "return_absence_days > 60",
     ),
     Rule("dormant", "Dormant", "have not come for more than 90 days", "recency_days > 90"),
+    *(Rule(*defined) for defined in rfm.DEFINED),
 )
 LACKING = {
     "purchase_count": "no purchases",
@@ -147,6 +149,7 @@ LACKING = {
     "search_count": "no searches",
 }
 """By feature: what the data does not have where it is null or 0 for everybody."""
+NO_LINES = "no segments were trained yet, which draws the lines of RFM"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
 
@@ -210,7 +213,8 @@ class RulesSettings(Settings):
         for name, section in self.__pydantic_extra__.items():
             if section.condition is not None:
                 try:
-                    check(parse(section.condition), columns)
+                    check(parse(section.condition), {**columns, **rfm.WORDS})
+                    rfm.check(parse(section.condition))
                 except ConditionError as error:
                     raise ValueError(f"rules.{name}.condition: {error}") from error
 
@@ -256,9 +260,9 @@ def without(rule: Rule, personal: Collection[str]) -> Rule:
 
 @dataclass(frozen=True)
 class ReadyRule:
-    """Hold a rule whose condition has numbers in place of percentiles, and these by feature and percentile.
+    """Hold a rule whose condition has numbers in place of percentiles and grades, and what these are by feature.
 
-    Null is the percentile of a feature that no user has.
+    Null is the percentile of a feature that no user has, and a grade that nobody reached.
     """
 
     rule: Rule
@@ -266,26 +270,35 @@ class ReadyRule:
     thresholds: Mapping[str, float | None]
 
 
-def prepare(rules: Iterable[Rule], users: Any) -> tuple[list[ReadyRule], dict[str, str]]:
-    """Make rules ready for a whole snapshot, a table or a frame; say of each that is off, by name, what is missing."""
+def prepare(
+    rules: Iterable[Rule], users: Any, lines: rfm.Lines | None = None
+) -> tuple[list[ReadyRule], dict[str, str]]:
+    """Make rules ready for a whole snapshot, a table or a frame; say of each that is off, by name, what is missing.
+
+    What is asked of RFM is told by the `lines` of a training; without any, such rules are off.
+    """
     asked = {rule: parse(rule.condition) for rule in rules}
     lacking = _lacking({name for rule in asked for name in rule.needs}, users)
-    absent = {name: _absent(name) for rule in asked for name in rule.features if name not in users.columns}
-    missing = {
-        rule: dict.fromkeys(
-            [lacking[name] for name in rule.needs if name in lacking]
-            + [absent[name] for name in rule.features if name in absent]
-        )
-        for rule in asked
-    }
-    kept = {rule: condition for rule, condition in asked.items() if not missing[rule]}
+    missing: dict[Rule, dict[str, None]] = {}
+    resolved: dict[Rule, Condition] = {}
+    for rule, condition in asked.items():
+        found = [lacking[name] for name in rule.needs if name in lacking]
+        if rfm.is_about(condition) and lines is None:
+            found.append(NO_LINES)
+        else:
+            resolved[rule] = condition if lines is None else rfm.resolve(condition, lines)
+            features = [*dict.fromkeys([*rule.needs, *features_of(resolved[rule])])]
+            found += [_absent(name) for name in features if name not in users.columns]
+        missing[rule] = dict.fromkeys(found)
+    kept = {rule: condition for rule, condition in resolved.items() if not missing[rule]}
     values = thresholds(kept.values(), users)
     shown = {key: None if np.isnan(value) else value for key, value in values.items()}
     ready = [
         ReadyRule(
             rule,
             resolve(condition, values),
-            {f"{name} p{rank:g}": shown[name, rank] for name, rank in percentiles([condition])},
+            {f"{name} p{rank:g}": shown[name, rank] for name, rank in percentiles([condition])}
+            | (rfm.thresholds(asked[rule], lines) if lines else {}),
         )
         for rule, condition in kept.items()
     ]

@@ -6,6 +6,7 @@ A *cluster* is a fit's arbitrary index, a *segment* what it is called in public:
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from models import clusters, descriptions, lineage, segment_rules, spaces, telling
+from models import clusters, descriptions, lineage, rfm, segment_rules, spaces, telling
 from models import names as naming
+from models.belonging import strengths
 from models.candidates import SHARE_MIN, STABILITY_MIN, Candidate
 from models.clusters import NotEnoughUsers
 from models.descriptions import Trait
 from models.dwell import stay
 from models.lineage import Lineage
 from models.names import Named
+from models.rfm import Lines
 from models.segment_rules import SegmentRule
 from models.telling import Past
 
@@ -81,7 +84,7 @@ class SegmentModel:
     `chosen` tells how the clusters were found, among which `candidates`; `doubt` says why they are not to be relied on.
     `lineage` says what became of the segments of the model before; None for a model that was not aligned. `tells` is
     what segments that were found in the same way told of the last past snapshot's users, as `telling.measure` has it;
-    None where no outcomes were complete.
+    None where no outcomes were complete. `rfm` are the lines of that training; None where nobody could be graded.
     """
 
     pipeline: Pipeline
@@ -92,6 +95,7 @@ class SegmentModel:
     doubt: str | None = None
     lineage: Lineage | None = None
     tells: dict[str, Any] | None = None
+    rfm: Lines | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -113,6 +117,7 @@ class SegmentModel:
             "doubt": self.doubt,
             "lineage": None if self.lineage is None else self.lineage.to_dict(),
             "tells": self.tells,
+            "rfm": None if self.rfm is None else self.rfm.to_dict(),
         }
 
     @classmethod
@@ -122,8 +127,17 @@ class SegmentModel:
         candidates = tuple(Candidate.from_dict(told) for told in metadata.get("candidates", ()))
         chosen = Candidate.from_dict(metadata["chosen"]) if metadata.get("chosen") else None
         known = Lineage.from_dict(metadata["lineage"]) if metadata.get("lineage") else None
-        doubt, tells = metadata.get("doubt"), metadata.get("tells")
-        return cls(pipeline, segments, metadata["next_number"], chosen, candidates, doubt, known, tells)
+        return cls(
+            pipeline,
+            segments,
+            metadata["next_number"],
+            chosen,
+            candidates,
+            metadata.get("doubt"),
+            known,
+            metadata.get("tells"),
+            rfm.lines_of(metadata),
+        )
 
 
 def fit(
@@ -200,8 +214,16 @@ def fit(
         for i in range(k)
     )
     then = found.then
-    tells = None if then is None else telling.measure(lambda of_past: clusters.clusters_of(then, of_past), k, past)
-    return SegmentModel(found.pipeline, segments, k + 1, found.chosen, found.candidates, found.doubt, tells=tells)
+    return SegmentModel(
+        found.pipeline,
+        segments,
+        k + 1,
+        found.chosen,
+        found.candidates,
+        found.doubt,
+        tells=None if then is None else telling.measure(partial(clusters.clusters_of, then), k, past),
+        rfm=rfm.fit(snapshot),
+    )
 
 
 def _incumbent(model: SegmentModel, users: pd.DataFrame) -> clusters.Incumbent:
@@ -335,10 +357,10 @@ def assign(
     more, for none. There a user stays unless the nearest segment is nearer by the share `dwell_margin`; see
     `models.dwell.stay`.
 
-    Returns one row per user in the snapshot's order: user_id, segment_id, segment_name, segment_strength and
-    runner_up_segment_id, the nearest of the other segments. The strength is 1 - d1 / d2 with the distances to the own
-    segment's centre and to the runner-up's: 1 at the centre, 0 on the border between two. It is 0, too, of a user who
-    only stays where he was, whose runner-up is nearer.
+    Returns one row per user in the snapshot's order: user_id, segment_id, segment_name, segment_strength,
+    segment_strengths (see `models.belonging`) and runner_up_segment_id, the nearest of the other segments. The strength
+    is 1 - d1 / d2 with the distances to the own segment's centre and to the runner-up's: 1 at the centre, 0 on the
+    border between two. It is 0, too, of a user who only stays where he was, whose runner-up is nearer.
     """
     distances = clusters.distances(model.pipeline[:-1].transform(snapshot), model.pipeline[-1])
     ids = np.array(model.ids)
@@ -355,6 +377,7 @@ def assign(
             "segment_id": ids[own],
             "segment_name": names[own],
             "segment_strength": np.maximum(1 - ratio, 0),
+            "segment_strengths": strengths(distances, model.ids, clusters.method_of(model.pipeline)),
             "runner_up_segment_id": ids[other],
         }
     )

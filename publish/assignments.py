@@ -6,14 +6,16 @@ from typing import Any
 
 import ibis
 import ibis.expr.datatypes as dt
+import ibis.expr.types as ir
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.table import TIME, Table
 from publish.holdout import hold_out
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 """Of ASSIGNMENTS. An added column raises the second number, anything else the first."""
 
 ASSIGNMENTS = Table(
@@ -25,9 +27,12 @@ ASSIGNMENTS = Table(
             "segment_id": "string",
             "segment_name": "string",
             "segment_strength": "float64",
+            "segment_strengths": "!array<struct<segment_id: string, strength: float64>>",
             "runner_up_segment_id": "string",
             "rule_segments": "!array<string>",
             "lifecycle_stage": "!string",
+            "rfm_3": "string",
+            "rfm_5": "string",
             "churn_probability": "float64",
             "conversion_probability": "float64",
             "churn_percentile": "float64",
@@ -52,9 +57,13 @@ DESCRIPTIONS = {
     "segment_id": "the discovered segment, which stays the same through retrainings; null where none serves",
     "segment_name": "what people call the segment; it may change",
     "segment_strength": "how typical the user is of the segment, 0 to 1; 0 of one who only stays in it",
+    "segment_strengths": "the segments that the user has at least a tenth of, and how much of each: at most 1 in all, "
+    "the strongest first; empty where segment_id is null",
     "runner_up_segment_id": "the segment that comes next",
     "rule_segments": "names of the rules that the user meets",
     "lifecycle_stage": "where the user stands between the first visit and leaving",
+    "rfm_3": "grades of recency, frequency and money from 1 to 3, 3 being the best, as 3-1-2; null where none apply",
+    "rfm_5": "the same from 1 to 5, 5 being the best",
     "holdout": "whether the user is held out of everything that is published; such a user never leaves, so it is false",
     "held_out_of": "destination/segment_id of where the user is held out; empty in what leaves",
     "segments_version": "version of the model of segments; null where none serves",
@@ -97,7 +106,8 @@ def _value_schema(name: str, dtype: dt.DataType) -> dict[str, Any]:
     label, _, what = name.rpartition("_")
     description = DESCRIPTIONS.get(name) or LABEL_DESCRIPTIONS[what].format(label=label)
     if dtype.is_array():
-        return {"type": "array", "items": {"type": "string"}, "description": description}
+        items = _item_schema(dtype.value_type) if dtype.value_type.is_struct() else {"type": "string"}
+        return {"type": "array", "items": items, "description": description}
     kind = "integer" if dtype.is_integer() else "number" if dtype.is_floating() else "string"
     found: dict[str, Any] = {"type": "boolean" if dtype.is_boolean() else kind}
     if dtype.nullable:
@@ -107,6 +117,39 @@ def _value_schema(name: str, dtype: dt.DataType) -> dict[str, Any]:
     if dtype.is_floating():
         found |= {"minimum": 0, "maximum": 100 if what == "percentile" else 1}
     return found | {"description": description}
+
+
+def _item_schema(dtype: dt.Struct) -> dict[str, Any]:
+    kinds = {
+        name: {"type": "number", "minimum": 0, "maximum": 1} if kind.is_floating() else {"type": "string"}
+        for name, kind in dtype.items()
+    }
+    return {"type": "object", "required": [*kinds], "properties": kinds}
+
+
+def complete(rows: ir.Table, contract: Table) -> ir.Table:
+    """Return rows of an earlier version of a contract with the columns that were added since: null, or empty lists."""
+    added = {
+        name: ibis.null(dtype) if dtype.nullable else ibis.literal([], dtype.copy(nullable=True))
+        for name, dtype in contract.schema.items()
+        if name not in rows.columns
+    }
+    return contract.check(rows.mutate(**added))
+
+
+def as_json(strengths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return segment_strengths as JSON texts, as where there are no records."""
+    pairs = pc.list_flatten(strengths)
+    names, numbers = (pc.struct_field(pairs, name) for name in ("segment_id", "strength"))
+    for special in ("\\", '"'):
+        names = pc.replace_substring(names, special, f"\\{special}")
+    texts = pc.cast(numbers, pa.string())
+    texts = pc.if_else(pc.match_substring(texts, "."), texts, pc.binary_join_element_wise(texts, ".0", ""))
+    records = pc.binary_join_element_wise('{"segment_id":"', names, '","strength":', texts, "}", "")
+    ends = pc.cumulative_sum(pc.list_value_length(strengths)).to_numpy()
+    offsets = pa.array(np.append(0, ends), pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, records.cast(pa.string()).combine_chunks())
+    return pa.chunked_array([pc.binary_join_element_wise("[", pc.binary_join(lists, ","), "]", "")])
 
 
 def labels_in(columns: Iterable[str]) -> list[str]:
@@ -141,12 +184,14 @@ def assign(
 ) -> pd.DataFrame:
     """Bring together what is known of each user of a snapshot under ASSIGNMENTS for these labels, sorted by user.
 
-    `segments` has a row per user as `models.segments.assign` gives it, `rule_segments` a list per user,
+    The snapshot may have rfm_3 and rfm_5. `segments` has a row per user as `models.segments.assign` gives it,
+    `rule_segments` a list per user,
     `lifecycle_stages` a text, `held_out_of` a list of destination/segment_id (None: empty ones). Null: no model serves,
     or it does not apply to the user (who is not eligible); the version is null only in the former case. A probability
     is null, too, where it is withheld.
     """
-    table = snapshot[["user_id", "as_of"]].sort_values("user_id", ignore_index=True)
+    known = [name for name in ("user_id", "as_of", "rfm_3", "rfm_5") if name in snapshot]
+    table = snapshot[known].sort_values("user_id", ignore_index=True)
     if segments is not None:
         table = table.merge(segments, on="user_id", how="left")
     table["rule_segments"] = table["user_id"].map(rule_segments)
@@ -179,8 +224,10 @@ def _conform(table: pd.DataFrame, contract: Table) -> pd.DataFrame:
             column = column.astype("Int64")
         elif dtype.is_string():
             column = column.astype("str")
+        elif dtype.is_array() and name in table:
+            column = column if isinstance(column.dtype, pd.ArrowDtype) else column.astype(object)
         elif dtype.is_array():
-            column = column.astype(object)
+            column = pd.Series([[]] * len(table), index=table.index, dtype=object)
         columns[name] = column
     return pd.DataFrame(columns)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from features.table import Table, materialize
@@ -29,7 +30,8 @@ AUDIENCES = Table(
 `refused` says why a destination must not know of a user (consent, holdout), null where it may: then `segments` are
 those that it knows the user to be in, without those that the user is `held_out` of, and whose audience is `held_back`.
 """
-MASKED = ("segment_id", "segment_name", "segment_strength", "runner_up_segment_id")
+MASKED = ("segment_id", "segment_name", "segment_strength", "segment_strengths", "runner_up_segment_id")
+"""Columns of ASSIGNMENTS that say the discovered segment; a list is emptied, all else null where that is not known."""
 NO_TEXTS = ibis.literal([], "array<string>")
 
 
@@ -130,13 +132,17 @@ def rows_for(destination: str, released: ir.Table, audiences: ir.Table, settings
         mine = mine.filter(mine.segments.length() > 0)
     both = released.inner_join(mine.select("user_id", allowed="segments"), "user_id")
     is_known = both.allowed.contains(both.segment_id).fill_null(False)
-    masked = {name: is_known.ifelse(both[name], ibis.null(both[name].type())) for name in MASKED}
+    masked = {name: is_known.ifelse(both[name], _nothing(both[name].type())) for name in MASKED}
     return both.mutate(
         **masked,
         held_out_of=NO_TEXTS,
         rule_segments=both.rule_segments.filter(lambda name: both.allowed.contains(name)),
         holdout=ibis.literal(False),
     ).select(*released.columns)
+
+
+def _nothing(dtype: dt.DataType) -> ir.Value:
+    return ibis.literal([], dtype.copy(nullable=True)) if dtype.is_array() else ibis.null(dtype)
 
 
 def members_of(destination: str, audiences: ir.Table) -> ir.Table:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from features import engines
 from features.snapshots import title
+from publish.assignments import as_json
 from publish.destinations.files import LIST_SEPARATOR
 from publish.destinations.folders import MANIFEST, VERSION
 from publish.formulas import escape_array
@@ -205,6 +206,8 @@ def csv_chunks(table: pa.Table, order: Order) -> Iterator[bytes]:
 
 def _csv_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     column = table[name]
+    if name == "segment_strengths":
+        return as_json(column)
     if pa.types.is_list(column.type):
         return escape_array(pc.binary_join(column, LIST_SEPARATOR))
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -17,6 +17,7 @@ import pandas as pd
 from features.lake import Lake
 from features.table import materialize, stack
 from models import names as naming
+from models import rfm, rules
 from models.conditions import parse
 from models.staying import staying_days
 from publish import versions
@@ -40,7 +41,8 @@ class Candidate:
     `content` is a hash of them. The manifest has `source` (the configuration's name), `labels`, `models` (the version
     of each, by kind), `configuration` (a hash), `withheld`, `segments` (name by id, of discovered ones), `rules` (by
     name: title, condition and needs), `rules_off` (those whose features there are not), `definitions` (what features
-    depend on beside events) and `levels` (medians of features). Versions of before may lack the last three.
+    depend on beside events), `levels` (medians of features) and `rfm` (the lines of grades). Versions of before may
+    lack the last four.
     """
 
     assignments: ir.Table
@@ -192,10 +194,22 @@ def _causes(before: Version | None, now: Version, otherwise: Callable[[Version],
     return Causes(names, discovered, redefined, asked, deselected)
 
 
-def _conditions(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the conditions of the rules of a version that there are the features for."""
+def _conditions(manifest: Mapping[str, Any]) -> dict[str, tuple[str, rfm.Lines | None]]:
+    """Return the conditions of the rules of a version that there are the features for, and the lines they speak of."""
     off = manifest.get("rules_off", ())
-    return {name: rule["condition"] for name, rule in manifest["rules"].items() if name not in off}
+    lines = rfm.lines_of(manifest)
+    conditions = {name: rule["condition"] for name, rule in manifest["rules"].items() if name not in off}
+    return {
+        name: (condition, lines if rules.needs(condition, rfm.WORDS) else None)
+        for name, condition in conditions.items()
+    }
+
+
+def _staying_days(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Return how long users who do nothing go on meeting each rule of a version."""
+    lines = rfm.lines_of(manifest)
+    conditions = {name: parse(rule["condition"]) for name, rule in manifest["rules"].items()}
+    return {name: staying_days(rfm.resolve(one, lines) if lines else one) for name, one in conditions.items()}
 
 
 def _names(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -226,10 +240,10 @@ def _judge(lake: Lake, before: Version, plan: _Plan, policy: Policy) -> list[str
     users = (_rows(versions.read_released(lake, before)), _rows(plan.assignments))
     recent = last_steps(versions.read_instants(lake))
     turnover = count_turnover(versions.read_changes_after(lake, recent))
-    rules = plan.version.manifest["rules"].items()
-    staying = {name: staying_days(parse(rule["condition"])) for name, rule in rules}
     step = Step(before.as_of, plan.version.as_of, *users, moved, _levels(before.manifest, plan.version.manifest))
-    return judge(step, steps(turnover, members, recent), staying, policy.brake, policy.time_zone)
+    return judge(
+        step, steps(turnover, members, recent), _staying_days(plan.version.manifest), policy.brake, policy.time_zone
+    )
 
 
 def _levels(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

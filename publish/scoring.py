@@ -10,9 +10,10 @@ import pyarrow as pa
 from sklearn.calibration import CalibratedClassifierCV
 
 from features.labels import Label
-from models import lifecycle, propensities, rules, segments
+from models import lifecycle, propensities, rfm, rules, segments
 from models.lifecycle import LifecycleSettings
 from models.reasons import NoTreesError, reasons
+from models.rfm import Lines
 from models.rules import ReadyRule
 from models.segments import SegmentModel
 from publish.assignments import PROPENSITIES, Scores, assign, labels_in, to_arrow
@@ -41,13 +42,14 @@ class Serving:
     """Hold what serves at an instant, rules made ready for all users, the labels that have columns, who is held out.
 
     With `dwell_margin`, users stay in the segment that the snapshot's column PREVIOUS says unless another is nearer by
-    that share. `destinations` say which share of a segment's users is held out of them. No reason says a `personal`
-    attribute.
+    that share. `rfm` are the lines of a training's grades. `destinations` say which share of a segment's users is held
+    out of them. No reason says a `personal` attribute.
     """
 
     segments: SegmentModel | None = None
     segments_version: int | None = None
     dwell_margin: float = 0
+    rfm: Lines | None = None
     propensities: Mapping[str, Propensity] = field(default_factory=dict)
     rules: Sequence[ReadyRule] = ()
     lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
@@ -80,8 +82,11 @@ def _assign(snapshot: pd.DataFrame, serving: Serving, in_part: bool) -> pa.Table
     model, previous = serving.segments, snapshot.get(PREVIOUS)
     discovered = None if model is None else segments.assign(model, snapshot, previous, serving.dwell_margin)
     named = rules.match(snapshot, serving.rules)
+    users = snapshot[["user_id", "as_of"]]
+    if serving.rfm is not None:
+        users = pd.concat([users, rfm.grade(serving.rfm, snapshot)], axis=1)
     assigned = assign(
-        snapshot,
+        users,
         discovered,
         serving.segments_version,
         named,

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from features.lake import Lake
 from features.table import TIME, Table, stack
-from publish.assignments import assignments_table
+from publish.assignments import assignments_table, complete
 from publish.audiences import AUDIENCES
 from publish.changes import CHANGES, has_mark, without_names
 
@@ -91,9 +91,14 @@ def read_instants(lake: Lake) -> list[tuple[int, datetime]]:
 
 
 def read_released(lake: Lake, version: Version) -> ir.Table:
-    """Read the assignments of the present version: everyone's, with its labels."""
-    table = released_table(version.manifest["labels"])
-    return lake.read(table, version=lake.origin(AUDIENCES)["released"])
+    """Read the assignments of the present version: everyone's, with its labels.
+
+    That may have been released under an earlier version of the contract, without the columns that were added since.
+    """
+    table, number = released_table(version.manifest["labels"]), lake.origin(AUDIENCES)["released"]
+    known = lake.stored(table, number).schema
+    stored = replace(table, schema=ibis.schema({name: known[name] for name in table.schema if name in known}))
+    return complete(lake.read(stored, version=number), table)
 
 
 def read_changes(lake: Lake, until: int) -> ir.Table:

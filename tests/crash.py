@@ -165,6 +165,7 @@ def _assignments(
         "conversion_reasons": [[]] * count,
         "holdout": held_out,
         "held_out_of": [[]] * count,
+        "segment_strengths": [[]] * count,
     }
     schema = ASSIGNMENTS.schema.to_pyarrow()
     columns = [pa.array(known.get(column.name, [None] * count), column.type) for column in schema]

@@ -301,6 +301,16 @@ MUTANTS = {
     "a query that was interrupted failed": Mutant(
         "flows/world.py", "raise error.__cause__ from None", "pass", ("test_discretion",)
     ),
+    "equal values are told apart by grades": Mutant(
+        "models/rfm.py", 'reached, sign * values, side="right"', 'reached, sign * values, side="left"', ("test_rfm",)
+    ),
+    "lines of RFM are drawn over those who never bought": Mutant(
+        "models/rfm.py", "users = snapshot[snapshot[recency].notna()]", "users = snapshot", ("test_rfm",)
+    ),
+    "who is masked keeps the degrees of belonging": Mutant(
+        "publish/audiences.py", '"segment_strength", "segment_strengths", ', '"segment_strength", ', ("test_audiences",)
+    ),
+    "degrees of belonging are rounded up": Mutant("models/belonging.py", "np.floor(", "np.ceil(", ("test_belonging",)),
     "a rule is off for what another needs": Mutant(
         "models/rules.py",
         "for name in rule.needs if name in lacking",

@@ -86,6 +86,7 @@ def _assignment(user_id: str, state: Members, as_of: datetime) -> dict[str, Any]
         "conversion_reasons": [],
         "holdout": False,
         "held_out_of": [],
+        "segment_strengths": [],
     }
 
 

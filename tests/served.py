@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.belonging import STRENGTHS
 from publish.destinations.folders import LocalFolder, write_manifest
 from publish.report.content import Attribute, Comparison, Difference, Estimate, Overview, Report, Segment, TopUser
 
@@ -22,9 +23,12 @@ SCHEMA = pa.schema(
         "segment_id": pa.string(),
         "segment_name": pa.string(),
         "segment_strength": pa.float64(),
+        "segment_strengths": STRENGTHS,
         "runner_up_segment_id": pa.string(),
         "rule_segments": TEXTS,
         "lifecycle_stage": pa.string(),
+        "rfm_3": pa.string(),
+        "rfm_5": pa.string(),
         "churn_probability": pa.float64(),
         "churn_percentile": pa.float64(),
         "churn_reasons": TEXTS,
@@ -66,9 +70,12 @@ def user(user_id: str, number: int, **given: Any) -> dict[str, Any]:
         "segment_id": "S01" if number % 2 else "S02",
         "segment_name": "Weekend browsers" if number % 2 else "Loyal buyers",
         "segment_strength": number % 10 / 10,
+        "segment_strengths": [{"segment_id": "S01", "strength": 0.614}, {"segment_id": "S02", "strength": 0.386}],
         "runner_up_segment_id": "S02" if number % 2 else "S01",
         "rule_segments": ["cart_abandoners"] if number % 3 == 0 else [],
         "lifecycle_stage": "active",
+        "rfm_3": "3-1-2",
+        "rfm_5": "5-1-4",
         "churn_probability": None if number % 5 == 0 else number % 97 / 100,
         "churn_percentile": float(number % 100),
         "churn_reasons": ["Region: north", f"last session {number} days ago"],

@@ -6,16 +6,19 @@ import pyarrow as pa
 import pytest
 
 from features.lake import Lake
+from models.belonging import STRENGTHS
 from publish.assignments import ASSIGNMENTS, Scores, assign, assignments_table, from_arrow, to_arrow
 from publish.holdout import hold_out
 
 AS_OF = pd.Timestamp("2024-06-30T05:00:00Z")
+BOTH = [{"segment_id": "s1", "strength": 0.7}, {"segment_id": "s2", "strength": 0.3}]
 SEGMENTS = pd.DataFrame(
     {
         "user_id": ["ada", "ben"],
         "segment_id": ["s1", "s2"],
         "segment_name": ["Loyal", "Lapsing"],
         "segment_strength": [0.9, 0.6],
+        "segment_strengths": pd.Series([BOTH, BOTH[1:]], dtype=pd.ArrowDtype(STRENGTHS)),
         "runner_up_segment_id": ["s2", "s1"],
     }
 )
@@ -53,7 +56,7 @@ def values(frame: pd.DataFrame, user: str) -> dict[str, Any]:
 
 NOTHING = {
     **{"rule_segments": [], "lifecycle_stage": "active"},
-    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": []},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": [], "segment_strengths": []},
 }
 
 
@@ -66,7 +69,16 @@ def test_a_user_has_the_segment_of_the_model() -> None:
     assert found == NOTHING | {
         **{"user_id": "ben", "as_of": AS_OF, "segment_id": "s2", "segment_name": "Lapsing"},
         **{"segment_strength": 0.6, "runner_up_segment_id": "s1", "segments_version": 3},
+        "segment_strengths": BOTH[1:],
     }
+
+
+def test_a_user_has_the_grades_of_the_snapshot_and_may_have_none() -> None:
+    users = snapshot("ada", "ben").assign(rfm_3=pd.Series(["3-1-2", None], dtype="str"), rfm_5=["5-1-3", "1-1-1"])
+    assert values(assigned(users), "ada") == NOTHING | {
+        **{"user_id": "ada", "as_of": AS_OF, "rfm_3": "3-1-2", "rfm_5": "5-1-3"},
+    }
+    assert "rfm_3" not in values(assigned(users), "ben")
 
 
 def test_a_user_has_the_segments_of_the_rules() -> None:
@@ -177,7 +189,8 @@ def test_assignments_come_back_from_the_lake_as_they_were(lake: Lake) -> None:
     raw = lake.engine.create_table("assigned", to_arrow(found), temp=True)
     lake.write(ASSIGNMENTS, raw)
     back = from_arrow(lake.read(ASSIGNMENTS).order_by("user_id").to_pyarrow())
-    pd.testing.assert_frame_equal(back, found)
+    lists = pd.Series([list(one) for one in found["segment_strengths"]], dtype=object)
+    pd.testing.assert_frame_equal(back, found.assign(segment_strengths=lists))
 
 
 def test_an_assignment_without_a_user_is_refused() -> None:

@@ -18,7 +18,7 @@ from publish.destination import DestinationSettings
 AS_OF = instant("2024-06-30T05:00:00")
 DEFAULTS = {
     **{"as_of": AS_OF, "segment_id": None, "rule_segments": [], "lifecycle_stage": "active"},
-    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": []},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": [], "segment_strengths": []},
 }
 OPEN = DestinationSettings(purposes=[])
 
@@ -161,10 +161,11 @@ def test_a_destination_gets_rows_as_they_are_where_it_may(engine: DuckDB) -> Non
 
 
 def test_a_row_has_only_the_segments_that_the_destination_may_know(engine: DuckDB) -> None:
-    given = ADA | {"segment_strength": 0.9, "runner_up_segment_id": "S02"}
+    strengths = [{"segment_id": "S01", "strength": 0.7}, {"segment_id": "S02", "strength": 0.2}]
+    given = ADA | {"segment_strength": 0.9, "segment_strengths": strengths, "runner_up_segment_id": "S02"}
     row = exported(engine, [given], OPEN, segments=["new"], held_out=["S01"])["ada"]
     assert (row["segment_id"], row["segment_name"], row["segment_strength"]) == (None, None, None)
-    assert (row["runner_up_segment_id"], row["rule_segments"]) == (None, ["new"])
+    assert (row["segment_strengths"], row["runner_up_segment_id"], row["rule_segments"]) == ([], None, ["new"])
 
 
 def test_a_row_does_not_say_who_is_held_out(engine: DuckDB) -> None:
@@ -217,6 +218,8 @@ def test_no_unconsented_and_no_held_out_id_is_in_what_leaves(
     engine: DuckDB, users: dict[str, dict[str, Any]], crm: DestinationSettings
 ) -> None:
     rows = [{"user_id": user} | {k: v for k, v in row.items() if k != "consented"} for user, row in users.items()]
+    for row in rows:
+        row["segment_strengths"] = [{"segment_id": row["segment_id"], "strength": 0.9}] if row["segment_id"] else []
     granted = [(user, "ads") for user, row in users.items() if row["consented"]]
     assignments = assignments_of(engine, *rows)
     audiences = allow(assignments, consents_of(engine, granted), {"crm": crm}, "shop")
@@ -232,6 +235,7 @@ def test_no_unconsented_and_no_held_out_id_is_in_what_leaves(
     known = {(row["user_id"], row["segment_id"]) for row in members}
     for row in exported:
         told = {row["segment_id"], row["runner_up_segment_id"], *row["rule_segments"]} - {None}
+        told |= {one["segment_id"] for one in row["segment_strengths"]}
         assert {(row["user_id"], segment_id) for segment_id in told} <= known
     sizes = [sum(segment_id == other for _, other in known) for _, segment_id in known]
     assert all(size >= crm.members_min for size in sizes)

@@ -13,6 +13,8 @@ from features.lake import Lake
 from flows.causes import would_be
 from flows.configuration import Configuration, load
 from flows.snapshot import table_of
+from models import rfm
+from models.conditions import parse
 from models.rules import SHIPPED
 from publish.changes import Otherwise
 from publish.versions import Version
@@ -62,7 +64,7 @@ def test_rules_of_before_say_who_would_be_in_them_now(configuration: Configurati
 
 
 def test_a_shipped_rule_on_a_window_that_there_is_no_more_cannot_be_asked(configuration: Configuration) -> None:
-    conditions = {rule.name: rule.condition for rule in SHIPPED}
+    conditions = {rule.name: rule.condition for rule in SHIPPED if not rfm.is_about(parse(rule.condition))}
     assert asked(configuration, conditions).unasked == {
         *("returning_visitors", "frequent_visitors", "occasional_browsers", "frequent_buyers", "support_seekers")
     }

@@ -73,6 +73,8 @@ USERS = '[users]\nfiles = "users.csv"\nuser_id = "user"\nattributes = ["self"]\n
         ("a label called like a feature", CONFIG + '[labels.recency_days]\nkind = "churn"\n'),
         ("a label called like a column that Habitus has", CONFIG + '[labels.place]\nkind = "churn"\n'),
         ("an attribute called like a column that Habitus has", CONFIG + USERS),
+        ("an attribute called like a grade of RFM", CONFIG + USERS.replace("self", "rfm_money_grade")),
+        ("a grade of RFM beside a feature", CONFIG + '[rules.vip]\ncondition = "rfm_money_grade > session_count"\n'),
         ("a segment called like a column that Habitus has", CONFIG + '[rules.self]\ncondition = "recency_days < 3"\n'),
         ("an empty configuration", ""),
         ("a configuration in UTF-16", CONFIG.encode("utf-16")),

@@ -25,9 +25,11 @@ CONTRACT = HOUSE / "publish" / "contract"
 ROW: dict[str, Any] = {
     **{"user_id": "ada", "as_of": "2024-06-30T05:00:00Z", "segment_id": "s1", "segment_name": "Loyal"},
     **{"segment_strength": 0.9, "runner_up_segment_id": None, "rule_segments": ["at_risk"]},
-    **{"lifecycle_stage": "active", "churn_probability": 0.25, "conversion_probability": None},
+    **{"lifecycle_stage": "active", "rfm_3": "3-1-2", "rfm_5": None},
+    **{"churn_probability": 0.25, "conversion_probability": None},
     **{"churn_percentile": 50.0, "conversion_percentile": None, "churn_reasons": [], "conversion_reasons": []},
     **{"holdout": False, "held_out_of": [], "segments_version": 1, "churn_version": 2, "conversion_version": None},
+    "segment_strengths": [{"segment_id": "s1", "strength": 0.9}],
 }
 
 
@@ -108,6 +110,8 @@ def test_a_row_that_the_contract_allows() -> None:
         *(("user_id", None), ("churn_probability", 1.01), ("churn_probability", -0.01), ("churn_percentile", 100.5)),
         *(("segment_strength", "high"), ("rule_segments", None), ("rule_segments", [1]), ("holdout", "no")),
         *(("churn_version", 1.5), ("held_out_of", "files/s1"), ("lifecycle_stage", None)),
+        *(("segment_strengths", None), ("segment_strengths", [{"segment_id": "s1"}]), ("rfm_3", 312)),
+        ("segment_strengths", [{"segment_id": "s1", "strength": 1.2}]),
     ],
 )
 def test_a_row_that_the_contract_does_not_allow(column: str, value: Any) -> None:
@@ -167,7 +171,7 @@ def test_users_are_counted_by_segment_rule_and_stage() -> None:
     assert found["rule_segments"] == {"at_risk": 2, "researchers": 1}
     assert found["lifecycle_stages"] == {"active": 3, "new": 1}
     assert (found["users"], found["scored"]) == (4, {"churn": 1, "conversion": 0})
-    assert (found["schema_version"], found["models"]) == ("1.3", {"segments": 1, "churn": 2, "conversion": None})
+    assert (found["schema_version"], found["models"]) == ("1.4", {"segments": 1, "churn": 2, "conversion": None})
 
 
 def test_a_further_label_is_described() -> None:

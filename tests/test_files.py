@@ -43,7 +43,7 @@ LATER = pd.Timestamp("2024-07-01T05:00:00Z")
 DEFAULTS = {
     **{"user_id": "ada", "as_of": AS_OF, "segment_id": "s1", "segment_name": "Loyal", "segment_strength": 0.9},
     **{"rule_segments": [], "lifecycle_stage": "active"},
-    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": []},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": [], "segment_strengths": []},
 }
 CHANGE = {
     **{"version": 1, "as_of": AS_OF, "destination": "files", "user_id": "ada", "segment_id": "s1"},
@@ -167,11 +167,13 @@ def test_parquet_holds_the_assignments_under_their_contract(made: Make, tmp_path
 
 def test_csv_holds_the_same_as_text(made: Make, tmp_path: Path) -> None:
     row = {"churn_probability": 0.25, "churn_version": 3, "churn_reasons": ["bounces: 3"], "runner_up_segment_id": "s2"}
-    [found] = read_csv(deliver(made(row), tmp_path))
+    strengths = [{"segment_id": "s1", "strength": 0.7}, {"segment_id": "s2", "strength": 0.2}]
+    [found] = read_csv(deliver(made({**row, "rfm_3": "3-1-2", "segment_strengths": strengths}), tmp_path))
     assert found == {
         **{"user_id": "ada", "as_of": "2024-06-30T05:00:00Z", "segment_id": "s1", "segment_name": "Loyal"},
         **{"segment_strength": "0.9", "runner_up_segment_id": "s2", "rule_segments": "", "churn_reasons": "bounces: 3"},
-        **{"lifecycle_stage": "active", "held_out_of": ""},
+        **{"lifecycle_stage": "active", "rfm_3": "3-1-2", "rfm_5": "", "held_out_of": ""},
+        **{"segment_strengths": '[{"segment_id":"s1","strength":0.7},{"segment_id":"s2","strength":0.2}]'},
         **{"churn_probability": "0.25", "churn_percentile": "", "conversion_probability": "", "churn_version": "3"},
         **{"conversion_percentile": "", "conversion_reasons": "", "holdout": "False", "segments_version": ""},
         **{"conversion_version": ""},
@@ -237,7 +239,7 @@ def test_a_manifest_says_what_the_release_says_and_describes_the_files(made: Mak
     release = made({"user_id": "ada"}, {"user_id": "ben"}, withheld={"churn": "ECE .08 is above .03"}, version=3)
     found = check_whole(deliver(release, tmp_path))
     assert (found["source"], found["destination"], found["version"], found["users"]) == ("shop", "files", 3, 2)
-    assert (found["as_of"], found["schema_version"]) == ("2024-06-30T05:00:00+00:00", "1.3")
+    assert (found["as_of"], found["schema_version"]) == ("2024-06-30T05:00:00+00:00", "1.4")
     assert found["withheld"] == {"churn": "ECE .08 is above .03"}
     assert {file["path"]: file["rows"] for file in found["files"]} == {
         **{"assignments.csv": 2, "assignments.parquet": 2, "changes.csv": 0, "changes.parquet": 0, "schema.json": None}

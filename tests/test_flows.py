@@ -22,6 +22,7 @@ from features.lake import Lake
 from features.sessions import SESSIONS
 from flows.cli import HELD
 from flows.snapshot import table_of
+from models import rfm
 from models.registry import Registry
 from publish.assignments import ASSIGNMENTS
 
@@ -116,12 +117,40 @@ def test_named_segments_say_why_they_are_off_or_of_no_use(ran: Ran) -> None:
     named = {one["name"]: one for one in scored["rules"]}
 
     assert scored["rules_off"] == {
-        "high_value_customers": "no revenue",
+        **dict.fromkeys(["high_value_customers", "top_1_percent", "top_5_percent", "top_20_percent"], "no revenue"),
         "bargain_reactors": "no session came from a campaign",
     }
     assert named["returning_visitors"]["flag"] == "too broad: over 60 % of users"
     assert named["cart_abandoners"]["flag"] is None
     assert named["frequent_visitors"]["thresholds"].keys() == {"session_count_28d p90"}
+
+
+def test_users_are_graded_by_the_lines_that_the_training_of_segments_drew(ran: Ran) -> None:
+    registry = Registry(ran.configuration.mlruns)
+    lines = rfm.lines_of(registry.read_dict("ecom-segments", 1, "segments.json"))
+    with Lake(ran.configuration.lake) as lake:
+        assigned = lake.read(ASSIGNMENTS, only=[AS_OF]).to_pandas().set_index("user_id")
+        snapshot = lake.read(table_of(ran.configuration), only=[AS_OF]).to_pandas().set_index("user_id")
+
+    assert lines is not None
+    assert lines == rfm.fit(snapshot)
+    expected = rfm.grade(lines, snapshot)
+    pd.testing.assert_frame_equal(assigned[["rfm_3", "rfm_5"]].sort_index(), expected.sort_index())
+    assert (assigned["rfm_5"].isna() == snapshot["purchase_recency_days"].isna()).all()
+    manifest = json.loads((ran.configuration.published / "latest" / "manifest.json").read_text())
+    assert manifest["rule_segments"]["rfm_hibernating"] > 0
+    assert {one["name"]: one["thresholds"] for one in ran.result["scored"]["rules"]}["rfm_loyal"].keys() >= {
+        *("purchase_recency_days grade 5", "purchase_count grade 2")
+    }
+
+
+def test_each_user_has_degrees_of_the_segments_and_most_of_the_own_one(ran: Ran) -> None:
+    rows = pd.read_parquet(ran.configuration.published / "latest" / "assignments.parquet")
+    text = pd.read_csv(ran.configuration.published / "latest" / "assignments.csv")
+
+    strongest = [one[0]["segment_id"] for one in rows["segment_strengths"]]
+    assert (rows["segment_id"] == strongest).all()  # the first scoring, so nobody stays
+    assert [json.loads(one) for one in text["segment_strengths"]] == [list(one) for one in rows["segment_strengths"]]
 
 
 def test_each_row_names_the_version_of_the_segments(ran: Ran) -> None:
@@ -294,8 +323,9 @@ def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran, ran_a
     assert f"3 rejected = {ran.result['ingested']['read']:,} read" in ran_again
     for segment in ran.result["scored"]["segments"]:
         assert segment["name"].split(",")[0].split()[0] in ran_again
+    words = " ".join(ran_again.split())  # lines are wrapped
     for rule in ran.result["scored"]["rules"]:
-        assert rule["title"] in ran_again
+        assert rule["title"] in words
     assert "off: high value customers (no revenue)" in ran_again
     assert f"{ran.result['scored']['lifecycle']['stages']['active']} active" in ran_again
     assert f"{ran.result['trained']['churn']['metrics']['metrics']['model']['auc']['value']:.2f}" in ran_again

@@ -15,9 +15,10 @@ from shops import Ran, habitus
 from features.lake import Lake
 from flows.configuration import Configuration, load
 from flows.identity import NEXT_NUMBER, explain, next_number
-from flows.score import Scored, assign_users
+from flows.score import Scored, assign_users, find_lines
 from flows.train import train_segments, version_tags
-from models.registry import Registry
+from models import rfm
+from models.registry import PROMOTIONS, Registry
 from publish.assignments import ASSIGNMENTS, from_arrow, to_arrow
 
 AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
@@ -100,6 +101,32 @@ def test_assignments_with_the_columns_of_an_earlier_version_hold_nobody(shop: Co
 
     assign_users.fn(str(configuration.file), None)
     assert (assigned_at(configuration, AS_OF)["segment_strength"] > 0).all()
+
+
+def test_the_lines_of_rfm_are_of_the_training_that_serves_or_else_of_the_latest_by_then(
+    shop: Configuration, tmp_path: Path
+) -> None:
+    shutil.copytree(shop.folder, tmp_path / "shop", symlinks=True)
+    configuration = load(tmp_path / "shop" / "habitus.toml")
+    registry = Registry(configuration.mlruns)
+    trained = rfm.lines_of(registry.read_dict(MODEL, 1, "segments.json"))
+    assert trained is not None
+    assert find_lines(registry, configuration, AS_OF) == trained
+    assert find_lines(registry, configuration, WEEK_BEFORE) is None
+
+    with registry.run("gifts/segments", "later") as run:
+        later = replace(trained, top=(1.0, 2.0, 3.0))
+        run.log_dict({"rfm": later.to_dict()}, "segments.json")
+        serving = registry.load(MODEL, 1)
+        assert serving is not None
+        snapshot = pd.DataFrame({name: [0.0] for name in serving.model.feature_names_in_})
+        tags = version_tags(AS_OF, promoted=False)
+        run.log_model(serving.model, MODEL, "later", snapshot, {}, tags=tags)
+    assert find_lines(registry, configuration, AS_OF) == trained  # it did not earn to serve
+
+    client = MlflowClient(f"sqlite:///{configuration.mlruns / 'mlflow.db'}")
+    client.set_model_version_tag(MODEL, "1", PROMOTIONS, "[]")
+    assert find_lines(registry, configuration, AS_OF) == later
 
 
 def test_a_given_name_is_used_at_scoring(again: Again) -> None:

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Any, Protocol
 
 import ibis
 import ibis.expr.types as ir
+import pandas as pd
 import pyarrow as pa
 import pytest
 from histories import instant
 
 from features.lake import Lake
 from features.table import Table
+from models.rfm import Lines, Scale
 from publish import versions
 from publish.assignments import ASSIGNMENTS
 from publish.audiences import AUDIENCES, members_of
@@ -34,7 +36,7 @@ AS_OF = instant("2024-06-30T05:00:00")
 DAY = timedelta(days=1)
 DEFAULTS = {
     **{"segment_id": "S01", "rule_segments": [], "lifecycle_stage": "active"},
-    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": []},
+    **{"churn_reasons": [], "conversion_reasons": [], "holdout": False, "held_out_of": [], "segment_strengths": []},
 }
 OPEN = DestinationSettings(purposes=[])
 ADS = DestinationSettings(purposes=["ads"])
@@ -54,6 +56,7 @@ class Shop:
     rules_off: list[str] = field(default_factory=list)
     gap_s: int = 1800
     levels: dict[str, float] = field(default_factory=dict)
+    lines: Lines | None = None
     model: int = 1
 
     def publish(
@@ -83,6 +86,7 @@ class Shop:
             "rules_off": self.rules_off,
             "definitions": [self.gap_s],
             "levels": self.levels,
+            "rfm": self.lines and self.lines.to_dict(),
         }
         content = str(hash(str(sorted(map(str, rows))))).zfill(20)
         candidate = Candidate(assignments, as_of, content, manifest)
@@ -472,6 +476,47 @@ def rows_of(lake: Lake) -> dict[str, Any]:
     assert version is not None
     released = versions.read_released(lake, version).order_by("user_id").to_pyarrow()
     return found | {"released": released, "number": version.version}
+
+
+def test_a_version_of_before_columns_were_added_is_read_with_nothing_in_them(shop: Shop) -> None:
+    shop.publish(0, *MANY)
+    released = versions.released_table(["churn", "conversion"])
+    added = ("segment_strengths", "rfm_3", "rfm_5")
+    columns = {name: dtype for name, dtype in released.schema.items() if name not in added}
+    earlier = replace(released, schema=ibis.schema(columns))
+    rows = shop.lake.read(released).drop(*added)
+    shop.lake.write(earlier, rows)
+    shop.lake.note(AUDIENCES, {"version": 1, "released": shop.lake.version(earlier)})
+
+    outcome = shop.publish(1, *MANY, {"user_id": "new", "rfm_3": "3-1-2"})
+    assert outcome.held is None
+    version = present(shop.lake)
+    assert version is not None
+    assert version.version == 2
+    told = versions.read_released(shop.lake, version).filter(lambda rows: rows.rfm_3.notnull())
+    assert told.user_id.to_pyarrow().to_pylist() == ["new"]
+
+
+def test_lines_that_a_training_draws_anew_are_the_reason_of_those_whom_only_they_move(shop: Shop) -> None:
+    scale = Scale("recency_days", (2.0, 3.0), (2.0, 3.0, 4.0, 5.0))
+    lines = Lines(scale, scale, scale)
+    shop.rules, shop.lines = {"few": "rfm_recency_grade = 1", "own": "recency_days < 2"}, lines
+    shop.publish(0, {"user_id": "ann", "rule_segments": ["few", "own"]}, *MANY)
+    shop.lines = replace(lines, recency=replace(scale, fifths=(1.0, 3.0, 4.0, 5.0)))
+    asked = []
+
+    def otherwise(before: Version) -> Otherwise:
+        asked.append(before.manifest["rfm"])
+        users = {"user_id": ["ann"], "segments": [["few", "own"]]}
+        schema = ibis.schema({"user_id": "string", "segments": "array<string>"})
+        return Otherwise(ibis.memtable(pd.DataFrame(users), schema=schema), set())
+
+    shop.publish(1, "ann", *MANY, otherwise=otherwise)
+    shop.publish(2, "ann", *MANY, otherwise=otherwise)
+    left = {(user, segment): reason for _, _, user, change, segment, reason in shop.feed() if change == "left"}
+    assert left["ann", "few"] == "rule"
+    assert left["ann", "own"] == "behaviour"
+    assert [Lines.from_dict(told) for told in asked] == [lines]  # and not where they had stayed
 
 
 @pytest.mark.parametrize("survived", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 2, 3))])

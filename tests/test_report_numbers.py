@@ -83,6 +83,7 @@ def source(engine: DuckDB, users: Sequence[dict[str, Any]], k: int = 3, **known:
             "conversion_reasons": [],
             "holdout": False,
             "held_out_of": [],
+            "segment_strengths": [],
         }
         for one in users
     ]

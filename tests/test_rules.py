@@ -15,6 +15,7 @@ from shops import Ran
 
 from features.snapshots import FEATURES, snapshots_table
 from flows.snapshot import table_of
+from models import rfm
 from models.conditions import Kind, check, holds, parse
 from models.rules import LACKING, PERSONAL, SHIPPED, ReadyRule, Rule, RulesSettings, match, needs, prepare, without
 
@@ -72,6 +73,8 @@ NOT_MET = [
 ]
 CROWD: list[dict[str, float]] = [{"revenue_total": 50, "session_count": 5, "session_count_28d": 2}] * 8
 """Others, whom percentiles are of."""
+ON_FEATURES = [rule for rule in SHIPPED if not rfm.is_about(parse(rule.condition))]
+"""Those on grades are in test_rfm.py."""
 COLUMNS: dict[str, Kind] = {**dict.fromkeys(FEATURES, "number"), "device": "text"}
 
 
@@ -82,7 +85,7 @@ def snapshot(*users: dict[str, float]) -> pd.DataFrame:
 
 
 def ready(users: pd.DataFrame, *rules: Rule) -> list[ReadyRule]:
-    return prepare(rules or [Rule(r.name, r.title, r.sentence, r.condition) for r in SHIPPED], users)[0]
+    return prepare(rules or [Rule(r.name, r.title, r.sentence, r.condition) for r in ON_FEATURES], users)[0]
 
 
 def met_by(user: dict[str, float]) -> list[str]:
@@ -101,7 +104,7 @@ def test_a_rule_is_not_met(rule: str, user: dict[str, float]) -> None:
 
 
 def test_every_rule_is_specified_above() -> None:
-    assert {rule for rule, _ in MET} == {rule for rule, _ in NOT_MET} == {rule.name for rule in SHIPPED}
+    assert {rule for rule, _ in MET} == {rule for rule, _ in NOT_MET} == {rule.name for rule in ON_FEATURES}
 
 
 def test_what_does_not_apply_to_a_user_meets_no_rule() -> None:
@@ -112,7 +115,7 @@ def test_every_shipped_rule_is_about_features_and_says_what_it_needs() -> None:
     assert len({rule.title for rule in SHIPPED}) == len(SHIPPED)
     for rule in SHIPPED:
         condition = parse(rule.condition)
-        check(condition, COLUMNS)
+        check(condition, {**COLUMNS, **rfm.WORDS})
         assert condition.to_text() == rule.condition
         assert set(rule.needs) <= LACKING.keys() & set(FEATURES)
         assert rule.sentence[0].islower()
@@ -121,7 +124,7 @@ def test_every_shipped_rule_is_about_features_and_says_what_it_needs() -> None:
 
 def test_the_page_on_named_segments_says_what_is_shipped() -> None:
     page = (Path(__file__).parents[1] / "docs" / "named-segments.md").read_text()
-    rows = [f"| `{rule.name}` | {rule.sentence} | `{rule.condition}` |" for rule in SHIPPED]
+    rows = [f"| `{rule.name}` | {rule.sentence} | `{rule.condition}` |" for rule in ON_FEATURES]
     [own] = [text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[rules.vip]" in text]
 
     assert "\n".join(rows) in page
@@ -192,7 +195,8 @@ def test_every_shipped_rule_finds_the_same_users_in_a_table_and_in_a_frame(ran: 
         table = lake.read(table_of(ran.configuration))
         frame = table.to_pandas()
         rules = [Rule(rule.name, rule.title, rule.sentence, rule.condition) for rule in SHIPPED]
-        of_table, of_frame = (prepare(rules, users)[0] for users in (table, frame))
+        lines = rfm.fit(frame)
+        of_table, of_frame = (prepare(rules, users, lines)[0] for users in (table, frame))
         flags = {one.rule.name: holds(one.condition, table) for one in of_table}
         found = table.select("user_id", "as_of", **flags).to_pandas()
 
@@ -213,7 +217,7 @@ def test_a_rule_is_off_where_the_data_has_not_what_it_needs() -> None:
 
     on, off = prepare(SHIPPED, users)
 
-    assert off == {
+    assert {name: off[name] for name in off if not name.startswith(("rfm_", "top_"))} == {
         **dict.fromkeys(["occasional_browsers", "frequent_buyers", "one_time_buyers"], "no purchases"),
         **{"high_value_customers": "no revenue", "cart_abandoners": "no carts", "researchers": "no carts"},
         "support_seekers": "no support visits",

@@ -31,7 +31,7 @@ from features.sources import CONSENT
 from features.table import ContractError, Table, materialize
 from flows.configuration import load
 from flows.score import assign_users
-from models import propensities, rules, segments
+from models import propensities, rfm, rules, segments
 from publish import scoring
 from publish.assignments import ASSIGNMENTS
 from publish.consents import CONSENTS, PurposeSettings, consents
@@ -323,8 +323,9 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
         rules.Rule("beaten", "", "", "revenue_per_purchase > p100"),
         *(rule for rule in rules.SHIPPED if not rule.condition.count("_90d")),
     ]
-    ready, off = rules.prepare(asked, given)
-    assert (ready, off) == rules.prepare(asked, duckdb_made.snapshot) == rules.prepare(asked, snapshot)
+    lines = rfm.fit(snapshot)
+    ready, off = rules.prepare(asked, given, lines)
+    assert (ready, off) == rules.prepare(asked, duckdb_made.snapshot, lines) == rules.prepare(asked, snapshot, lines)
     assert "high_value_customers" in {one.rule.name for one in ready}
     serving = scoring.Serving(
         segments=segments.fit(snapshot, 2, 3, seed=0),
@@ -332,6 +333,7 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
         dwell_margin=0.5,
         propensities={"churn": scoring.Propensity(churn, 7, SEEN_IN_7_DAYS)},
         rules=ready,
+        rfm=lines,
         holdout_share=0.3,
         salt="shop",
     )
@@ -344,6 +346,8 @@ def test_users_scored_in_parts_are_assigned_as_if_at_once(in_parts: Any, duckdb_
     assert len(expected["churn_percentile"].unique()) > 2
     assert len({tuple(names) for names in expected["rule_segments"].to_pylist()}) > 5
     assert len(expected["lifecycle_stage"].unique()) > 2
+    assert len(expected["rfm_5"].unique()) > 5
+    assert pc.max(pc.list_value_length(expected["segment_strengths"])).as_py() > 1
     assert rows_of(found, ASSIGNMENTS) == expected.to_pylist()
 
 

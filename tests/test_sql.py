@@ -1,7 +1,9 @@
 import json
 import os
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -217,11 +219,34 @@ def test_columns_have_the_types_of_the_database(database: Database, shop: Shop) 
         "bigint",
         "boolean",
         "double precision",
+        "json",
         "text",
         "text[]",
         "timestamp with time zone",
     }
     assert database.ask("SELECT manifest ->> 'users' FROM {versions}") == [("1",)]
+
+
+@pytest.mark.ci
+def test_degrees_of_belonging_can_be_asked_for_as_the_page_says(database: Database, shop: Shop) -> None:
+    strengths = [{"segment_id": "S02", "strength": 0.614}, {"segment_id": "S01", "strength": 0.3}]
+    database.destination.deliver(shop.release(1, {"ann": []}, segment_strengths=strengths))
+    page = (Path(__file__).parents[1] / "docs" / "destinations" / "sql.md").read_text()
+    [query] = re.findall(r"SELECT user_id FROM habitus\.assignments, json_to_recordset.*?;", page, re.DOTALL)
+    assert database.ask(query.replace("habitus.assignments", "{assignments}").rstrip(";")) == [("ann",)]
+    assert database.ask("SELECT segment_strengths::text FROM {assignments}") == [
+        ('[{"segment_id":"S02","strength":0.614},{"segment_id":"S01","strength":0.3}]',)
+    ]
+
+
+def test_in_a_file_degrees_of_belonging_are_json(tmp_path: Path, shop: Shop) -> None:
+    strengths = [{"segment_id": "S02", "strength": 1.0}]
+    Sql("crm", "sqlite:///shop.db", "habitus", tmp_path).deliver(
+        shop.release(1, {"ann": []}, segment_strengths=strengths, rfm_5="5-1-4")
+    )
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        [(told, grades)] = connection.execute("SELECT segment_strengths, rfm_5 FROM habitus_assignments")
+    assert (json.loads(told), grades) == (strengths, "5-1-4")
 
 
 @pytest.mark.ci

@@ -114,8 +114,12 @@ def _make_rows(engine: DuckDB, users: int, folder: Path) -> None:
         f"""CREATE TABLE assignments_history AS SELECT
             1::BIGINT AS version, 'user-' || lpad(i::VARCHAR, 9, '0') AS user_id, TIMESTAMPTZ '2026-01-05' AS as_of,
             's' || i % 8 AS segment_id, 'Browses often, buys seldom ' || i % 8 AS segment_name,
-            hash(i) % 1000 / 999 AS segment_strength, 's' || (i + 1) % 8 AS runner_up_segment_id,
+            hash(i) % 1000 / 999 AS segment_strength,
+            [{{'segment_id': 's' || i % 8, 'strength': 0.614}}, {{'segment_id': 's' || (i + 1) % 8, 'strength': 0.2}}]
+                AS segment_strengths,
+            's' || (i + 1) % 8 AS runner_up_segment_id,
             CASE WHEN i % 3 = 0 THEN ['vip', 'left a cart'] ELSE [] END AS rule_segments, 'active' AS lifecycle_stage,
+            '3-1-2' AS rfm_3, '5-1-4' AS rfm_5,
             CASE WHEN i % 5 > 0 THEN hash(i, 1) % 999983 / 999983 END AS churn_probability,
             hash(i, 2) % 999983 / 999983 AS conversion_probability, hash(i, 3) % 999983 / 9999.83 AS churn_percentile,
             hash(i, 4) % 999983 / 9999.83 AS conversion_percentile,
@@ -136,6 +140,8 @@ def _make_rows(engine: DuckDB, users: int, folder: Path) -> None:
         rows = f"FROM {table} ORDER BY {key}"
         engine.raw_sql(f"COPY (SELECT {', '.join(columns.values())} {rows}) TO '{folder / table}.parquet'")
         for name, dtype in engine.table(table).schema().items():
-            if dtype.is_array():  # as PostgreSQL writes lists
+            if dtype.is_array() and dtype.value_type.is_struct():
+                columns[name] = f"to_json({name})"
+            elif dtype.is_array():  # as PostgreSQL writes lists
                 columns[name] = f"'{{' || array_to_string([to_json(item) FOR item IN {name}], ',') || '}}'"
         engine.raw_sql(f"COPY (SELECT {', '.join(columns.values())} {rows}) TO '{folder / table}.csv' (HEADER false)")

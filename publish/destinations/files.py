@@ -138,8 +138,8 @@ class Files:
 def write(rows: ir.Table, contract: Table, form: Format, file: Path, formulas: Formulas) -> int:
     """Write rows of a contract, in the order of their key, to a file; the same rows give the same bytes. Count them.
 
-    CSV has an empty field for null and "" for an empty text, and is UTF-8 with newlines; nothing in a text is changed
-    but formulas, where they are to be escaped.
+    CSV has an empty field for null and "" for an empty text, a list's texts joined or its records as JSON, and is UTF-8
+    with newlines; nothing in a text is changed but formulas, where they are to be escaped.
     """
     rows = rows.order_by(*_order(contract))
     if form == "parquet":
@@ -149,7 +149,7 @@ def write(rows: ir.Table, contract: Table, form: Format, file: Path, formulas: F
     )
     if form == "csv":
         text = text.mutate(
-            **{name: text[name].join(LIST_SEPARATOR) for name in contract.schema if contract.schema[name].is_array()},
+            **{name: _joined(text[name]) for name in contract.schema if contract.schema[name].is_array()},
             **{
                 name: text[name].ifelse("True", "False")  # as Python, and so pandas, writes it
                 for name in contract.schema
@@ -172,6 +172,13 @@ def copy(rows: ir.Table, file: Path, how: str) -> None:
 
 def _order(contract: Table) -> list[str]:
     return [*dict.fromkeys([*contract.key, *contract.schema.names[:1]])]
+
+
+def _joined(items: ir.ArrayColumn) -> ir.StringValue:
+    """Return a list as CSV has it: texts joined, and records as JSON."""
+    if items.type().value_type.is_struct():
+        return items.cast("json").cast("string")
+    return items.join(LIST_SEPARATOR)
 
 
 def _instant(at: ir.TimestampValue) -> ir.StringValue:

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from features.discretion import hide_values
 from features.table import TIME
-from publish.assignments import SCHEMA_VERSION
+from publish.assignments import SCHEMA_VERSION, as_json
 from publish.changes import CHANGES
 from publish.destination import Credential, Delivery, DestinationError, DestinationSettings, Release
 
@@ -92,6 +92,7 @@ DIALECTS = {
             "boolean": "boolean",
             "timestamp": "timestamp with time zone",
             "array": "text[]",
+            "records": "json",  # not jsonb, which COPY does not take as text
             "json": "jsonb",
         },
         once=(),
@@ -121,6 +122,7 @@ DIALECTS = {
             "boolean": "INTEGER",
             "timestamp": "TEXT",
             "array": "TEXT",
+            "records": "TEXT",
             "json": "TEXT",
         },
         once=("PRAGMA busy_timeout = 60000", "PRAGMA journal_mode = WAL"),  # or a large transaction blocks readers
@@ -371,8 +373,12 @@ class Sql:
             raise
 
     def _stored(self, rows: pa.Table) -> pa.Table:
-        """Return rows as the database takes them: no NUL; without lists or instants, JSON and ISO 8601."""
+        """Return rows as the database takes them.
+
+        There is no NUL, and records are JSON; in a file lists are JSON, too, and instants ISO 8601.
+        """
         columns = {name: _without_nul(rows[name]) for name in rows.column_names}
+        columns = {name: as_json(column) if _has_records(column.type) else column for name, column in columns.items()}
         if self._dialect.is_file:
             columns = {name: _as_text(column) for name, column in columns.items()}
         return pa.table(columns)
@@ -503,7 +509,7 @@ def _is_storable(user_ids: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _kind(dtype: dt.DataType) -> str:
     if dtype.is_array():
-        return "array"
+        return "records" if dtype.value_type.is_struct() else "array"
     if dtype.is_timestamp():
         return "timestamp"
     return str(dtype.copy(nullable=True))
@@ -517,6 +523,10 @@ def _without_nul(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.replace_substring(column, NUL, REPLACEMENT)
     cleaned = [items and [item and item.replace(NUL, REPLACEMENT) for item in items] for items in column.to_pylist()]
     return pa.chunked_array([pa.array(cleaned, column.type)])
+
+
+def _has_records(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_list(dtype) and pa.types.is_struct(dtype.value_type))
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

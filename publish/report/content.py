@@ -19,9 +19,9 @@ form of `publish.destinations.folders`: <published>/reports/<name>, with a link 
 `version`, `as_of` and the files. Beside report.json and report.html are tables/*.csv, and users.parquet, with a row for
 each listed user, sorted by user_id: user_id; user_number, which stands for the user where ids are personal (1 to the
 number of users, in no order that says anything); of ASSIGNMENTS segment_id, segment_name, segment_strength,
-runner_up_segment_id, rule_segments, lifecycle_stage, and for each label <label>_probability, <label>_percentile and
-<label>_reasons; last_seen_at (the end of the last session), session_count, session_count_28d; and attribute_<name> for
-each attribute of the configuration.
+segment_strengths, runner_up_segment_id, rule_segments, lifecycle_stage, rfm_3, rfm_5, and for each label
+<label>_probability, <label>_percentile and <label>_reasons; last_seen_at (the end of the last session), session_count,
+session_count_28d; and attribute_<name> for each attribute of the configuration.
 """
 
 from datetime import datetime
@@ -198,7 +198,7 @@ class Rule(Content):
 
     Of a discovered segment it finds nearly the same users: `precision` of those it finds are of the segment, and it
     finds `recall` of the segment, measured on `sample_size` users at the training. Of a named one it is the definition,
-    and these are null; `thresholds` are what its percentiles are now, by "feature p90".
+    and these are null; `thresholds` are what its percentiles and grades are now, by "feature p90" or "feature grade 5".
     """
 
     text: str

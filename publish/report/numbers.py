@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.labels import Label
 from features.snapshots import FAVOURITES, title
-from models import descriptions, populations, rules
+from models import descriptions, populations, rfm, rules
 from models.comparison import OTHERS, VALUES_MAX
 from models.condition_words import in_words
 from models.descriptions import cut
@@ -361,9 +361,10 @@ class _Maker:
 
     @cached_property
     def _thresholds(self) -> dict[str, dict[str, float | None]]:
-        """Return what the percentiles in rules are among these users, by rule."""
+        """Return what the percentiles and grades in rules are among these users, by rule."""
         given = self.source.version.manifest["rules"].items()
-        ready, _ = rules.prepare([rules.Rule(name, "", "", rule["condition"]) for name, rule in given], self.snapshot)
+        asked = [rules.Rule(name, "", "", rule["condition"]) for name, rule in given]
+        ready, _ = rules.prepare(asked, self.snapshot, rfm.lines_of(self.source.version.manifest))
         return {
             one.rule.name: {key: None if value is None else rounded(value) for key, value in one.thresholds.items()}
             for one in ready
@@ -374,7 +375,9 @@ class _Maker:
             rule = self.source.version.manifest["rules"][name]
             words = rule.get("sentence") or in_words(rule["condition"])
             nothing = {"precision": None, "recall": None, "coverage": None, "sample_size": None}
-            return Rule(text=rule["condition"], words=words, thresholds=self._thresholds.get(name, {}), **nothing)
+            # A line that hardly anybody reached is the value of one of them.
+            lines = self._thresholds.get(name, {}) if name in self.groups.shown else {}
+            return Rule(text=rule["condition"], words=words, thresholds=lines, **nothing)
         if known is None or known.rule is None:
             return None
         rule = known.rule

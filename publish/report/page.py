@@ -129,8 +129,8 @@ def _policy(style: str, script: str) -> str:
 
 
 def _listed(users: pa.Table, personal: set[str]) -> pa.Table:
-    """Leave out what is personal. The number of a user is told where the id is not."""
-    hidden = {"user_id"} if "user_id" in personal else {"user_number"}
+    """Leave out what is personal, and the many numbers of degrees. A user's number is told where the id is not."""
+    hidden = {"user_id", "segment_strengths"} if "user_id" in personal else {"user_number", "segment_strengths"}
     hidden |= {f"attribute_{name}" for name in personal}
     first = [name for name in ("user_id", "user_number") if name in users.column_names and name not in hidden]
     return users.select([*first, *(name for name in users.column_names if name not in hidden | set(first))])

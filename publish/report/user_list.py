@@ -29,6 +29,8 @@ TITLES = {
     "segment_name": "Segment's name",
     "rule_segments": "Named segments",
     "lifecycle_stage": "Stage",
+    "rfm_3": "RFM of 3",
+    "rfm_5": "RFM of 5",
     "segment_strength": "Strength",
     "runner_up_segment_id": "Next segment",
     "last_seen_at": "Last seen",

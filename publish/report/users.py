@@ -17,9 +17,12 @@ ASSIGNED = (
     "segment_id",
     "segment_name",
     "segment_strength",
+    "segment_strengths",
     "runner_up_segment_id",
     "rule_segments",
     "lifecycle_stage",
+    "rfm_3",
+    "rfm_5",
 )
 OF_LABELS = ("probability", "percentile", "reasons")
 
