@@ -23,7 +23,7 @@ from flows.configuration import Configuration, load
 from models.clusters import clusters_of
 from models.segments import SegmentModel, align, assign, fit
 from models.spaces import Lessons, Space, prepare
-from models.telling import Past, labels_of, measure, measure_of
+from models.telling import Past, measure, outcomes_of
 
 EXAMPLES = {
     "online_retail": ("2011-07-04", "2011-07-18", "2011-08-01", "2011-08-15", "2011-08-29"),
@@ -148,9 +148,9 @@ def _aligned(
 
 def _shuffled(past: Sequence[Past], seed: int) -> Lessons:
     random = np.random.default_rng(seed)
-    labels, value = labels_of(past), measure_of(past)
+    names = outcomes_of(past)
     mixed = [replace(one, outcomes=one.outcomes.iloc[random.permutation(len(one.outcomes))]) for one in past]
-    return Lessons.of([(one.users, one.matrix(labels, value)) for one in mixed])
+    return Lessons.of([(one.users, one.matrix(names)) for one in mixed])
 
 
 def _r2(tells: Mapping[str, Any], way: str) -> float:

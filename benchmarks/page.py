@@ -336,17 +336,18 @@ def telling_section(results: list[Result]) -> str:
     *_, result = results
     lines = [
         "## What segments tell of the future\n",
-        "At each instant segments are found in an example with its configuration, and as many of their rivals; each",
-        "one's mean outcome is learnt on the snapshot one window before and told about the users of the instant, whose",
-        "outcomes came after all was fitted. Ahead of k-means on RFM, with 95 % intervals of a paired bootstrap of users:",
-        "AUC of churn, R² of the value (revenue, or events where nothing is sold). `benchmarks/bench.py segments-tell`.\n",
+        "At each instant segments are found in an example with its configuration, and as many of their rivals. Each",
+        "segment's mean outcome is learnt on the snapshot one window before and told about the users of the instant,",
+        "whose outcomes came after all was fitted. AUC of churn, R² of the value (revenue, or events where nothing is",
+        "sold); ahead of k-means on RFM with 95 % intervals of a paired bootstrap of users.",
+        "`benchmarks/bench.py segments-tell`.\n",
         "| | found | AUC | R² | RFM k-means | RFM terciles | spending | AUC ahead | R² ahead |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, told in result["told"].items():
         for one in told["instants"]:
             outcomes = one["segments"]["tells"]["outcomes"]
-            churn, value = outcomes["label_churn"], outcomes[one["segments"]["tells"]["value"]]
+            churn, *_, value = outcomes.values()
             both = {
                 way: (churn["metrics"][way]["auc"]["value"], value["metrics"][way]["r2"]["value"])
                 for way in churn["metrics"]
@@ -371,11 +372,9 @@ def telling_section(results: list[Result]) -> str:
                 f"| {_stable(blind)} | {ours['kept_share']:.0%} | {blind['kept_share']:.0%} |"
             )
     lines.append("\n* None was eligible; what is shown would not serve.\n")
-    lines.append(
-        "Where the outcomes to learn from are shuffled among users, clusters in each space tell (R², on average"
-    )
-    lines.append("over outcomes, of so many shuffles), beside the blind ones of as many clusters:\n")
     lines += [
+        "Where the outcomes to learn from are shuffled among users, this is what as many clusters in each space tell",
+        "(R², on average over outcomes), beside the blind ones:\n",
         "| | shuffles | blind | weighted: median, most | outlook: median, most | more than blind |",
         "|---|---|---|---|---|---|",
     ]

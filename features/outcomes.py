@@ -33,8 +33,9 @@ def outcomes(snapshot: ir.Table, events: ir.Table, known_at: datetime, labels: M
     """Tell what users of SNAPSHOTS did after their as_of, by EVENTS known at `known_at`: OUTCOMES.
 
     A column for each label says whether it is true, of all users: a segment holds those, too, of whom the label is not
-    asked. `revenue` (purchases less refunds, at least 0) and `event_count` are sums over the window of churn. Rows of
-    which any window ends after `known_at` are left out, as with labels.
+    asked. `revenue` (purchases less refunds, at least 0) and `event_count` are sums over the window of churn or, where
+    that is not among the labels, of the first one. Rows of which any window ends after `known_at` are left out, as with
+    labels.
     """
     instant = ibis.literal(known_at, TIME)
     reach_us = us(max(label.reach for label in labels.values()))
@@ -45,10 +46,8 @@ def outcomes(snapshot: ir.Table, events: ir.Table, known_at: datetime, labels: M
     for name, label in labels.items():
         those = acted(users, instants, known, label).mutate(**{f"{LABEL}{name}": True})
         found = found.left_join(those, KEY).drop("user_id_right", "as_of_right")
-    if instants:
-        sums = ibis.union(*(_sums(known, one, labels[CHURN]) for one in instants))
-    else:
-        sums = _sums(known, known_at, labels[CHURN])
+    window = labels.get(CHURN) or next(iter(labels.values()))
+    sums = ibis.union(*(_sums(known, one, window) for one in instants or [known_at]))
     found = found.left_join(sums, KEY).drop("user_id_right", "as_of_right")
     answers = {
         f"{LABEL}{name}": found[f"{LABEL}{name}"].isnull() == (label.kind == "churn") for name, label in labels.items()

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from features.events import EVENTS
-from features.labels import CHURN
 from features.lake import Lake
 from features.outcomes import LABEL, outcomes
 from flows.configuration import Configuration
@@ -25,11 +24,11 @@ def read_past(configuration: Configuration, lake: Lake, as_of: datetime) -> list
     Of very many users it is a sample, the same for all instants.
     """
     there = lake.partitions(table_of(configuration))
-    labels = configuration.labels.named
+    instants, labels = complete_dates(configuration, lake, as_of)
     horizons = {f"{LABEL}{name}": label.horizon_days for name, label in labels.items()}
-    horizons |= dict.fromkeys((REVENUE, EVENT_COUNT), labels[CHURN].horizon_days)
+    horizons |= dict.fromkeys((REVENUE, EVENT_COUNT), next(iter(horizons.values()), 0.0))
     found = []
-    for instant in complete_dates(configuration, lake, as_of):
+    for instant in instants:
         if there.get(instant, 0):
             snapshot = _sample(stored_snapshots(lake, configuration, [instant]))
             then = outcomes(snapshot, lake.read(EVENTS), as_of, labels).to_pandas()

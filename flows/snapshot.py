@@ -13,7 +13,7 @@ from features.attributes import ATTRIBUTES
 from features.events import EVENTS
 from features.increments import is_current
 from features.label_counts import count_labels
-from features.labels import SnapshotDates, label, labels_table, snapshot_dates
+from features.labels import Label, SnapshotDates, label, labels_table, snapshot_dates
 from features.lake import Lake
 from features.sessions import SESSIONS
 from features.snapshots import snapshots_table, take_snapshots
@@ -29,6 +29,8 @@ logger = logging.getLogger("habitus")
 
 COMPLETE_DATES = 3
 """Past instants for segments: two to see what they would have told, and one more to learn from."""
+FIRST_DAYS = timedelta(days=7)
+"""So much history is needed before the first of them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def store_snapshots(config: str, as_of: datetime | None, training: bool) -> Snap
             raise ConfigurationError(f"sessions are not up to date: run `habitus sessions {configuration.file}` first")
         past = past_dates(configuration, lake, as_of) if training else None
         labelled = [] if past is None else list(past.purposes)
-        earlier = sorted({*labelled, *(complete_dates(configuration, lake, as_of) if training else ())})
+        earlier = sorted({*labelled, *(complete_dates(configuration, lake, as_of)[0] if training else ())})
         instants = [*earlier, as_of]
         logger.debug("recalling what was known at %s instants", len(instants))
         taken: list[ir.Table] = []
@@ -132,12 +134,20 @@ def past_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> Sna
     return dates if dates.train else None
 
 
-def complete_dates(configuration: Configuration, lake: Lake, as_of: datetime) -> list[datetime]:
-    """Return past instants, the oldest first, whose labels are complete, each before the next one begins."""
-    span = event_span(lake)
-    reach = configuration.labels.reach
-    instants = [as_of - number * reach for number in range(COMPLETE_DATES, 0, -1)]
-    return [] if span is None else [one for one in instants if one > span[0]]
+def complete_dates(
+    configuration: Configuration, lake: Lake, as_of: datetime
+) -> tuple[list[datetime], dict[str, Label]]:
+    """Return past instants, the oldest first, each with labels that are complete before the next begins; and these.
+
+    They are all labels, or those of shorter windows where the history is too short for two instants with all of them.
+    """
+    span, labels = event_span(lake), configuration.labels.named
+    for reach in sorted({one.reach for one in labels.values()}, reverse=True):
+        instants = [as_of - number * reach for number in range(COMPLETE_DATES, 0, -1)]
+        known = [one for one in instants if span is not None and one >= span[0] + FIRST_DAYS]
+        if len(known) > 1:
+            return known, {name: one for name, one in labels.items() if one.reach <= reach}
+    return [], {}
 
 
 def describe_label(

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from models.candidates import BROAD_SHARE, SHARE_MIN, STABILITY_MIN, Candidate, Method, choose, judge
 from models.descriptions import DIFFERENCE_MEDIUM
 from models.spaces import SPACES, Lessons, Space, UsersAlike, prepare, project, shrunk
-from models.telling import Past, labels_of, measure_of, telling, told
+from models.telling import Past, outcomes_of, telling, told
 
 __all__ = ["Clusters", "Incumbent", "NotEnoughUsers", "distances", "find", "project", "shrunk"]
 """`project` and `shrunk` are here for the models that were stored when they were defined here."""
@@ -102,11 +102,10 @@ class _Earlier:
     before: Past
     then: Past
     now: pd.DataFrame
-    labels: list[str]
-    measure: str
+    names: list[str]
 
     def outcomes(self, past: Past) -> Matrix:
-        return past.matrix(self.labels, self.measure)
+        return past.matrix(self.names)
 
 
 def find(
@@ -232,11 +231,10 @@ def mean_adjusted_rand(labellings: Sequence[Labels]) -> float:
 
 def _preparations(users: pd.DataFrame, past: Sequence[Past]) -> dict[Space, Pipeline]:
     """Prepare users in each space that there is; without lessons there is the one of behaviour alone."""
-    labels = labels_of(past) if past else []
-    if not labels:
+    names = outcomes_of(past) if past else []
+    if not names:
         return {"behaviour": prepare(users, "behaviour")}
-    measure = measure_of(past)
-    lessons = Lessons.of([(one.users, one.matrix(labels, measure)) for one in past])
+    lessons = Lessons.of([(one.users, one.matrix(names)) for one in past])
     return {space: prepare(users, space, lessons) for space in SPACES}
 
 
@@ -246,17 +244,15 @@ def _look_back(
     """Prepare the users of the latest past snapshot as if it were then, by lessons of before it."""
     if len(past) < 2 or min(len(one.users) for one in past[-2:]) < needed:
         return None, {}
-    labels = labels_of(past[-2:])
-    if not labels:
+    names = outcomes_of(past[-2:])
+    if not names:
         return None, {}
     *_, before, then = past
     try:
         preparations = _preparations(then.users, past[:-1])
     except UsersAlike:
         return None, {}
-    return _Earlier(before, then, now, labels, measure_of(past)), {
-        space: one for space, one in preparations.items() if space in spaces
-    }
+    return _Earlier(before, then, now, names), {space: one for space, one in preparations.items() if space in spaces}
 
 
 def _space_of(incumbent: Incumbent, preparations: Mapping[Space, Pipeline]) -> Space:

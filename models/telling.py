@@ -60,16 +60,10 @@ class Past:
         """Return the outcomes that are true or false."""
         return [str(name) for name in self.outcomes.columns if name not in (*KEY, REVENUE, EVENT_COUNT)]
 
-    def value(self, measure: str) -> Matrix:
-        """Return what users are worth by a measure, compressed by the inverse hyperbolic sine."""
-        values: Matrix = np.arcsinh(self.outcomes[measure].to_numpy(dtype=np.float64))
-        return values
-
-    def matrix(self, labels: Sequence[str], measure: str) -> Matrix:
-        """Return outcomes side by side: labels as 0 and 1, and the value."""
-        return np.column_stack(
-            [*(self.outcomes[name].to_numpy(dtype=np.float64) for name in labels), self.value(measure)]
-        )
+    def matrix(self, names: Sequence[str]) -> Matrix:
+        """Return outcomes side by side: labels as 0 and 1, values compressed by the inverse hyperbolic sine."""
+        values = {name: self.outcomes[name].to_numpy(dtype=np.float64) for name in names}
+        return np.column_stack([one if name in self.labels else np.arcsinh(one) for name, one in values.items()])
 
     def sample(self, rows: Labels) -> "Past":
         """Return some of the users."""
@@ -80,18 +74,20 @@ class Past:
         )
 
 
-def measure_of(past: Sequence[Past]) -> str:
-    """Return by what users are worth something: revenue where there is any, else events."""
-    return REVENUE if any((one.outcomes[REVENUE] > 0).sum() >= EACH_MIN for one in past) else EVENT_COUNT
+def outcomes_of(past: Sequence[Past]) -> list[str]:
+    """Return the outcomes by which users of all snapshots differ: labels, and last what they are worth, if known.
 
+    Of a label at least ten users have it and ten don't. Users are worth the revenue, if as many spent something, or
+    else the events that they have.
+    """
 
-def labels_of(past: Sequence[Past]) -> list[str]:
-    """Return the labels that tell users apart in all snapshots: at least ten users have them, and ten don't."""
-    return [
-        name
-        for name in past[0].labels
-        if all(EACH_MIN <= int(one.outcomes[name].sum()) <= len(one.outcomes) - EACH_MIN for one in past)
-    ]
+    def tells_apart(name: str) -> bool:
+        counts = [int((one.outcomes[name] > 0).sum()) for one in past]
+        return all(EACH_MIN <= count <= len(one.outcomes) - EACH_MIN for count, one in zip(counts, past, strict=True))
+
+    labels = [name for name in past[0].labels if tells_apart(name)]
+    values = [name for name in (REVENUE, EVENT_COUNT) if tells_apart(name)]
+    return [*labels, *values[:1]]
 
 
 def told(of_then: Labels, then: Matrix, of_now: Labels, k: int) -> Matrix:
@@ -122,17 +118,17 @@ def measure(segments: Callable[[pd.DataFrame], Labels], k: int, past: Sequence[P
     value, compressed by the inverse hyperbolic sine, `r2` and `gini` (normalised: 1 is the order of what came).
     """
     before, then = (one.sample(_first(len(one.users))) for one in past[-2:])
-    labels, value = labels_of(past[-2:]), measure_of(past[-2:])
+    names = outcomes_of(past[-2:])
     ways = {"segments": (segments(before.users), segments(then.users))}
     ways |= {name: cut(before.users, then.users, k) for name, cut in _RIVALS.items()}
-    outcomes_before, outcomes_then = (one.matrix(labels, value) for one in (before, then))
+    outcomes_before, outcomes_then = (one.matrix(names) for one in (before, then))
     expected = {name: told(one, outcomes_before, other, k) for name, (one, other) in ways.items()}
     weights = _weights(len(then.users), DRAWS)
     found = {}
-    for place, name in enumerate([*labels, value]):
+    for place, name in enumerate(names):
         actual = outcomes_then[:, place]
         measured = {
-            way: _metrics(predicted[:, place], actual, weights, is_label=name in labels)
+            way: _metrics(predicted[:, place], actual, weights, is_label=name in then.labels)
             for way, predicted in expected.items()
         }
         ours = measured["segments"]
@@ -153,7 +149,6 @@ def measure(segments: Callable[[pd.DataFrame], Labels], k: int, past: Sequence[P
         "as_of": then.as_of.isoformat(),
         "users": len(then.users),
         "segments": k,
-        "value": value,
         "outcomes": found,
     }
 

@@ -52,14 +52,14 @@ def days(tells: Mapping[str, Any]) -> str:
 
 
 def headline(tells: Mapping[str, Any] | None, day: str) -> str:
-    """Say in a sentence how much of what users were worth after a `day` the segments would have told."""
+    """Say in a sentence how much the segments would have told of what users were worth after a `day`."""
     if tells is None:
         return UNKNOWN
-    told, value = tells["outcomes"][tells["value"]], VALUES[tells["value"]]
+    *_, (name, told) = tells["outcomes"].items()
     ours, theirs = (told["metrics"][way]["r2"]["value"] for way in ("segments", AGAINST))
     return (
-        f"found in the same way on {day}, they would have told {_percent(ours)} of the differences in {value} over the "
-        f"next {told['horizon_days']:g} days, as many segments of {RIVALS[AGAINST]} {_percent(theirs)}: R² "
+        f"found in the same way on {day}, they would have told {_percent(ours)} of the differences in {_outcome(name)} "
+        f"over the next {told['horizon_days']:g} days, as many segments of {RIVALS[AGAINST]} {_percent(theirs)}: R² "
         f"{_ahead(told['gains'][AGAINST]['r2'])}"
     )
 

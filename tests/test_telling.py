@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 import models.clusters
 from models.clusters import find
-from models.telling import Past, labels_of, measure, measure_of, telling, told
+from models.telling import Past, measure, outcomes_of, telling, told
 from models.telling_words import UNKNOWN, days, headline, table
 
 COUNT = 600
@@ -83,14 +83,21 @@ def test_a_label_that_hardly_anybody_has_is_no_outcome() -> None:
         one, outcomes=one.outcomes.assign(label_gift=np.arange(COUNT) < 9, label_visit=np.arange(COUNT) < 10)
     )
 
-    assert labels_of([rare]) == ["label_churn", "label_visit"]
+    assert outcomes_of([replace(one, outcomes=rare)]) == ["label_churn", "label_visit", "revenue"]
 
 
 def test_where_nothing_is_earned_events_are_what_users_are_worth() -> None:
     one = past(1)
 
-    assert measure_of([one]) == "revenue"
-    assert measure_of([replace(one, outcomes=one.outcomes.assign(revenue=0.0))]) == "event_count"
+    assert outcomes_of([one]) == ["label_churn", "revenue"]
+    assert outcomes_of([replace(one, outcomes=one.outcomes.assign(revenue=0.0))]) == ["label_churn", "event_count"]
+
+
+def test_where_users_do_nothing_there_are_no_outcomes() -> None:
+    one = past(1)
+    nothing = one.outcomes.assign(label_churn=True, revenue=0.0, event_count=0.0)
+
+    assert outcomes_of([one, replace(one, outcomes=nothing)]) == []
 
 
 # --- the figures ---
