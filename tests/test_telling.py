@@ -83,7 +83,7 @@ def test_a_label_that_hardly_anybody_has_is_no_outcome() -> None:
         one, outcomes=one.outcomes.assign(label_gift=np.arange(COUNT) < 9, label_visit=np.arange(COUNT) < 10)
     )
 
-    assert outcomes_of([replace(one, outcomes=rare)]) == ["label_churn", "label_visit", "revenue"]
+    assert outcomes_of([rare]) == ["label_churn", "label_visit", "revenue"]
 
 
 def test_where_nothing_is_earned_events_are_what_users_are_worth() -> None:

@@ -17,9 +17,11 @@ from sklearn.preprocessing import OrdinalEncoder
 
 from features.snapshots import feature_names
 from models import segments
+from models.clusters import LEARNT_MAX
 from models.promotion import compete
 from models.propensities import RFM, Blend, Budget, fit_line, predict
 from models.reasons import reasons
+from models.telling import Past
 
 WINDOWS_DAYS = (1, 7, 14, 28, 56, 90, 180, 365)
 NUMERIC = list(feature_names(WINDOWS_DAYS))
@@ -97,16 +99,35 @@ def train(folder: Path) -> None:
 
 
 def prepare_segments(folder: Path, users: int) -> None:
-    """Store a snapshot of 30 numeric features, and the segments of a tenth of the users."""
-    snapshot = _snapshot(users, seed=1)[NUMERIC[:SEGMENTED]]
-    snapshot.insert(0, "user_id", pd.Series([f"u{i:07d}" for i in range(users)], dtype="str"))
+    """Store a snapshot of 30 numeric features, three of the past with outcomes, and the segments of some users."""
+    snapshot = _segmented(users, seed=1)
     snapshot.to_parquet(folder / "snapshot.parquet")
+    past = [_past(min(users, LEARNT_MAX), seed) for seed in (2, 3, 4)]
+    joblib.dump(past, folder / "past.joblib")
     joblib.dump(segments.fit(snapshot.head(users // 10), 3, 8, seed=0), folder / "segments.joblib")
 
 
 def find_segments(folder: Path) -> None:
-    """Choose among segments, fit, judge and describe them."""
-    segments.fit(pd.read_parquet(folder / "snapshot.parquet"), 3, 8, seed=0)
+    """Choose among segments, fit, judge and describe them, and see what they would have told."""
+    snapshot, past = pd.read_parquet(folder / "snapshot.parquet"), joblib.load(folder / "past.joblib")
+    segments.fit(snapshot, 3, 8, seed=0, past=past)
+
+
+def _segmented(users: int, seed: int) -> pd.DataFrame:
+    snapshot = _snapshot(users, seed)[NUMERIC[:SEGMENTED]]
+    snapshot.insert(0, "user_id", pd.Series([f"u{i:07d}" for i in range(users)], dtype="str"))
+    return snapshot
+
+
+def _past(users: int, seed: int) -> Past:
+    """Return a snapshot whose users come again the likelier, and spend the more, the more sessions they had."""
+    random = np.random.default_rng(seed)
+    as_of = pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(days=28 * seed)
+    snapshot = _segmented(users, seed).assign(as_of=as_of, active_day_count=random.poisson(5, users).astype("float64"))
+    comes = random.random(users) < snapshot["session_count"].rank(pct=True)
+    revenue = np.where(comes, np.exp(random.normal(3, 1, users)), 0.0)
+    outcomes = snapshot[["user_id", "as_of"]].assign(label_churn=~comes, revenue=revenue, event_count=comes * 3.0)
+    return Past(snapshot, outcomes, dict.fromkeys(("label_churn", "revenue", "event_count"), 28.0))
 
 
 def assign_segments(folder: Path) -> None:
