@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
+import relearning
 import simulated
 import stationary
 import typer
@@ -55,7 +56,6 @@ CONTESTANTS = {
 }
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MADE = ("lake", "published", "mlruns")
 EVER_DAYS = 36_500
 PREDICTED = {
     "oulad, everyone": ("oulad", "2013-08-25", True),
@@ -354,7 +354,9 @@ def predictions() -> None:
     for name, (example, as_of, everyone) in PREDICTED.items():
         with tempfile.TemporaryDirectory() as folder:
             source = EXAMPLES / example
-            copied = Path(shutil.copytree(source, Path(folder) / example, ignore=shutil.ignore_patterns(*MADE)))
+            copied = Path(
+                shutil.copytree(source, Path(folder) / example, ignore=shutil.ignore_patterns(*relearning.MADE))
+            )
             config = copied / "habitus.toml"
             text = config.read_text().replace("../../mlruns", "mlruns")
             config.write_text(
@@ -368,6 +370,20 @@ def predictions() -> None:
         told[name] = {**trained["metrics"], "as_of": as_of}
         print(f"  {name}: {trained['reason']}", flush=True)
     _store("predictions", {"measure": "predictions", "events": 0, "told": told})
+
+
+@app.command(name="relearning")
+def relearn() -> None:
+    """Learn at past instants of the examples with one slice more, and tell how much better that predicts."""
+    told = {}
+    for name, case in relearning.CASES.items():
+        with tempfile.TemporaryDirectory(prefix="relearning-") as folder:
+            told[name] = relearning.study(case, EXAMPLES, Path(folder))
+        for where in ("test", "next"):
+            if found := told[name][where]:
+                gain = found["gain"]
+                print(f"  {name}, {where}: {gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})", flush=True)
+    _store("relearning", {"measure": "relearning", "events": 0, "told": told})
 
 
 @app.command()
@@ -390,7 +406,9 @@ def refits(
     """Fit the segments of examples/ecom again, and tell which share of users stays in the same segment."""
     KEPT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="refits-", dir=KEPT) as folder:
-        copied = Path(shutil.copytree(EXAMPLES / "ecom", Path(folder) / "ecom", ignore=shutil.ignore_patterns(*MADE)))
+        copied = Path(
+            shutil.copytree(EXAMPLES / "ecom", Path(folder) / "ecom", ignore=shutil.ignore_patterns(*relearning.MADE))
+        )
         for stage in ("ingest", "sessions", "snapshot"):
             command = [sys.executable, "-m", "flows.cli", stage, "habitus.toml"]
             subprocess.run(command, check=True, cwd=copied, capture_output=True)
@@ -446,6 +464,7 @@ STUDIES = (
     ("refits", ""),
     ("brakes", ""),
     ("predictions", ""),
+    ("relearning", ""),
     ("sessions", "--events 1000000 --days 30"),
     ("sessions", "--events 10000000"),
     ("sessions", "--events 50000000"),

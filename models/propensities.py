@@ -26,6 +26,8 @@ from models.evaluation import Probabilities
 from models.forest import ROWS_AT_ONCE, scorer
 
 KEY = ["user_id", "as_of"]
+RECIPE = 2
+"""How a propensity is learnt: another number wherever the same rows would give another model."""
 TREES_MAX = 1_000
 PATIENCE_TREES = 30
 DEFAULTS = {
