@@ -383,7 +383,7 @@ def relearn() -> None:
             if found := told[name][where]:
                 gain = found["gain"]
                 print(f"  {name}, {where}: {gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})", flush=True)
-    _store("relearning", {"measure": "relearning", "events": 0, "told": told})
+        _store("relearning", {"measure": "relearning", "events": 0, "told": told})
 
 
 @app.command()

@@ -22,10 +22,10 @@ from features.table import materialize
 from flows.configuration import Configuration, load
 from flows.instant import event_span
 from flows.train import MINIMUM_OF_EACH_CLASS, MINIMUM_ROWS, PURPOSES
-from models.evaluation import Bootstrap, Probabilities, compare, evaluate
+from models.evaluation import Bootstrap, Probabilities, compare, losses
 from models.propensities import Budget, data_gate, fit, predict, refit
 
-INSTANTS_MAX = 10
+INSTANTS_MAX = 6
 MADE = ("lake", "published", "mlruns")
 
 
@@ -95,14 +95,13 @@ class _Seen:
         if not self.parts:
             return None
         seen = pd.concat(self.parts, ignore_index=True)
-        bootstrap = Bootstrap(seen["user_id"])
-        measured = {who: evaluate(seen["label"], seen[who].to_numpy(), bootstrap) for who in ("before", "more")}
-        gain = compare(seen["label"], seen["more"].to_numpy(), seen["before"].to_numpy(), bootstrap)
+        before, more = seen["before"].to_numpy(), seen["more"].to_numpy()
         return {
             "instants": len(self.parts),
             "rows": len(seen),
-            "gain": asdict(gain),
-            **{who: {kind: asdict(of[kind]) for kind in ("log_loss", "ece")} for who, of in measured.items()},
+            "before": float(losses(seen["label"], before).mean()),
+            "more": float(losses(seen["label"], more).mean()),
+            "gain": asdict(compare(seen["label"], more, before, Bootstrap(seen["user_id"]))),
         }
 
 
