@@ -305,9 +305,9 @@ def relearning_section(results: list[Result]) -> str:
     [result] = results
     lines = [
         "## Learning once more\n",
-        "A model is chosen by the validation slice. Then it learns from that slice too (on the test), and from the test",
-        "as well (on the next slice that is complete). Log loss, all instants together, and the gain with its 95 %",
-        "interval by user. `benchmarks/bench.py relearning`.\n",
+        "A model is chosen by the validation slice. With one slice more it has learnt from that slice too, where it is",
+        "judged on the test; and from the test as well, where it is judged on the next complete slice. Log loss, all",
+        "instants together, and the gain with its 95 % interval by user. `benchmarks/bench.py relearning`.\n",
         "| | judged on | instants | rows | log loss before | with one slice more | gain |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -135,10 +135,11 @@ def _labelled(configuration: Configuration, case: Case) -> tuple[pd.DataFrame, l
         end = (span[1] + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
         trainings = list(_trainings(end, span[0], reach, every, configuration.training.snapshots, case.every_days))
         wanted = sorted({one for dates in trainings for some in _slices(dates) for one in some if one + reach <= end})
-        inputs = (lake.read(table) for table in (EVENTS, SESSIONS, ATTRIBUTES))
-        taken = [materialize(rows) for _, rows in take_snapshots(*inputs, wanted, **configuration.snapshot_definitions)]
+        events, sessions, attributes = (lake.read(table) for table in (EVENTS, SESSIONS, ATTRIBUTES))
+        definitions = configuration.snapshot_definitions
+        taken = [materialize(rows) for _, rows in take_snapshots(events, sessions, attributes, wanted, **definitions)]
         snapshots = materialize(ibis.union(*taken)) if len(taken) > 1 else taken[0]
-        labels = label(snapshots, lake.read(EVENTS), end, configuration.labels).to_pandas()
+        labels = label(snapshots, events, end, configuration.labels).to_pandas()
         name = column_of(case.kind)
         labels = labels.loc[labels[name].notna(), ["user_id", "as_of", name]]
         return snapshots.to_pandas().merge(labels, on=["user_id", "as_of"]).astype({name: bool}), trainings

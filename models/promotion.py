@@ -96,8 +96,8 @@ def compete(
     """Fit a challenger and judge it on later rows, beside what it has to beat.
 
     The frames hold labelled snapshots, each later than the one before; `label` names the bool column. The challenger is
-    chosen by the validation, and then learns from it too; the baselines are learnt from the same rows. `segments` names the segment of each test row, by position. An `estimator`
-    of one's own is fitted instead of trees, and judged alike.
+    chosen by the validation, and then learns from it too; the baselines are learnt from the same rows. `segments` names
+    the segment of each test row, by position. An `estimator` of one's own is fitted instead of trees, and judged alike.
     """
     chosen = fit(train, validation, label, seed, budget, rises=rises, estimator=estimator, on_trial=on_trial)
     learned = refit(chosen, train, validation, label, seed)
