@@ -373,17 +373,24 @@ def predictions() -> None:
 
 
 @app.command(name="relearning")
-def relearn() -> None:
+def relearn(
+    only: Annotated[str, typer.Option(help="Of which example; what is stored of the others stays.")] = "",
+) -> None:
     """Learn at past instants of the examples with one slice more, and tell how much better that predicts."""
-    told = {}
-    for name, case in relearning.CASES.items():
-        with tempfile.TemporaryDirectory(prefix="relearning-") as folder:
-            told[name] = relearning.study(case, EXAMPLES, Path(folder))
-        for where in ("test", "next"):
-            if found := told[name][where]:
-                gain = found["gain"]
-                print(f"  {name}, {where}: {gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})", flush=True)
-        _store("relearning", {"measure": "relearning", "events": 0, "told": told})
+    stored = RESULTS / "relearning.json"
+    with tempfile.TemporaryDirectory(prefix="relearning-") as folder:
+        for name, case in relearning.CASES.items():
+            if only not in ("", case.example):
+                continue
+            found = relearning.study(case, EXAMPLES, Path(folder))
+            for where in ("test", "next"):
+                if found[where]:
+                    gain = found[where]["gain"]
+                    told = f"{gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})"
+                    print(f"  {name}, {where}: {told}", flush=True)
+            before = json.loads(stored.read_text())["told"] if stored.exists() else {}
+            kept = {other: before[other] for other in relearning.CASES if other in before}
+            _store("relearning", {"measure": "relearning", "events": 0, "told": kept | {name: found}})
 
 
 @app.command()

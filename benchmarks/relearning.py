@@ -41,9 +41,9 @@ class Case:
 
 EVERYONE = (("eligible_days = 28", "eligible_days = 36500"),)
 CASES = {
-    "oulad, churn, everyone": Case("oulad", "churn", EVERYONE),
-    "oulad, churn": Case("oulad", "churn"),
-    "oulad, conversion": Case("oulad", "conversion"),
+    "oulad, churn, everyone": Case("oulad", "churn", EVERYONE, every_days=112),
+    "oulad, churn": Case("oulad", "churn", every_days=112),
+    "oulad, conversion": Case("oulad", "conversion", every_days=112),
     "online_retail, churn": Case("online_retail", "churn", every_days=14),
     "online_retail, conversion": Case("online_retail", "conversion", every_days=14),
     "online_retail, churn in 28 days": Case("online_retail", "churn", (("horizon_days = 90", "horizon_days = 28"),)),
@@ -106,18 +106,18 @@ class _Seen:
 
 
 def _prepared(case: Case, source: Path, folder: Path) -> Configuration:
-    """Copy an example, change what its configuration says, and make its sessions."""
-    config = (
-        Path(shutil.copytree(source / case.example, folder / case.example, ignore=shutil.ignore_patterns(*MADE)))
-        / "habitus.toml"
-    )
-    text = config.read_text().replace("../../mlruns", "mlruns")
+    """Copy an example and make its sessions, unless they are there, and change what its configuration says."""
+    config = folder / case.example / "habitus.toml"
+    text = (source / case.example / config.name).read_text().replace("../../mlruns", "mlruns")
+    if not config.exists():
+        shutil.copytree(source / case.example, config.parent, ignore=shutil.ignore_patterns(*MADE))
+        config.write_text(text)
+        for stage in ("ingest", "sessions"):
+            command = [sys.executable, "-m", "flows.cli", stage, str(config)]
+            subprocess.run(command, check=True, cwd=config.parent, capture_output=True)
     for old, new in case.instead:
         text = text.replace(old, new)
     config.write_text(text)
-    for stage in ("ingest", "sessions"):
-        command = [sys.executable, "-m", "flows.cli", stage, str(config)]
-        subprocess.run(command, check=True, cwd=config.parent, capture_output=True)
     return load(config)
 
 

@@ -16,6 +16,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from models.evaluation import Probabilities, losses
 
 FOLD_MAX = 5
+REFIT_MAX = 3
+"""How often a model is fitted anew at most to calibrate it: each time takes as long as the last one."""
 METHODS = ("sigmoid", "isotonic")
 
 
@@ -28,7 +30,7 @@ def calibrate(
     calibrated, the method, and the lowest log loss with each method. Raises ValueError where fewer than two users have
     a label.
     """
-    labels, folds = later[label], _folds(later, label, seed)
+    labels, folds = later[label], _folds(later, label, seed, FOLD_MAX)
     best: tuple[float, Any, str] | None = None
     measured: dict[str, float] = {}
     for model in models:
@@ -58,7 +60,7 @@ def cross_fit(
     """
     names, labels = list(model.feature_names_in_), latest[label]
     rows = pd.concat([earlier, latest], ignore_index=True)
-    folds = _folds(latest, label, seed)
+    folds = _folds(latest, label, seed, REFIT_MAX)
     scores = np.empty(len(latest))
     for _, held_out in folds:
         others = rows[~rows["user_id"].isin(latest["user_id"].iloc[held_out])]
@@ -90,10 +92,10 @@ class _Told(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores[:, 0] > 0
 
 
-def _folds(rows: pd.DataFrame, label: str, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Split rows by user, with both labels in each part: the places of the others, and of those held out."""
+def _folds(rows: pd.DataFrame, label: str, seed: int, most: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Split rows by user into `most` parts or fewer, with both labels in each part: the places of the others, and of those held out."""
     labels, users = rows[label], rows["user_id"]
-    count = min(FOLD_MAX, *(users[labels == kind].nunique() for kind in (False, True)))
+    count = min(most, *(users[labels == kind].nunique() for kind in (False, True)))
     if count < 2:
         raise ValueError(f"calibration needs both labels from at least 2 users, and one has {count}")
     return list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(rows, labels, users))
