@@ -93,7 +93,7 @@ class _Told(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _folds(rows: pd.DataFrame, label: str, seed: int, most: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Split rows by user into `most` parts or fewer, with both labels in each part: the places of the others, and of those held out."""
+    """Split rows by user into at most so many parts with both labels: places of the others, and of those held out."""
     labels, users = rows[label], rows["user_id"]
     count = min(most, *(users[labels == kind].nunique() for kind in (False, True)))
     if count < 2:
