@@ -49,14 +49,13 @@ def calibrate(
     return fitted.fit(later[names], labels), method, measured
 
 
-def cross_fit(
-    model: Any, earlier: pd.DataFrame, latest: pd.DataFrame, label: str, method: str, seed: int
-) -> CalibratedClassifierCV:
+def cross_fit(model: Any, earlier: pd.DataFrame, latest: pd.DataFrame, label: str, seed: int) -> CalibratedClassifierCV:
     """Fit a model anew to all rows, and calibrate it on the latest, by models that have not learnt from their users.
 
     Such a model is fitted for each fold of the users of `latest`, to all rows but theirs. Scores of users that a model
-    has learnt from are too sure, and those of earlier rows would say how sure it was then. `model` is fitted, and stays
-    as it is. Raises ValueError as `calibrate` does.
+    has learnt from are too sure, and those of earlier rows would say how sure it was then. By a sigmoid, always: the
+    steps of an isotonic regression on other models' scores may say 0 or 1 where this one's are. `model` is fitted, and
+    stays as it is. Raises ValueError as `calibrate` does.
     """
     names, labels = list(model.feature_names_in_), latest[label]
     rows = pd.concat([earlier, latest], ignore_index=True)
@@ -65,7 +64,7 @@ def cross_fit(
     for _, held_out in folds:
         others = rows[~rows["user_id"].isin(latest["user_id"].iloc[held_out])]
         scores[held_out] = _scores(clone(model).fit(others[names], others[label]), latest[names].iloc[held_out])
-    calibrated = CalibratedClassifierCV(FrozenEstimator(_Told()), method=method, cv=len(folds))
+    calibrated = CalibratedClassifierCV(FrozenEstimator(_Told()), method=METHODS[0], cv=len(folds))
     calibrated.fit(scores.reshape(-1, 1), labels)
     # scikit-learn calibrates one model by another's scores only if each is put into its place.
     fitted = FrozenEstimator(clone(model).fit(rows[names], rows[label]))

@@ -207,13 +207,13 @@ def fit(
 def refit(learned: Learned, earlier: pd.DataFrame, latest: pd.DataFrame, label: str, seed: int) -> Learned:
     """Learn what was chosen once more, from all rows, those that it was chosen by included.
 
-    The frames are as in `fit`. All that was chosen stays: settings, the number of trees, directions, the share, and how
-    it is calibrated, for which see `calibration.cross_fit`. The order of rows does not matter. Raises ValueError as
+    The frames are as in `fit`. All that was chosen stays: settings, the number of trees, directions and the share. It
+    is calibrated by a sigmoid: see `calibration.cross_fit`. The order of rows does not matter. Raises ValueError as
     `fit` does.
     """
     earlier, latest = earlier.iloc[_order(earlier)], latest.iloc[_order(latest)]
-    model = cross_fit(learned.model.estimator.estimator, earlier, latest, label, learned.calibration, seed)
-    return replace(learned, model=model)
+    model = cross_fit(learned.model.estimator.estimator, earlier, latest, label, seed)
+    return replace(learned, model=model, calibration="sigmoid")
 
 
 def _matrix(columns: ColumnTransformer, frame: pd.DataFrame) -> NDArray[np.float64]:
