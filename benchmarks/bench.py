@@ -17,6 +17,7 @@ from statistics import median
 from typing import Annotated
 
 import foretelling
+import relearning
 import simulated
 import stationary
 import typer
@@ -56,7 +57,6 @@ CONTESTANTS = {
 }
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MADE = ("lake", "published", "mlruns")
 EVER_DAYS = 36_500
 PREDICTED = {
     "oulad, everyone": ("oulad", "2013-08-25", True),
@@ -355,7 +355,9 @@ def predictions() -> None:
     for name, (example, as_of, everyone) in PREDICTED.items():
         with tempfile.TemporaryDirectory() as folder:
             source = EXAMPLES / example
-            copied = Path(shutil.copytree(source, Path(folder) / example, ignore=shutil.ignore_patterns(*MADE)))
+            copied = Path(
+                shutil.copytree(source, Path(folder) / example, ignore=shutil.ignore_patterns(*relearning.MADE))
+            )
             config = copied / "habitus.toml"
             text = config.read_text().replace("../../mlruns", "mlruns")
             config.write_text(
@@ -369,6 +371,27 @@ def predictions() -> None:
         told[name] = {**trained["metrics"], "as_of": as_of}
         print(f"  {name}: {trained['reason']}", flush=True)
     _store("predictions", {"measure": "predictions", "events": 0, "told": told})
+
+
+@app.command(name="relearning")
+def relearn(
+    only: Annotated[str, typer.Option(help="Of which example; what is stored of the others stays.")] = "",
+) -> None:
+    """Learn at past instants of the examples with one slice more, and tell how much better that predicts."""
+    stored = RESULTS / "relearning.json"
+    with tempfile.TemporaryDirectory(prefix="relearning-") as folder:
+        for name, case in relearning.CASES.items():
+            if only not in ("", case.example):
+                continue
+            found = relearning.study(case, EXAMPLES, Path(folder))
+            for where in ("test", "next"):
+                if found[where]:
+                    gain = found[where]["gain"]
+                    told = f"{gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})"
+                    print(f"  {name}, {where}: {told}", flush=True)
+            before = json.loads(stored.read_text())["told"] if stored.exists() else {}
+            kept = {other: before[other] for other in relearning.CASES if other in before}
+            _store("relearning", {"measure": "relearning", "events": 0, "told": kept | {name: found}})
 
 
 @app.command()
@@ -391,7 +414,9 @@ def refits(
     """Fit the segments of examples/ecom again, and tell which share of users stays in the same segment."""
     KEPT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="refits-", dir=KEPT) as folder:
-        copied = Path(shutil.copytree(EXAMPLES / "ecom", Path(folder) / "ecom", ignore=shutil.ignore_patterns(*MADE)))
+        copied = Path(
+            shutil.copytree(EXAMPLES / "ecom", Path(folder) / "ecom", ignore=shutil.ignore_patterns(*relearning.MADE))
+        )
         for stage in ("ingest", "sessions", "snapshot"):
             command = [sys.executable, "-m", "flows.cli", stage, "habitus.toml"]
             subprocess.run(command, check=True, cwd=copied, capture_output=True)
@@ -467,6 +492,7 @@ STUDIES = (
     ("brakes", ""),
     ("segments-tell", ""),
     ("predictions", ""),
+    ("relearning", ""),
     ("sessions", "--events 1000000 --days 30"),
     ("sessions", "--events 10000000"),
     ("sessions", "--events 50000000"),

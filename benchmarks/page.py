@@ -300,6 +300,31 @@ def predictions_section(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def relearning_section(results: list[Result]) -> str:
+    """Return what one slice more is worth, on the test and on the slice after it."""
+    [result] = results
+    lines = [
+        "## Learning once more\n",
+        "A model is chosen by the validation slice. With one slice more it has learnt from that slice too, where it is",
+        "judged on the test; and from the test as well, where it is judged on the next complete slice. Log loss, all",
+        "instants together, and the gain with its 95 % interval by user. `benchmarks/bench.py relearning`.\n",
+        "| | judged on | instants | rows | log loss before | with one slice more | gain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, told in result["told"].items():
+        for where, words in (("test", "the test"), ("next", "the next slice")):
+            if found := told[where]:
+                lines.append(
+                    f"| {name} | {words} | {found['instants']} | {found['rows']:,} | {found['before']:.4f} "
+                    f"| {found['more']:.4f} | {_interval(found['gain'], 4)} |"
+                )
+    fitted, refitted = (sum(told["seconds"][kind] for told in result["told"].values()) for kind in ("fit", "refit"))
+    lines.append(
+        f"\nLearning once more took {refitted / fitted:.0%} of the time of choosing. {_machine(result['machine'])}"
+    )
+    return "\n".join([*lines, ""])
+
+
 def promotions_section(results: list[Result]) -> str:
     """Return how often challengers are promoted that are known to be better or worse."""
     [result] = results
@@ -416,8 +441,10 @@ def brakes_section(results: list[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _interval(estimate: dict[str, float]) -> str:
-    value, low, high = (f"{estimate[part]:.3f}".replace("-", "\N{MINUS SIGN}") for part in ("value", "low", "high"))
+def _interval(estimate: dict[str, float], digits: int = 3) -> str:
+    value, low, high = (
+        f"{estimate[part]:.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in ("value", "low", "high")
+    )
     return f"{value} ({low}–{high})"
 
 
@@ -427,6 +454,7 @@ SECTIONS: dict[str, Callable[[list[Result]], str]] = {
     "memory": memory_section,
     "snapshots": snapshots_section,
     "predictions": predictions_section,
+    "relearning": relearning_section,
     "promotions": promotions_section,
     "segments": segments_section,
     "segments-tell": telling_section,

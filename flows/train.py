@@ -194,6 +194,7 @@ def _params(configuration: Configuration, kind: str) -> dict[str, Any]:
     return {
         **{f"label_{key}": value for key, value in asdict(configuration.labels.named[kind]).items()},
         **{f"calibration_{key}": value for key, value in configuration.calibration.model_dump().items()},
+        "recipe": propensities.RECIPE,
         "seed": training.seed,
         "trials": training.trials,
         "trial_seconds": training.trial_seconds,

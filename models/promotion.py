@@ -18,7 +18,7 @@ from models.evaluation import (
     evaluate,
     top_users,
 )
-from models.propensities import Budget, Learned, OnTrial, fit, fit_baselines, predict
+from models.propensities import Budget, Learned, OnTrial, fit, fit_baselines, predict, refit
 
 RIVALS = {
     "base_rate": "the base rate",
@@ -95,11 +95,12 @@ def compete(
 ) -> Contest:
     """Fit a challenger and judge it on later rows, beside what it has to beat.
 
-    The frames hold labelled snapshots, each later than the one before; `label` names the bool column. The baselines are
-    learnt from all that the challenger saw. `segments` names the segment of each test row, by position. An `estimator`
-    of one's own is fitted instead of trees, and judged alike.
+    The frames hold labelled snapshots, each later than the one before; `label` names the bool column. The challenger is
+    chosen by the validation, and then learns from it too; the baselines are learnt from the same rows. `segments` names
+    the segment of each test row, by position. An `estimator` of one's own is fitted instead of trees, and judged alike.
     """
-    learned = fit(train, validation, label, seed, budget, rises=rises, estimator=estimator, on_trial=on_trial)
+    chosen = fit(train, validation, label, seed, budget, rises=rises, estimator=estimator, on_trial=on_trial)
+    learned = refit(chosen, train, validation, label, seed)
     baselines = fit_baselines(pd.concat([train, validation]), label)
     predicted = {"model": predict(learned.model, test)} | {who: rates(test) for who, rates in baselines.items()}
     if champion is not None:

@@ -1,8 +1,8 @@
 """How likely a user is to churn or to convert: trees learnt in time's order, and calibrated on what came later."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -16,22 +16,20 @@ from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.frozen import FrozenEstimator
-from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from features.labels import Purpose
-from models.evaluation import Probabilities, losses
+from models.calibration import calibrate, cross_fit
+from models.evaluation import Probabilities
 from models.forest import ROWS_AT_ONCE, scorer
 
 KEY = ["user_id", "as_of"]
-FOLD_MAX = 5
+RECIPE = 2
+"""How a propensity is learnt: another number wherever the same rows would give another model."""
 TREES_MAX = 1_000
 PATIENCE_TREES = 30
-METHODS = ("sigmoid", "isotonic")
 DEFAULTS = {
     "num_leaves": 7,  # shallow: as good on the examples, better on few users, and reasons cost less
     "max_depth": 3,
@@ -51,7 +49,9 @@ RFM = ("recency_days", "session_count", "purchase_count", "revenue_total")
 
 
 class Blend(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Add up the log odds of fitted trees, by their `share`, and of a fitted logistic regression, by the rest.
+    """Add up the log odds of trees, by their `share`, and of a logistic regression, by the rest.
+
+    `trees` is a pipeline of a ColumnTransformer, numbers first and then categories, and an LGBMClassifier.
 
     Trees know no trend: where the values of features go up with time, a straight line goes on and trees do not.
     """
@@ -65,7 +65,12 @@ class Blend(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return True
 
     def fit(self, frame: pd.DataFrame, labels: pd.Series) -> Self:
-        """Do nothing: the parts are fitted."""
+        """Fit both parts: as many trees as they say, and the line on its columns."""
+        (_, _, numeric), (_, _, categories) = self.trees[0].transformers
+        places = [len(numeric) + i for i in range(len(categories))]
+        self.trees.fit(frame, labels, trees__categorical_feature=places)
+        [(_, _, columns)] = self.line[0].transformers
+        self.line.fit(frame[columns], labels)
         return self
 
     @property
@@ -171,7 +176,7 @@ def fit(
     names = [*numeric, *categories]
     if estimator is not None:
         model: Any = clone(estimator).fit(train[names], train[label])
-        return Learned(*_calibrate([model], validation, names, label, seed))
+        return Learned(*calibrate([model], validation, names, label, seed))
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan, encoded_missing_value=np.nan)
     columns = ColumnTransformer([("numeric", "passthrough", numeric), ("categories", encoder, categories)])
     x_train, x_validation = columns.fit_transform(train[names]), columns.transform(validation[names])
@@ -191,11 +196,24 @@ def fit(
         held = grower.grow({**settings, "monotone_constraints": directions}, begun + budget.seconds)
         if grower.loss(held) <= grower.loss(trees):
             trees, constrained = held, [name for name, way in zip(names, directions, strict=True) if way]
+    trees.set_params(n_estimators=trees.best_iteration_)  # as many whenever they are grown again
     line = fit_line(train, _rfm(train), label)
     blends = [Blend(Pipeline([("columns", columns), ("trees", trees)]), line, share) for share in SHARES]
-    model, calibration, calibration_losses = _calibrate(blends, validation, names, label, seed)
+    model, calibration, calibration_losses = calibrate(blends, validation, names, label, seed)
     blend = model.estimator.estimator
     return Learned(model, calibration, calibration_losses, trials, settings, constrained, blend.share)
+
+
+def refit(learned: Learned, earlier: pd.DataFrame, latest: pd.DataFrame, label: str, seed: int) -> Learned:
+    """Learn what was chosen once more, from all rows, those that it was chosen by included.
+
+    The frames are as in `fit`. All that was chosen stays: settings, the number of trees, directions and the share. It
+    is calibrated by a sigmoid: see `calibration.cross_fit`. The order of rows does not matter. Raises ValueError as
+    `fit` does.
+    """
+    earlier, latest = earlier.iloc[_order(earlier)], latest.iloc[_order(latest)]
+    model = cross_fit(learned.model.estimator.estimator, earlier, latest, label, seed)
+    return replace(learned, model=model, calibration="sigmoid")
 
 
 def _matrix(columns: ColumnTransformer, frame: pd.DataFrame) -> NDArray[np.float64]:
@@ -386,55 +404,6 @@ def _suggest(trial: optuna.Trial) -> dict[str, Any]:
         "colsample_bytree": trial.suggest_float("colsample_bytree", 0.3, 1.0),
         "reg_lambda": trial.suggest_float("reg_lambda", 0.1, 100.0, log=True),
     }
-
-
-def _calibrate(
-    models: Sequence[Any], validation: pd.DataFrame, names: list[str], label: str, seed: int
-) -> tuple[CalibratedClassifierCV, str, dict[str, float]]:
-    """Calibrate fitted models by sigmoid (Platt 1999) and isotonic regression (Zadrozny and Elkan 2002); keep the best.
-
-    That is what has the lowest log loss for users of the validation time whom the calibration was not fitted on.
-    """
-    labels, users = validation[label], validation["user_id"]
-    fold_count = min(FOLD_MAX, *(users[labels == kind].nunique() for kind in (False, True)))
-    if fold_count < 2:
-        raise ValueError(f"calibration needs both labels from at least 2 users, and one has {fold_count}")
-    folds = list(StratifiedGroupKFold(fold_count, shuffle=True, random_state=seed).split(validation, labels, users))
-    best: tuple[float, Any, str] | None = None
-    measured: dict[str, float] = {}
-    for model in models:
-        scores = _scores(model, validation[names])
-        for method in METHODS:
-            predicted = np.empty(len(validation))
-            for others, held_out in folds:
-                predicted[held_out] = _calibrated_scores(method, scores[others], labels.iloc[others], scores[held_out])
-            loss = float(losses(labels, predicted).mean())
-            measured[method] = min(loss, measured.get(method, loss))
-            if best is None or loss < best[0]:
-                best = loss, model, method
-    assert best is not None
-    _, model, method = best
-    return (
-        CalibratedClassifierCV(FrozenEstimator(model), method=method, cv=fold_count).fit(validation[names], labels),
-        method,
-        measured,
-    )
-
-
-def _scores(model: Any, frame: pd.DataFrame) -> NDArray[np.float64]:
-    """Return what scikit-learn would calibrate."""
-    given = model.decision_function(frame) if hasattr(model, "decision_function") else model.predict_proba(frame)[:, 1]
-    return np.asarray(given, dtype=np.float64)
-
-
-def _calibrated_scores(
-    method: str, scores: NDArray[np.float64], labels: pd.Series, others: NDArray[np.float64]
-) -> Probabilities:
-    if method == "isotonic":
-        regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, labels)
-        return np.asarray(regression.predict(others))
-    logistic = LogisticRegression(C=1e6).fit(scores.reshape(-1, 1), labels)
-    return np.asarray(logistic.predict_proba(others.reshape(-1, 1))[:, 1])
 
 
 def _rfm(frame: pd.DataFrame) -> list[str]:

@@ -501,6 +501,18 @@ MUTANTS = {
         "except OSError as error:",
         ("test_broken_versions",),
     ),
+    "a calibration by models that have learnt from its users": Mutant(
+        "models/calibration.py",
+        'others = rows[~rows["user_id"].isin(latest["user_id"].iloc[held_out])]',
+        "others = rows",
+        ("test_propensities",),
+    ),
+    "a challenger that has not learnt from the validation": Mutant(
+        "models/promotion.py",
+        "learned = refit(chosen, train, validation, label, seed)",
+        "learned = chosen",
+        ("test_promotion",),
+    ),
 }
 
 

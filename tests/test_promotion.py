@@ -222,6 +222,17 @@ def test_a_challenger_meets_what_is_simpler_on_the_same_rows(contest: Contest) -
     assert contest.measured["model"]["log_loss"].value < contest.measured["recency"]["log_loss"].value
 
 
+def test_the_challenger_has_learnt_from_the_validation_slice(contest: Contest) -> None:
+    features = ["recency_days", "visit_share"]
+    seen = pd.concat(SLICES[:2])
+    expected = line().fit(seen[features], seen["churned"])
+
+    learnt = contest.learned.model.estimator.estimator
+    assert learnt.decision_function(SLICES[2][features]) == pytest.approx(
+        expected.decision_function(SLICES[2][features])
+    )
+
+
 def test_the_base_rate_to_beat_is_that_of_all_that_the_challenger_saw(contest: Contest) -> None:
     seen = pd.concat(SLICES[:2])["churned"].mean()
 

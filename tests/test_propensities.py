@@ -1,5 +1,6 @@
 import warnings
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, Self
 
 import lightgbm as lgb
@@ -25,6 +26,7 @@ from models.propensities import (
     fit_baselines,
     percentiles,
     predict,
+    refit,
 )
 
 ONCE = Budget(trials=1, seconds=60)
@@ -148,17 +150,17 @@ def test_the_same_rows_and_seed_give_the_same_bits_in_whatever_order_the_rows_co
     assert [trial.log_loss for trial in again.trials] == [trial.log_loss for trial in learned.trials]
 
 
-def test_another_number_of_threads_gives_the_same_bits(once: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_number_of_threads_gives_the_same_bits(refitted: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
     def grow(self: lgb.LGBMClassifier, *args: Any, **given: Any) -> lgb.LGBMClassifier:
         return whole(self.set_params(n_jobs=3), *args, **given)
 
     whole = lgb.LGBMClassifier.fit
     monkeypatch.setattr(lgb.LGBMClassifier, "fit", grow)
-    by_three = learn()
+    by_three = again(learn())
     assert blend_of(by_three).trees[-1].booster_.params["num_threads"] == 3
 
-    assert blend_of(once).trees[-1].booster_.params["num_threads"] != 3
-    assert predict(by_three.model, LATER).tobytes() == predict(once.model, LATER).tobytes()
+    assert blend_of(refitted).trees[-1].booster_.params["num_threads"] != 3
+    assert predict(by_three.model, LATER).tobytes() == predict(refitted.model, LATER).tobytes()
 
 
 def test_another_seed_gives_another_model(once: Learned) -> None:
@@ -367,6 +369,91 @@ def test_an_estimator_of_ones_own_is_calibrated_alike() -> None:
     assert found.calibration in {"sigmoid", "isotonic"}
     assert (found.trials, found.settings, found.constrained, found.share_of_trees) == ([], {}, [], None)
     assert 0 <= predict(found.model, LATER).min() < predict(found.model, LATER).max() <= 1
+
+
+# --- learnt once more ---
+
+
+@pytest.fixture(scope="module")
+def refitted(once: Learned) -> Learned:
+    return again(once)
+
+
+def again(learned: Learned, train: pd.DataFrame = TRAIN, validation: pd.DataFrame = VALIDATION) -> Learned:
+    return refit(learned, train, validation, "churned", seed=1)
+
+
+def test_what_was_chosen_learns_from_the_validation_too(once: Learned) -> None:
+    television = VALIDATION["user_id"] < "u00150"
+    later = VALIDATION.assign(device=VALIDATION["device"].mask(television, "television"))
+    later["churned"] |= television
+    chosen = deepcopy(once)
+    blend_of(chosen).share = 1.0
+    on_television, on_none = LATER.assign(device="television"), LATER.assign(device=pd.Series(dtype="str"))
+
+    assert np.array_equal(predict(chosen.model, on_television), predict(chosen.model, on_none))
+    learnt = again(chosen, validation=later).model
+    assert predict(learnt, on_television).mean() > predict(learnt, on_none).mean() + 0.05
+
+
+def test_all_that_was_chosen_stays(once: Learned, refitted: Learned) -> None:
+    chosen, learnt = blend_of(once), blend_of(refitted)
+
+    assert learnt.trees[-1].booster_.num_trees() == once.trials[0].trees
+    assert learnt.share == chosen.share
+    assert learnt.trees[-1].get_params() == chosen.trees[-1].get_params()
+    assert (np.diff(by_recency(refitted)) >= 0).all()
+    assert refitted.model.calibrated_classifiers_[0].method == refitted.calibration == "sigmoid"
+
+
+def test_what_was_chosen_is_as_it_was_after_it_was_learnt_once_more(once: Learned) -> None:
+    before = predict(once.model, LATER)
+    again(once)
+
+    assert np.array_equal(predict(once.model, LATER), before)
+
+
+class Remembering(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Be sure of what happened to users it has learnt from, whom it knows by their sessions, and of no one else."""
+
+    def fit(self, frame: pd.DataFrame, labels: "pd.Series[bool]") -> Self:
+        self.classes_ = np.array([False, True])
+        self.feature_names_in_ = np.array(frame.columns, dtype=object)
+        self.known_ = dict(zip(frame["session_count"], np.where(labels, 5.0, -5.0), strict=True))
+        return self
+
+    def decision_function(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        return frame["session_count"].map(self.known_).fillna(0.0).to_numpy()
+
+    def predict(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
+        return self.decision_function(frame) > 0
+
+
+def test_no_user_is_calibrated_by_a_model_that_saw_them() -> None:
+    """What a model remembers of users says nothing of others: then the calibration says the same of everyone."""
+    churned = VALIDATION["churned"].to_numpy()
+    of_each = {"session_count": np.arange(200.0), "churned": churned}
+    train, validation = (frame.assign(**of_each) for frame in (TRAIN[:200], VALIDATION))
+    chosen = learn(train, validation, estimator=Remembering())
+
+    assert np.ptp(predict(chosen.model, validation)) > 0.9
+    assert predict(again(chosen, train, validation).model, validation) == pytest.approx(churned.mean(), abs=0.02)
+
+
+def test_the_calibration_is_by_the_latest_rows() -> None:
+    odds = with_odds(2_000, lambda odds: 1 / (1 + np.exp(-odds)))
+    rarer = with_odds(2_000, lambda odds: 1 / (1 + np.exp(3 - odds)))
+    chosen = learn(odds, rarer, estimator=Said())
+
+    learnt = again(chosen, odds, rarer).model
+    assert predict(learnt, rarer).mean() == pytest.approx(rarer["churned"].mean(), abs=0.01)
+
+
+def test_the_order_of_rows_does_not_matter_to_what_is_learnt_once_more(once: Learned, refitted: Learned) -> None:
+    train, validation = TRAIN.sample(frac=1, random_state=3), VALIDATION.sample(frac=1, random_state=4)
+
+    shuffled = again(once, train, validation)
+    assert predict(shuffled.model, LATER).tobytes() == predict(refitted.model, LATER).tobytes()
 
 
 # --- rows that are out of the ordinary ---
