@@ -32,6 +32,7 @@ from digest import digest
 from lakes import KEPT, lake_of
 from machine import machine
 from page import RESULTS, write_page
+from relearning import MADE
 
 from features import engines
 from features.synthetic import Traffic
