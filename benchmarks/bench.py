@@ -32,7 +32,6 @@ from digest import digest
 from lakes import KEPT, lake_of
 from machine import machine
 from page import RESULTS, write_page
-from relearning import MADE
 
 from features import engines
 from features.synthetic import Traffic
@@ -438,7 +437,9 @@ def segments_tell() -> None:
     KEPT.mkdir(exist_ok=True)
     for name, days in foretelling.EXAMPLES.items():
         with tempfile.TemporaryDirectory(prefix="telling-", dir=KEPT) as folder:
-            copied = Path(shutil.copytree(EXAMPLES / name, Path(folder) / name, ignore=shutil.ignore_patterns(*MADE)))
+            copied = Path(
+                shutil.copytree(EXAMPLES / name, Path(folder) / name, ignore=shutil.ignore_patterns(*relearning.MADE))
+            )
             for stage in ("ingest", "sessions"):
                 command = [sys.executable, "-m", "flows.cli", stage, "habitus.toml"]
                 subprocess.run(command, check=True, cwd=copied, capture_output=True)
