@@ -72,7 +72,7 @@ class Clusters:
     then: Pipeline | None = None
 
 
-class _Sample:
+class _Judged:
     """Hold users by whom candidates are judged, as they are in a space."""
 
     def __init__(self, space: Space, preparation: Pipeline, users: pd.DataFrame) -> None:
@@ -137,7 +137,7 @@ def find(
         served = None if incumbent is None else replace(incumbent, of_users=incumbent.of_users[judged])
         found: list[_Found] = []
         for space, preparation in preparations.items():
-            sample = _Sample(space, preparation, users.iloc[judged])
+            sample = _Judged(space, preparation, users.iloc[judged])
             if space == "behaviour" and sample.distinct < k_min:
                 few = f"{k_min} segments need as many different users, the snapshot has {sample.distinct}"
                 raise NotEnoughUsers(few)
@@ -263,7 +263,7 @@ def _with_clusters(preparation: Pipeline, model: KMeans | GaussianMixture) -> Pi
     return Pipeline([*preparation.steps, ("clusters", model)])
 
 
-def _search(sample: _Sample, counts: Sequence[int], served: Incumbent | None, seed: int) -> Iterator[_Found]:
+def _search(sample: _Judged, counts: Sequence[int], served: Incumbent | None, seed: int) -> Iterator[_Found]:
     """Find clusters of each method and number, and those that serve from where they are."""
     by_chance = {k: _silhouette_of_heap(sample.projected, k) for k in counts}
     for method in METHODS[sample.space]:
@@ -275,7 +275,7 @@ def _search(sample: _Sample, counts: Sequence[int], served: Incumbent | None, se
             yield _judge(sample, served.method, len(centres), centres, by_chance[len(centres)], seed)
 
 
-def _judge(sample: _Sample, method: Method, k: int, centres: Matrix | None, by_chance: float, seed: int) -> _Found:
+def _judge(sample: _Judged, method: Method, k: int, centres: Matrix | None, by_chance: float, seed: int) -> _Found:
     projected = sample.projected
     model = _fit(projected, method, k, seed, centres)
     labels = distances(projected, model).argmin(axis=1)

@@ -164,7 +164,7 @@ def _standardise(users: pd.DataFrame, features: Sequence[str], nulls: list[str])
     rates, different = list(counts), sorted(set(counts.values()))
     averages = users[rates].mean().to_numpy()
     places = np.array([different.index(count) for count in counts.values()], dtype=np.intp)
-    priors = np.array([_prior(users[rate], users[count]) for rate, count in counts.items()])
+    priors = np.array([prior_count(users[rate], users[count]) for rate, count in counts.items()])
     shrink = FunctionTransformer(shrunk, kw_args={"averages": averages, "places": places, "prior": priors})
     parts: list[tuple[str, Any, list[str]]] = [
         ("compressed", FunctionTransformer(np.arcsinh), [feature for feature in features if feature not in bounded]),
@@ -179,7 +179,7 @@ def _standardise(users: pd.DataFrame, features: Sequence[str], nulls: list[str])
     return Pipeline(steps).fit(users[list(dict.fromkeys([*features, *different, *nulls]))])
 
 
-def _prior(rates: pd.Series, counts: pd.Series) -> float:
+def prior_count(rates: pd.Series, counts: pd.Series) -> float:
     """Return of how many sessions, or carts, a rate says as much as that all users have the same.
 
     It is (1 - r) / r with the intraclass correlation r of a user's sessions, by an analysis of variance (Fleiss 1981):

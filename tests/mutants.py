@@ -35,6 +35,31 @@ CHANGES = ("test_changes", "test_release")
 BRAKE = ("test_brake", "test_turnover")
 DISCRETION = ("test_discretion",)
 MUTANTS = {
+    # What segments are chosen by.
+    "what is told by chance counts": Mutant(
+        "models/candidates.py",
+        "TELLING_FREE + max(self.telling_low, 0.0)",
+        "TELLING_FREE + max(self.telling or 0.0, 0.0)",
+        ("test_candidates",),
+    ),
+    "means are learnt on the users that they are told about": Mutant(
+        "models/telling.py",
+        "told(one, outcomes_before, other, k) for name, (one, other)",
+        "told(other, outcomes_then, other, k) for name, (one, other)",
+        ("test_telling",),
+    ),
+    "outcomes know what was learned of later": Mutant(
+        "features/outcomes.py",
+        "events.filter(events.occurred_at < instant, events.ingested_at <= instant)",
+        "events.filter(events.occurred_at < instant)",
+        ("test_outcomes",),
+    ),
+    "the day of a single visit counts as much as a habit": Mutant(
+        "models/spaces.py",
+        "    known = _known(standardise, users)",
+        "    known = np.ones(len(_known(standardise, users)))",
+        ("test_spaces",),
+    ),
     # The five of sessionization.
     "what may go on at the border of a chunk is over": Mutant(
         "features/sessions.py",

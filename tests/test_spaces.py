@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.spaces import PRIOR_MAX, Lessons, _prior, columns_of, prepare, standardised
+from models.spaces import PRIOR_MAX, Lessons, columns_of, prepare, prior_count, standardised
 
 COUNT = 1_000
 
@@ -105,15 +105,15 @@ def visits(per_user: int, habit: float, seed: int = 5) -> tuple[pd.Series, pd.Se
 
 
 def test_a_rate_of_single_sessions_says_nothing() -> None:
-    assert _prior(*visits(1, habit=1.0)) == PRIOR_MAX
+    assert prior_count(*visits(1, habit=1.0)) == PRIOR_MAX
 
 
 def test_a_rate_that_is_drawn_alike_for_all_says_nothing() -> None:
-    assert _prior(*visits(10, habit=0.0)) > 50
+    assert prior_count(*visits(10, habit=0.0)) > 50
 
 
 def test_a_rate_that_is_a_habit_says_much() -> None:
-    assert _prior(*visits(10, habit=1.0)) == 5
+    assert prior_count(*visits(10, habit=1.0)) == 5
 
 
 def test_the_day_of_a_single_visit_makes_no_coordinate() -> None:
