@@ -3,6 +3,7 @@
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,8 @@ from features.zones import day_of, write_instant
 from flows.configuration import Configuration, ConfigurationError
 from flows.identity import named
 from flows.train import model_name
+from models import telling_words
+from models.candidates import Candidate
 from models.lineage import Lineage
 from models.registry import GivenName, Registry
 
@@ -34,13 +37,19 @@ class Known:
 
 @dataclass(frozen=True)
 class Serving:
-    """The version of the segments that serves, the instant it was trained at, and its segments, largest first."""
+    """The version of the segments that serves, the instant it was trained at, and its segments, largest first.
+
+    `chosen` tells how they were found and judged, `tells` what they say about the future (`models.telling.measure`);
+    None where that is not known.
+    """
 
     model: str
     version: int
     as_of: datetime
     time_zone: str
     segments: list[Known]
+    chosen: Candidate | None = None
+    tells: dict[str, Any] | None = None
 
 
 def find_segments(configuration: Configuration) -> Serving:
@@ -61,7 +70,8 @@ def find_segments(configuration: Configuration) -> Serving:
     ]
     as_of = registry.trained_at(name, version.number)
     found.sort(key=lambda one: (-one.users, one.segment_id))
-    return Serving(name, version.number, as_of, configuration.time_zone, found)
+    chosen = model.chosen
+    return Serving(name, version.number, as_of, configuration.time_zone, found, chosen, model.tells)
 
 
 def rename(configuration: Configuration, segment_id: str, name: str) -> Known:
@@ -129,3 +139,17 @@ def show(serving: Serving, console: Console) -> None:
             one.event or "unknown",
         )
     console.print(table)
+    if serving.chosen is not None:
+        console.print(f"  {serving.chosen.judgement()}")
+    if serving.tells is None:
+        console.print(f"  {telling_words.UNKNOWN}")
+        return
+    console.print(f"\nWhat these segments say about the next {telling_words.days(serving.tells)}")
+    told = Table(box=None, padding=(0, 1), show_edge=False)
+    for number, heading in enumerate(telling_words.HEADINGS):
+        told.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    for row in telling_words.table(serving.tells):
+        told.add_row(*row.written())
+    console.print(told)
+    day = day_of(datetime.fromisoformat(serving.tells["as_of"]), serving.time_zone)
+    console.print(f"  found in the same way on {day}, with the means of the snapshot before; 95 % intervals")

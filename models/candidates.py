@@ -85,6 +85,18 @@ class Candidate:
         """Say how it was found."""
         return f"{self.method} {self.k} by {self.space}{', kept' if self.kept else ''}"
 
+    def judgement(self) -> str:
+        """Say how it was found and judged, as far as that is known."""
+        known = {
+            "stability of refits": self.stability,
+            "steadiness from an earlier snapshot": self.steadiness,
+            "separation": self.separation,
+            "telling": self.telling,
+            "share of users who keep their segment": self.kept_share,
+        }
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
+        return f"{self.name}; {figures}".replace("-0.", "\N{MINUS SIGN}0.")
+
     def refuse(self, share_min: float, stability_min: float) -> str | None:
         """Say why it is not eligible, whatever the others are like; None if it is."""
         if self.stability < stability_min:

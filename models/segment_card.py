@@ -4,7 +4,8 @@ from datetime import datetime
 from html import escape
 
 from features.snapshots import format_value
-from features.zones import write_instant
+from features.zones import day_of, write_instant
+from models import telling_words
 from models.descriptions import Trait
 from models.pages import page, table
 from models.segment_rules import SegmentRule
@@ -25,9 +26,27 @@ def to_html(model: SegmentModel, name: str, as_of: datetime, time_zone: str) -> 
             "difference is that of a segment's users to everyone else, in standard deviations: 0.2 is small, 0.5 is "
             "medium, 0.8 is large. Stability is 1 where every refit finds the same users.</p>",
             table(("", "segment", "users", "share", "stability"), overview, "numbers"),
+            *_telling(model, time_zone),
             *(line for segment in segments for line in _segment(segment)),
         ],
     )
+
+
+def _telling(model: SegmentModel, time_zone: str) -> list[str]:
+    """Say how the segments were chosen, and what they tell about the future."""
+    lines = []
+    if model.chosen is not None:
+        lines.append(f"<p>Chosen among {len(model.candidates)} candidates: {model.chosen.judgement()}.</p>")
+    if model.tells is None:
+        return [*lines, f"<p>{telling_words.headline(None, '').capitalize()}.</p>"]
+    day = str(day_of(datetime.fromisoformat(model.tells["as_of"]), time_zone))
+    said = telling_words.headline(model.tells, day)
+    return [
+        *lines,
+        f"<h2>What these segments say about the next {telling_words.days(model.tells)}</h2>",
+        f"<p>{said[0].upper()}{said[1:]}.</p>",
+        table(telling_words.HEADINGS, [tuple(row.written()) for row in telling_words.table(model.tells)], "numbers"),
+    ]
 
 
 def _segment(segment: Segment) -> list[str]:

@@ -14,6 +14,7 @@ UNKNOWN = (
 METRICS = {"auc": "AUC", "r2": "R²", "gini": "Gini"}
 VALUES = {"revenue": "revenue", "event_count": "events"}
 AGAINST = "rfm_kmeans"
+HEADINGS = ("outcome", "figure", "these segments", *RIVALS.values(), f"ahead of {RIVALS[AGAINST]}")
 
 
 class Told(NamedTuple):
@@ -21,9 +22,14 @@ class Told(NamedTuple):
 
     outcome: str
     metric: str
-    segments: str
-    rivals: dict[str, str]
-    ahead: str
+    segments: float
+    rivals: dict[str, float]
+    ahead: Mapping[str, float]
+
+    def written(self) -> list[str]:
+        """Return the row as texts: the outcome, the metric, the segments' figure, the rivals', and how far ahead."""
+        figures = [f"{value:.3f}".replace("-", "\N{MINUS SIGN}") for value in (self.segments, *self.rivals.values())]
+        return [self.outcome, self.metric, *figures, _ahead(self.ahead)]
 
 
 def table(tells: Mapping[str, Any]) -> list[Told]:
@@ -32,9 +38,9 @@ def table(tells: Mapping[str, Any]) -> list[Told]:
         Told(
             _outcome(name),
             METRICS[metric],
-            f"{ours['value']:.3f}",
-            {rival: f"{told['metrics'][rival][metric]['value']:.3f}" for rival in RIVALS},
-            _ahead(told["gains"][AGAINST][metric]),
+            ours["value"],
+            {rival: told["metrics"][rival][metric]["value"] for rival in RIVALS},
+            told["gains"][AGAINST][metric],
         )
         for name, told in tells["outcomes"].items()
         for metric, ours in told["metrics"]["segments"].items()

@@ -99,3 +99,11 @@ def test_a_candidate_of_before_there_were_spaces_is_of_behaviour() -> None:
     told = {"method": "k-means", "k": 3, "kept": False, "silhouette": 0.4, "separation": 2.0, "stability": 0.9}
 
     assert Candidate.from_dict(told | {"jaccard": [0.9], "smallest_share": 0.1}).space == "behaviour"
+
+
+def test_a_candidate_says_how_it_was_judged_as_far_as_that_is_known() -> None:
+    assert GOOD.judgement() == "k-means 4 by behaviour; stability of refits 0.90, separation 2.00"
+    assert replace(TELLING, kept_share=0.84).judgement() == (
+        "k-means 4 by outlook; stability of refits 0.90, steadiness from an earlier snapshot 0.90, separation 1.20, "
+        "telling 0.30, share of users who keep their segment 0.84"
+    )

@@ -230,6 +230,9 @@ def test_the_segments_that_serve_are_shown(retrained: Configuration) -> None:
         assert f" {one['stability']:.2f} " in screen.stdout
         assert one["since"] == "2024-06-30T00:00:00Z"
         assert one["event"] is not None
+    assert "What these segments say about the next" in screen.stdout
+    assert f"stability of refits {found['chosen']['stability']:.2f}" in screen.stdout
+    assert set(found["tells"]["outcomes"]) >= {"label_churn", "event_count"}
 
 
 def test_a_name_can_be_given_again(retrained: Configuration) -> None:

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Dialog, Page, Request
 
 from publish.formulas import escape
 from publish.report import charts
-from publish.report.content import Report
+from publish.report.content import Estimate, Foretold, Report, Tells
 from publish.report.page import PAGE_BYTES, day, policy, to_html
 from publish.report.user_list import pack
 
@@ -175,6 +175,31 @@ def test_without_lists_there_is_no_user_in_the_file_but_the_most_active(users: p
 
     assert 'id="users"' not in html
     assert 'class="users"' not in html
+
+
+def test_what_segments_say_about_the_future_is_said_or_that_it_is_not_known() -> None:
+    told = Foretold(
+        outcome="revenue",
+        metric="R²",
+        segments=0.24,
+        rivals={"k-means on RFM": -0.01},
+        ahead=Estimate(value=0.25, low=0.1, high=0.4),
+    )
+    tells = Tells(
+        learnt_as_of=reports.AS_OF,
+        as_of=reports.AS_OF,
+        days="28 days",
+        users=600,
+        sentence="They told much.",
+        figures=[told],
+    )
+
+    known, unknown = (
+        to_html(reports.example().model_copy(update={"tells": one}), None, reports.Settings()) for one in (tells, None)
+    )
+    assert "What these segments say about the next 28 days" in known
+    assert '<td class="n">0.240</td><td class="n">−0.010</td><td class="n">0.250 (0.100 to 0.400)</td>' in known
+    assert "That is not known yet" in unknown
 
 
 def test_a_report_of_nobody_is_a_page() -> None:

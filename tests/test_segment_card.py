@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from typing import Any
 
 from sklearn.pipeline import Pipeline
 
@@ -21,8 +22,43 @@ OTHERS = Segment("S01", "Typical visitors", 700, 0.7, 0.5, (), "Much like all us
 AS_OF = datetime(2024, 6, 30, tzinfo=UTC)
 
 
-def page(*segments: Segment) -> str:
-    return to_html(SegmentModel(Pipeline([("nothing", "passthrough")]), segments, 3), "shop", AS_OF, "Europe/Berlin")
+TELLS = {
+    "learnt_as_of": "2024-05-05T00:00:00+00:00",
+    "as_of": "2024-06-02T00:00:00+00:00",
+    "users": 1000,
+    "segments": 2,
+    "outcomes": {
+        "revenue": {
+            "horizon_days": 28.0,
+            "mean": 4.0,
+            "metrics": {
+                way: {"r2": {"value": value, "low": 0.1, "high": 0.3}}
+                for way, value in {"segments": 0.24, "rfm_kmeans": 0.21, "rfm_terciles": 0.2, "spending": -0.01}.items()
+            },
+            "gains": {
+                rival: {"r2": {"value": 0.03, "low": -0.01, "high": 0.05}}
+                for rival in ("rfm_kmeans", "rfm_terciles", "spending")
+            },
+        }
+    },
+}
+
+
+def page(*segments: Segment, tells: dict[str, Any] | None = None) -> str:
+    model = SegmentModel(Pipeline([("nothing", "passthrough")]), segments, 3, tells=tells)
+    return to_html(model, "shop", AS_OF, "Europe/Berlin")
+
+
+def test_what_segments_say_about_the_future_stands_beside_what_simpler_ones_say() -> None:
+    text = page(BUYERS, OTHERS, tells=TELLS)
+
+    assert "What these segments say about the next 28 days" in text
+    assert "they would have told 24 % of the differences in revenue" in text
+    assert "<td>0.240</td><td>0.210</td><td>0.200</td><td>−0.010</td><td>+0.030 (−0.010 to +0.050)</td>" in text
+
+
+def test_where_no_outcomes_were_complete_the_page_says_so() -> None:
+    assert "What they say about the future is not known yet" in page(BUYERS, OTHERS)
 
 
 def test_the_segments_are_there_from_the_largest_to_the_smallest() -> None:

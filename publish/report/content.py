@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models import rules
 from models.condition_words import in_words
 
-REPORT_VERSION = "1.0"
+REPORT_VERSION = "1.1"
 """Of report.json. An added key raises the second number, anything else the first."""
 SUPPRESSED: Literal["suppressed"] = "suppressed"
 """Stands where a number would be that is not shown."""
@@ -367,6 +367,34 @@ class Model(Content):
     withheld: str | None
 
 
+class Foretold(Content):
+    """One figure (AUC and R² of a label, R² and Gini of a value) of what segments told of an outcome, and others did.
+
+    `rivals` has the figure of each rival, as many segments, by its title; `ahead` is by how much the segments are ahead
+    of the first of them.
+    """
+
+    outcome: str
+    metric: str
+    segments: float
+    rivals: dict[str, float]
+    ahead: Estimate
+
+
+class Tells(Content):
+    """What segments that were found in the same way at `as_of` told of what its users did next, in days.
+
+    `sentence` says it in short, `figures` in full. Means were learnt on the snapshot of `learnt_as_of`.
+    """
+
+    learnt_as_of: datetime
+    as_of: datetime
+    days: str
+    users: int
+    sentence: str
+    figures: list[Foretold]
+
+
 class Attribute(Content):
     """An attribute of users that the configuration names."""
 
@@ -381,6 +409,7 @@ class Report(Content):
     `source` is the configuration's name, `model_versions` the version of each kind of model, null where none serves.
     `k` is the smallest count that is shown. `user_ids_personal`: ids are only for those who may see them.
     `users_listed` is the number of rows of users.parquet. `withheld` says in sentences what is left out, and why.
+    `tells` is null where no outcomes were complete when the segments were found, or none were found.
     """
 
     report_version: str = REPORT_VERSION
@@ -398,6 +427,7 @@ class Report(Content):
     segments: list[Segment]
     comparison: Comparison
     models: list[Model]
+    tells: Tells | None = None
     withheld: list[str]
 
     def segment(self, segment_id: str) -> Segment | None:

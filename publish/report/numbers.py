@@ -52,6 +52,7 @@ from publish.report.propensities import Trained, describe_model, measure_propens
 from publish.report.settings import USER_ID, ReportSettings
 from publish.report.suggestions import suggest
 from publish.report.suppression import Mask, hide_parts, is_small
+from publish.report.telling import describe_telling
 from publish.report.trends import follow_sizes
 from publish.report.users import list_users
 from publish.versions import Version
@@ -171,6 +172,7 @@ class _Maker:
                 )
                 for name, label in source.labels.items()
             ],
+            tells=describe_telling(source.discovered, source.time_zone),
             withheld=self._withheld(segments, len(listed)),
         )
         return report, listed
