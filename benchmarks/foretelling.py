@@ -48,8 +48,11 @@ def study(folder: Path, days: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield _judge(world, instant)
 
 
-def shuffled(folder: Path, day: str) -> list[dict[str, float]]:
-    """Learn what counts from outcomes that were shuffled among users, and compare what is told with the blind."""
+def shuffled(folder: Path, day: str) -> list[dict[str, Any]]:
+    """Learn what counts from outcomes that were shuffled among users, and compare what is told with the blind.
+
+    `chosen` is the space of the segments that are found with such a past, as many as the blind ones.
+    """
     configuration = load(folder / "habitus.toml")
     instant = datetime.fromisoformat(day).replace(tzinfo=UTC)
     with configuration.open_lake() as lake:
@@ -61,7 +64,11 @@ def shuffled(folder: Path, day: str) -> list[dict[str, float]]:
         ours = _r2(measure(lambda users: clusters_of(blind.pipeline, users), k, judged), "segments")
         found = []
         for seed in range(SHUFFLES):
-            lessons = _shuffled(past, seed)
+            mixed = _shuffled(past, seed)
+            names = outcomes_of(mixed)
+            lessons = Lessons.of([(one.users, one.matrix(names)) for one in mixed])
+            chosen = fit(now, k, k, 0, past=mixed).chosen
+            assert chosen is not None
             told: dict[str, float] = {}
             for space in GUIDED:
                 preparation = prepare(now, space, lessons)
@@ -71,7 +78,7 @@ def shuffled(folder: Path, day: str) -> list[dict[str, float]]:
                     return model.predict(preparation.transform(users))
 
                 told[space] = _r2(measure(segments, k, judged), "segments")
-            found.append({"blind": ours, **told})
+            found.append({"blind": ours, **told, "chosen": chosen.space})
         return found
 
 
@@ -146,11 +153,12 @@ def _aligned(
     return align(model, champion, before, now, number, instant.isoformat(), {})
 
 
-def _shuffled(past: Sequence[Past], seed: int) -> Lessons:
+def _shuffled(past: Sequence[Past], seed: int) -> list[Past]:
     random = np.random.default_rng(seed)
-    names = outcomes_of(past)
-    mixed = [replace(one, outcomes=one.outcomes.iloc[random.permutation(len(one.outcomes))]) for one in past]
-    return Lessons.of([(one.users, one.matrix(names)) for one in mixed])
+    return [
+        replace(one, outcomes=one.outcomes.iloc[random.permutation(len(one.outcomes))].reset_index(drop=True))
+        for one in past
+    ]
 
 
 def _r2(tells: Mapping[str, Any], way: str) -> float:

@@ -399,16 +399,17 @@ def telling_section(results: list[Result]) -> str:
     lines.append("\n* None was eligible; what is shown would not serve.\n")
     lines += [
         "Where the outcomes to learn from are shuffled among users, this is what as many clusters in each space tell",
-        "(R², on average over outcomes), beside the blind ones:\n",
-        "| | shuffles | blind | weighted: median, most | outlook: median, most | more than blind |",
-        "|---|---|---|---|---|---|",
+        "(R², on average over outcomes), beside the blind ones; and how often segments of such a space were chosen:\n",
+        "| | shuffles | blind | weighted: median, most | outlook: median, most | either tells more | chosen |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, told in result["told"].items():
         shuffled = told["shuffled"]
         spaces = {space: [one[space] for one in shuffled] for space in ("weighted", "outlook")}
         said = " | ".join(f"{median(values):.3f}, {max(values):.3f}" for values in spaces.values())
         more = sum(max(one["weighted"], one["outlook"]) > one["blind"] for one in shuffled)
-        lines.append(f"| {name} | {len(shuffled)} | {shuffled[0]['blind']:.3f} | {said} | {more} |")
+        chosen = sum(one["chosen"] != "behaviour" for one in shuffled)
+        lines.append(f"| {name} | {len(shuffled)} | {shuffled[0]['blind']:.3f} | {said} | {more} | {chosen} |")
     return "\n".join([*lines, ""])
 
 
