@@ -135,7 +135,8 @@ def explain(metadata: Mapping[str, Any]) -> list[str]:
     if known and known["size_changes"]:
         kept = sum(row.get(segment_id, 0) for segment_id, row in known["overlap_now"].items())
         users = sum(sum(row.values()) for row in known["overlap_now"].values())
-        lines.append(f"{_percent(kept / max(users, 1))} of users keep the segment that they have by the model before")
+        share = _percent(kept / max(users, 1))
+        lines.append(f"{share} of users keep the segment they have by the model before; the lines moved for the rest")
     lines.append(telling_words.headline(metadata.get("tells"), _day(metadata.get("tells"))))
     if flapping := metadata.get("flapping"):
         rate, without = (_percent(flapping[one]) for one in ("flap_rate", "flap_rate_without_dwell"))

@@ -65,8 +65,8 @@ def headline(tells: Mapping[str, Any] | None, day: str) -> str:
     ours, theirs = (told["metrics"][way]["r2"]["value"] for way in ("segments", AGAINST))
     return (
         f"found in the same way on {day}, they would have told {_percent(ours)} of the differences in {_outcome(name)} "
-        f"over the next {told['horizon_days']:g} days, as many segments of {RIVALS[AGAINST]} {_percent(theirs)}: R² "
-        f"{_ahead(told['gains'][AGAINST]['r2'])}"
+        f"over the next {told['horizon_days']:g} days; as many segments by {RIVALS[AGAINST]}, {_percent(theirs)}. "
+        f"R² is {_ahead(told['gains'][AGAINST]['r2'])} ahead"
     )
 
 
