@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from features.lake import Lake
+from features.zones import day_of
 from flows.configuration import Configuration
 from flows.snapshot import stored_snapshots, table_of
 from models import names as naming
@@ -124,7 +125,7 @@ def _longest_row(instants: list[datetime], step: timedelta) -> list[datetime]:
     return max(reversed(rows), key=len)
 
 
-def explain(metadata: Mapping[str, Any]) -> list[str]:
+def explain(metadata: Mapping[str, Any], time_zone: str = "UTC") -> list[str]:
     """Say of a training which segments are not just kept, a line for each, and how many users flap."""
     lines: list[str] = []
     if metadata.get("doubt"):  # it does not serve, so nothing became of any segment
@@ -137,7 +138,9 @@ def explain(metadata: Mapping[str, Any]) -> list[str]:
         users = sum(sum(row.values()) for row in known["overlap_now"].values())
         share = _percent(kept / max(users, 1))
         lines.append(f"{share} of users keep the segment they have by the model before; the lines moved for the rest")
-    lines.append(telling_words.headline(metadata.get("tells"), _day(metadata.get("tells"))))
+    tells = metadata.get("tells")
+    day = "" if tells is None else str(day_of(datetime.fromisoformat(tells["as_of"]), time_zone))
+    lines.append(telling_words.headline(tells, day))
     if flapping := metadata.get("flapping"):
         rate, without = (_percent(flapping[one]) for one in ("flap_rate", "flap_rate_without_dwell"))
         lines.append(f"{rate} of users flap between segments; without the dwell rule, {without} would")
@@ -146,7 +149,3 @@ def explain(metadata: Mapping[str, Any]) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
-
-
-def _day(tells: Mapping[str, Any] | None) -> str:
-    return "" if tells is None else str(tells["as_of"])[:10]

@@ -142,7 +142,7 @@ def show(serving: Serving, console: Console) -> None:
     if serving.chosen is not None:
         console.print(f"  {serving.chosen.judgement()}")
     if serving.tells is None:
-        console.print(f"  {telling_words.UNKNOWN}")
+        console.print(f"  {telling_words.headline(None, '')}")
         return
     console.print(f"\nWhat these segments say about the next {telling_words.days(serving.tells)}")
     told = Table(box=None, padding=(0, 1), show_edge=False)

@@ -61,7 +61,7 @@ def train(config: str, as_of: datetime | str | None = None) -> dict[str, Trained
     logger.debug("training segments")
     trained = {"segments": train_segments(config, as_of)}
     logger.info("train: segments: %s", trained["segments"].reason)
-    for line in explain(trained["segments"].metrics):
+    for line in explain(trained["segments"].metrics, load(config).time_zone):
         logger.info("  %s", line)
     logger.debug("looking for leaks")
     findings = audit_features(config, as_of)

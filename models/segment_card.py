@@ -38,13 +38,12 @@ def _telling(model: SegmentModel, time_zone: str) -> list[str]:
     if model.chosen is not None:
         lines.append(f"<p>Chosen among {len(model.candidates)} candidates: {model.chosen.judgement()}.</p>")
     if model.tells is None:
-        return [*lines, f"<p>{telling_words.headline(None, '').capitalize()}.</p>"]
+        return [*lines, f"<p>{telling_words.headline(None, '')}</p>"]
     day = str(day_of(datetime.fromisoformat(model.tells["as_of"]), time_zone))
-    said = telling_words.headline(model.tells, day)
     return [
         *lines,
         f"<h2>What these segments say about the next {telling_words.days(model.tells)}</h2>",
-        f"<p>{said[0].upper()}{said[1:]}.</p>",
+        f"<p>{telling_words.headline(model.tells, day)}</p>",
         table(telling_words.HEADINGS, [tuple(row.written()) for row in telling_words.table(model.tells)], "numbers"),
     ]
 

@@ -8,8 +8,8 @@ from features.snapshots import title
 from models.telling import RIVALS
 
 UNKNOWN = (
-    "what they say about the future is not known yet: that takes two past snapshots whose labels are complete, one "
-    "after the other"
+    "what they say about the future is not known: that takes two past snapshots, one after the other, whose labels are "
+    "complete, with enough users who differ in what they did next"
 )
 METRICS = {"auc": "AUC", "r2": "R²", "gini": "Gini"}
 VALUES = {"revenue": "revenue", "event_count": "events"}
@@ -52,22 +52,36 @@ def days(tells: Mapping[str, Any]) -> str:
 
     >>> days({"outcomes": {"label_churn": {"horizon_days": 28.0}, "label_conversion": {"horizon_days": 7.0}}})
     '7 to 28 days'
+    >>> days({"outcomes": {"label_churn": {"horizon_days": 1.0}}})
+    'day'
     """
     horizons = sorted({told["horizon_days"] for told in tells["outcomes"].values()})
+    if horizons == [1]:
+        return "day"
     return " to ".join(f"{horizon:g}" for horizon in dict.fromkeys((horizons[0], horizons[-1]))) + " days"
 
 
 def headline(tells: Mapping[str, Any] | None, day: str) -> str:
-    """Say in a sentence how much the segments would have told of what users were worth after a `day`."""
+    """Say in two sentences how much segments tell of what users were worth after a `day`, and how that was measured."""
     if tells is None:
-        return UNKNOWN
+        return f"{UNKNOWN[0].upper()}{UNKNOWN[1:]}."
     *_, (name, told) = tells["outcomes"].items()
     ours, theirs = (told["metrics"][way]["r2"]["value"] for way in ("segments", AGAINST))
+    what, horizon = _outcome(name), days({"outcomes": {name: told}})
+    compared = f"{RIVALS[AGAINST]}, {_percent(theirs)}: {_compared(told['gains'][AGAINST]['r2'])}"
     return (
-        f"found in the same way on {day}, they would have told {_percent(ours)} of the differences in {_outcome(name)} "
-        f"over the next {told['horizon_days']:g} days; as many segments by {RIVALS[AGAINST]}, {_percent(theirs)}. "
-        f"R² is {_ahead(told['gains'][AGAINST]['r2'])} ahead"
+        f"They tell {_percent(ours)} of the differences in {what} over the next {horizon}; as many segments by "
+        f"{compared}. So it was when segments were found in the same way on {day}."
     )
+
+
+def _compared(gain: Mapping[str, float]) -> str:
+    """Say by how many points of R² segments are ahead or behind, if that is sure."""
+    if gain["low"] <= 0 <= gain["high"]:
+        return "no clear difference"
+    value, low, high = (100 * abs(gain[one]) for one in ("value", "low", "high"))
+    more = "more" if gain["value"] > 0 else "less"
+    return f"{value:.1f} points {more} ({min(low, high):.1f} to {max(low, high):.1f})"
 
 
 def _outcome(name: str) -> str:
@@ -75,9 +89,9 @@ def _outcome(name: str) -> str:
 
 
 def _ahead(gain: Mapping[str, float]) -> str:
-    value, low, high = (f"{gain[one]:+.3f}".replace("-", "\N{MINUS SIGN}") for one in ("value", "low", "high"))
+    value, low, high = (f"{gain[one] + 0.0:+.3f}".replace("-", "\N{MINUS SIGN}") for one in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %".replace("-", "\N{MINUS SIGN}")
+    return f"{round(100 * share):d} %".replace("-", "\N{MINUS SIGN}")

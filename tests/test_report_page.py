@@ -199,7 +199,7 @@ def test_what_segments_say_about_the_future_is_said_or_that_it_is_not_known() ->
     )
     assert "What these segments say about the next 28 days" in known
     assert '<td class="n">0.240</td><td class="n">−0.010</td><td class="n">0.250 (0.100 to 0.400)</td>' in known
-    assert "That is not known yet" in unknown
+    assert "What they say about the future is not known: " in unknown
 
 
 def test_a_report_of_nobody_is_a_page() -> None:

@@ -53,12 +53,12 @@ def test_what_segments_say_about_the_future_stands_beside_what_simpler_ones_say(
     text = page(BUYERS, OTHERS, tells=TELLS)
 
     assert "What these segments say about the next 28 days" in text
-    assert "they would have told 24 % of the differences in revenue" in text
+    assert "They tell 24 % of the differences in revenue over the next 28 days" in text
     assert "<td>0.240</td><td>0.210</td><td>0.200</td><td>−0.010</td><td>+0.030 (−0.010 to +0.050)</td>" in text
 
 
 def test_where_no_outcomes_were_complete_the_page_says_so() -> None:
-    assert "What they say about the future is not known yet" in page(BUYERS, OTHERS)
+    assert "What they say about the future is not known: " in page(BUYERS, OTHERS)
 
 
 def test_the_segments_are_there_from_the_largest_to_the_smallest() -> None:

@@ -7,11 +7,14 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.pipeline import Pipeline
 
 import models.clusters
 from models.clusters import find
+from models.segments import SegmentModel
 from models.telling import Past, measure, outcomes_of, telling, told
-from models.telling_words import UNKNOWN, days, headline, table
+from models.telling_words import UNKNOWN, headline, table
+from publish.report.telling import describe_telling
 
 COUNT = 600
 
@@ -136,16 +139,41 @@ def test_rivals_are_told_beside_the_segments_with_paired_intervals() -> None:
 # --- in words ---
 
 
-def test_what_is_told_is_said_in_a_sentence() -> None:
-    said = headline(measured(), "2024-03-01")
+def gained(value: float, low: float, high: float) -> dict[str, Any]:
+    """Return what segments told of a value, that far ahead of k-means on RFM."""
+    metrics = {"segments": {"r2": {"value": 0.2}}, "rfm_kmeans": {"r2": {"value": 0.2 - value}}}
+    gain = {"rfm_kmeans": {"r2": {"value": value, "low": low, "high": high}}}
+    return {"outcomes": {"revenue": {"horizon_days": 28.0, "metrics": metrics, "gains": gain}}}
 
-    assert said.startswith("found in the same way on 2024-03-01, they would have told ")
-    assert "of the differences in revenue over the next 28 days" in said
-    assert days(measured()) == "28 days"
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        ((0.05, 0.03, 0.07), "15 %: 5.0 points more (3.0 to 7.0)"),
+        ((-0.05, -0.07, -0.03), "25 %: 5.0 points less (3.0 to 7.0)"),
+        ((0.05, -0.01, 0.11), "15 %: no clear difference"),
+    ],
+)
+def test_what_is_told_is_said_beside_k_means_on_rfm(gain: tuple[float, float, float], said: str) -> None:
+    assert headline(gained(*gain), "2024-03-01") == (
+        "They tell 20 % of the differences in revenue over the next 28 days; as many segments by k-means on RFM, "
+        f"{said}. So it was when segments were found in the same way on 2024-03-01."
+    )
 
 
-def test_where_no_outcomes_are_complete_that_is_said() -> None:
-    assert headline(None, "") == UNKNOWN
+def test_where_nothing_is_told_that_is_said() -> None:
+    assert headline(None, "") == f"What{UNKNOWN.removeprefix('what')}."
+
+
+def test_a_report_has_what_its_segments_told() -> None:
+    made = SegmentModel(Pipeline([("nothing", "passthrough")]), (), 1, tells=measured())
+
+    tells = describe_telling(made, "Europe/Berlin")
+    assert tells is not None
+    assert tells.days == "28 days"
+    assert (tells.figures[0].outcome, tells.figures[0].metric) == ("churn", "AUC")
+    assert tells.figures[0].segments == measured()["outcomes"]["label_churn"]["metrics"]["segments"]["auc"]["value"]
+    assert describe_telling(replace(made, tells=None), "Europe/Berlin") is None
 
 
 def test_each_figure_is_a_row_to_read() -> None:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from features.snapshots import format_value
 from features.zones import day_of, write_instant
+from models import telling_words
 from publish.report import charts
 from publish.report.charts import Drawing, hue
 from publish.report.content import (
@@ -88,6 +89,7 @@ def to_html(report: Report, users: pa.Table | None, settings: PageSettings, nonc
         "overview": body.overview(),
         "models": [body.model(model) for model in report.models],
         "comparison": _comparison(report, views),
+        "untold": telling_words.headline(None, ""),
         "has_lists": users is not None and settings.user_lists,
         "picked": PICKED,
     }

@@ -21,7 +21,7 @@ def describe_telling(model: SegmentModel | None, time_zone: str) -> Tells | None
         as_of=as_of,
         days=telling_words.days(tells),
         users=tells["users"],
-        sentence=f"{sentence[0].upper()}{sentence[1:]}.",
+        sentence=sentence,
         figures=[
             Foretold(
                 outcome=row.outcome,
