@@ -33,11 +33,6 @@ REFITTED_MAX = 2_000  # users that candidates are fitted to again and again
 REFIT_COUNT = 20
 REFIT_STARTS = 5
 HEAP_COUNT = 3
-METHODS: Mapping[Space, tuple[Method, ...]] = {
-    "behaviour": ("k-means", "mixture"),
-    "weighted": ("k-means",),
-    "outlook": ("k-means",),
-}
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.intp]
@@ -264,11 +259,10 @@ def _with_clusters(preparation: Pipeline, model: KMeans | GaussianMixture) -> Pi
 
 
 def _search(sample: _Judged, counts: Sequence[int], served: Incumbent | None, seed: int) -> Iterator[_Found]:
-    """Find clusters of each method and number, and those that serve from where they are."""
+    """Find clusters of each number, and those that serve from where they are."""
     by_chance = {k: _silhouette_of_heap(sample.projected, k) for k in counts}
-    for method in METHODS[sample.space]:
-        for k in counts:
-            yield _judge(sample, method, k, None, by_chance[k], seed)
+    for k in counts:
+        yield _judge(sample, "k-means", k, None, by_chance[k], seed)
     if served is not None:
         centres = _centres(sample.projected, served.of_users)
         if len(centres) in counts:

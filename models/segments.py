@@ -152,7 +152,7 @@ def fit(
     personal: Collection[str] = (),
     past: Sequence[Past] = (),
 ) -> SegmentModel:
-    """Find the segments of one snapshot, by k-means or a mixture of normal distributions, on the float64 features.
+    """Find the segments of one snapshot, by k-means on the float64 features.
 
     Counts, durations and amounts are compressed by the inverse hyperbolic sine, a logarithm that also takes 0
     and refunds; all features are standardised and cut at three deviations. A null is then filled with 0, the

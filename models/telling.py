@@ -29,7 +29,7 @@ KEY = ("user_id", "as_of")
 RIVALS = {
     "rfm_kmeans": "k-means on RFM",
     "rfm_terciles": "RFM terciles, added up",
-    "spending": "quantiles of spending",
+    "spending": "quantiles of spending or active days",
 }
 """The simplest ways to cut users into as many segments; where nothing is spent, active days stand for money."""
 

@@ -85,7 +85,10 @@ def _compared(gain: Mapping[str, float]) -> str:
 
 
 def _outcome(name: str) -> str:
-    return VALUES.get(name) or title(name.removeprefix(LABEL))
+    if name in VALUES:
+        return VALUES[name]
+    said = title(name.removeprefix(LABEL))
+    return f"label {said}" if said in VALUES.values() else said
 
 
 def _ahead(gain: Mapping[str, float]) -> str:
@@ -94,4 +97,4 @@ def _ahead(gain: Mapping[str, float]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share):d} %".replace("-", "\N{MINUS SIGN}")
+    return "nothing" if share < 0.005 else f"{100 * share:.0f} %"

@@ -326,7 +326,7 @@ def test_the_closing_screen_shows_rows_segments_scores_and_files(ran: Ran, ran_a
     words = " ".join(ran_again.split())  # lines are wrapped
     for rule in ran.result["scored"]["rules"]:
         assert rule["title"] in words
-    assert "off: high value customers (no revenue)" in ran_again
+    assert "off: high value customers, top 1 percent, top 5 percent, top 20 percent (no revenue)" in words
     assert f"{ran.result['scored']['lifecycle']['stages']['active']} active" in ran_again
     assert f"{ran.result['trained']['churn']['metrics']['metrics']['model']['auc']['value']:.2f}" in ran_again
     assert "latest" in ran_again

@@ -70,7 +70,6 @@ def test_a_model_tells_how_it_was_chosen(chosen: SegmentModel) -> None:
     assert chosen.chosen in chosen.candidates
     assert [(one.method, one.k) for one in chosen.candidates] == [
         *(("k-means", k) for k in (2, 3, 4, 5, 6)),
-        *(("mixture", k) for k in (2, 3, 4, 5, 6)),
     ]
     assert chosen.doubt is None
 

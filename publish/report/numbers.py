@@ -459,6 +459,9 @@ class _Maker:
             notes.append(f"There are fewer than {self.k} users, so nothing is counted.")
         if not self.groups.discovered:
             notes.append("No segments were discovered: see what `habitus train` says.")
+        segments_version = self.source.version.manifest["models"].get("segments")
+        if self.source.discovered is None and segments_version is not None:
+            notes.append(f"The registry does not have the model of segments, version {segments_version}.")
         for label in self.source.labels.values():
             number = self.source.version.manifest["models"].get(label.name)
             if label.name not in self.source.trained and number is not None:
