@@ -114,7 +114,7 @@ def find_segments(folder: Path) -> None:
 
 
 def _segmented(users: int, seed: int) -> pd.DataFrame:
-    snapshot = _snapshot(users, seed)[NUMERIC[:SEGMENTED]]
+    snapshot = _snapshot(users, seed)[[*NUMERIC[: SEGMENTED - 1], "active_day_count"]]
     snapshot.insert(0, "user_id", pd.Series([f"u{i:07d}" for i in range(users)], dtype="str"))
     return snapshot
 
@@ -123,7 +123,7 @@ def _past(users: int, seed: int) -> Past:
     """Return a snapshot whose users come again the likelier, and spend the more, the more sessions they had."""
     random = np.random.default_rng(seed)
     as_of = pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(days=28 * seed)
-    snapshot = _segmented(users, seed).assign(as_of=as_of, active_day_count=random.poisson(5, users).astype("float64"))
+    snapshot = _segmented(users, seed).assign(as_of=as_of)
     comes = random.random(users) < snapshot["session_count"].rank(pct=True)
     revenue = np.where(comes, np.exp(random.normal(3, 1, users)), 0.0)
     outcomes = snapshot[["user_id", "as_of"]].assign(label_churn=~comes, revenue=revenue, event_count=comes * 3.0)
