@@ -15,6 +15,7 @@ JACCARD_MIN = 0.5  # below it a cluster is dissolved (Hennig 2007)
 TOLERANCE = 0.05  # of the best score: to so little more, fewer clusters are preferred
 TELLING_FREE = 0.05  # of R²: what clusters count that tell nothing
 TELLING_SHARE_MIN = 0.8  # of what the most telling candidate tells
+BLIND_SHARE_MIN = 0.9  # the same of candidates by behaviour, which separation favours
 MOVED_COST = 0.5  # of the score: what it costs to send all users to other segments
 BROAD_SHARE = 0.6  # of a cluster of more users, or of one that is like all others, nothing can be said
 BROAD_COST = 0.5
@@ -81,6 +82,11 @@ class Candidate:
         return found * (BROAD_COST if self.broad else 1)
 
     @property
+    def telling_share_min(self) -> float:
+        """Return how much of what the most telling candidate tells it has to tell."""
+        return BLIND_SHARE_MIN if self.space == "behaviour" else TELLING_SHARE_MIN
+
+    @property
     def name(self) -> str:
         """Say how it was found."""
         return f"{self.method} {self.k} by {self.space}{', kept' if self.kept else ''}"
@@ -118,13 +124,14 @@ class Candidate:
 def judge(candidates: Sequence[Candidate], share_min: float, stability_min: float) -> list[Candidate]:
     """Return candidates with the reasons for which they are not eligible, the one that the others give included.
 
-    Of those that are stable enough, one that tells much less of what users do next than another is not.
+    Of those that are stable enough, one that tells much less of what users do next than another is not: less than four
+    fifths or, where it was found by behaviour, than nine tenths.
     """
     found = [replace(one, refused=one.refuse(share_min, stability_min)) for one in candidates]
     most = max((one.telling or 0.0 for one in found if one.refused is None and one.is_telling), default=0.0)
     return [
         replace(one, refused=f"it tells {one.telling or 0:.2f} of what users do next, another {most:.2f}")
-        if one.refused is None and most > 0 and (one.telling or 0.0) < TELLING_SHARE_MIN * most
+        if one.refused is None and most > 0 and (one.telling or 0.0) < one.telling_share_min * most
         else one
         for one in found
     ]

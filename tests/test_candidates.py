@@ -49,10 +49,17 @@ def test_clusters_that_tell_need_not_be_separate() -> None:
 
 
 def test_clusters_that_tell_less_than_four_fifths_of_what_others_tell_are_refused() -> None:
-    enough, less = (replace(TELLING, space="behaviour", telling=value) for value in (0.24, 0.23))
+    enough, less = (replace(TELLING, telling=value) for value in (0.24, 0.23))
 
     assert reason(enough, TELLING) is None
     assert reason(less, TELLING) == "it tells 0.23 of what users do next, another 0.30"
+
+
+def test_clusters_by_behaviour_have_to_tell_nine_tenths_of_what_others_tell() -> None:
+    enough, less = (replace(TELLING, space="behaviour", telling=value) for value in (0.27, 0.26))
+
+    assert reason(enough, TELLING) is None
+    assert reason(less, TELLING) == "it tells 0.26 of what users do next, another 0.30"
 
 
 def test_what_an_unstable_candidate_tells_refuses_no_other() -> None:
