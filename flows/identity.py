@@ -134,9 +134,7 @@ def explain(metadata: Mapping[str, Any], time_zone: str = "UTC") -> list[str]:
         events = Lineage.from_dict(known).events
         lines = [f"{event.segment_id} {event.name}: {event}" for event in events if event.kind != "kept"]
     if known and known["size_changes"]:
-        kept = sum(row.get(segment_id, 0) for segment_id, row in known["overlap_now"].items())
-        users = sum(sum(row.values()) for row in known["overlap_now"].values())
-        share = _percent(kept / max(users, 1))
+        share = _percent(Lineage.from_dict(known).kept_share)
         lines.append(f"{share} of users keep the segment they have by the model before; the lines moved for the rest")
     tells = metadata.get("tells")
     day = "" if tells is None else str(day_of(datetime.fromisoformat(tells["as_of"]), time_zone))

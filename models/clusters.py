@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from models.candidates import BROAD_SHARE, SHARE_MIN, STABILITY_MIN, Candidate, Method, choose, judge
 from models.descriptions import DIFFERENCE_MEDIUM
 from models.spaces import SPACES, Lessons, Space, UsersAlike, prepare, project, shrunk
-from models.telling import Past, outcomes_of, telling, told
+from models.telling import Past, outcomes_of, positions, telling, told
 
 __all__ = ["Clusters", "Incumbent", "NotEnoughUsers", "distances", "find", "project", "shrunk"]
 """`project` and `shrunk` are here for the models that were stored when they were defined here."""
@@ -122,8 +122,8 @@ def find(
     with threadpool_limits(limits=1):
         # Preparation, samples and refits have a seed of their own, the same for all: another training's shall not judge
         # the same clusters otherwise.
-        learnt = _sample(len(users), LEARNT_MAX)
-        judged = _sample(len(users), JUDGED_MAX)
+        learnt = positions(len(users), LEARNT_MAX)
+        judged = positions(len(users), JUDGED_MAX)
         try:
             preparations = _preparations(users.iloc[learnt], past)
         except UsersAlike as error:
@@ -275,7 +275,7 @@ def _judge(sample: _Judged, method: Method, k: int, centres: Matrix | None, by_c
     labels = distances(projected, model).argmin(axis=1)
     sizes = np.bincount(labels, minlength=k)
     silhouette = float(silhouette_score(projected, labels)) if (sizes > 0).sum() > 1 else -1.0
-    again = projected[_sample(len(projected), REFITTED_MAX)]
+    again = projected[positions(len(projected), REFITTED_MAX)]
     refits = [_refit(again, method, k, number) for number in range(REFIT_COUNT)]
     original = distances(again, model).argmin(axis=1)
     jaccard = np.mean([_recovered(original, refit, k) for refit in refits], axis=0)
@@ -312,8 +312,8 @@ def _is_told(labels: Labels, outcomes: Matrix) -> bool:
 
 def _compare(found: _Found, preparation: Pipeline, earlier: _Earlier, seed: int) -> _Found:
     """Find clusters in the same way at an earlier instant, and see what these tell, and whether they are the same."""
-    before = earlier.before.sample(_sample(len(earlier.before.users), JUDGED_MAX))
-    then = earlier.then.sample(_sample(len(earlier.then.users), JUDGED_MAX))
+    before = earlier.before.sample(positions(len(earlier.before.users), JUDGED_MAX))
+    then = earlier.then.sample(positions(len(earlier.then.users), JUDGED_MAX))
     candidate, projected = found.candidate, preparation.transform(then.users)
     k = min(candidate.k, len(np.unique(projected, axis=0)))
     model = _fit(projected, candidate.method, k, seed)
@@ -329,13 +329,6 @@ def _compare(found: _Found, preparation: Pipeline, earlier: _Earlier, seed: int)
         telling=value,
         telling_low=low,
     )
-
-
-def _sample(count: int, most: int) -> Labels:
-    """Draw positions in order, all if there are no more than `most`."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
 def _pairs(counts: Any) -> Any:

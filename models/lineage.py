@@ -80,6 +80,12 @@ class Lineage:
         kinds = [event.kind for event in self.events]
         return {kind: kinds.count(kind) for kind in get_args(Kind)}
 
+    @property
+    def kept_share(self) -> float:
+        """Return the share of today's users whom both models put into the segment of the same id."""
+        kept = sum(row.get(segment_id, 0) for segment_id, row in self.overlap_now.items())
+        return kept / max(sum(sum(row.values()) for row in self.overlap_now.values()), 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
         return asdict(self)

@@ -117,7 +117,7 @@ def measure(segments: Callable[[pd.DataFrame], Labels], k: int, past: Sequence[P
     with 95 % intervals of a paired bootstrap of users: of labels `auc` (area under the ROC curve) and `r2`; of the
     value, compressed by the inverse hyperbolic sine, `r2` and `gini` (normalised: 1 is the order of what came).
     """
-    before, then = (one.sample(_first(len(one.users))) for one in past[-2:])
+    before, then = (one.sample(positions(len(one.users), SAMPLE_MAX)) for one in past[-2:])
     names = outcomes_of(past[-2:])
     ways = {"segments": (segments(before.users), segments(then.users))}
     ways |= {name: cut(before.users, then.users, k) for name, cut in _RIVALS.items()}
@@ -261,5 +261,6 @@ def _estimate(drawn: Matrix) -> Estimate:
     return Estimate(float(np.nan_to_num(drawn[0])), float(low), float(high))
 
 
-def _first(count: int) -> Labels:
-    return np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE_MAX])
+def positions(count: int, most: int) -> Labels:
+    """Draw positions in order, all if there are no more than `most`; the same each time."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])

@@ -70,8 +70,8 @@ def headline(tells: Mapping[str, Any] | None, day: str) -> str:
     what, horizon = _outcome(name), days({"outcomes": {name: told}})
     compared = f"{RIVALS[AGAINST]}, {_percent(theirs)}: {_compared(told['gains'][AGAINST]['r2'])}"
     return (
-        f"They tell {_percent(ours)} of the differences in {what} over the next {horizon}; as many segments by "
-        f"{compared}. So it was when segments were found in the same way on {day}."
+        f"They explain {_percent(ours)} of the differences in {what} over the next {horizon}; as many segments by "
+        f"{compared}. This was measured with segments found in the same way on {day}."
     )
 
 

@@ -387,3 +387,9 @@ def test_the_parts_add_up(
     assert sum(change.before for change in changes) == before.sum()
     assert sum(change.behaviour for change in changes) == now.sum() - before.sum()
     assert sum(change.model for change in changes) == 0
+
+
+def test_who_is_in_the_segment_of_the_same_id_by_both_models_keeps_it() -> None:
+    overlap = {"S01": {"S01": 60, "S02": 10}, "S03": {"S01": 5, "S02": 25}}
+
+    assert Lineage((), (), {}, overlap).kept_share == 0.6

@@ -53,7 +53,7 @@ def test_what_segments_say_about_the_future_stands_beside_what_simpler_ones_say(
     text = page(BUYERS, OTHERS, tells=TELLS)
 
     assert "What these segments say about the next 28 days" in text
-    assert "They tell 24 % of the differences in revenue over the next 28 days" in text
+    assert "They explain 24 % of the differences in revenue over the next 28 days" in text
     assert "<td>0.240</td><td>0.210</td><td>0.200</td><td>−0.010</td><td>+0.030 (−0.010 to +0.050)</td>" in text
 
 

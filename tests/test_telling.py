@@ -156,8 +156,8 @@ def gained(value: float, low: float, high: float) -> dict[str, Any]:
 )
 def test_what_is_told_is_said_beside_k_means_on_rfm(gain: tuple[float, float, float], said: str) -> None:
     assert headline(gained(*gain), "2024-03-01") == (
-        "They tell 20 % of the differences in revenue over the next 28 days; as many segments by k-means on RFM, "
-        f"{said}. So it was when segments were found in the same way on 2024-03-01."
+        "They explain 20 % of the differences in revenue over the next 28 days; as many segments by k-means on RFM, "
+        f"{said}. This was measured with segments found in the same way on 2024-03-01."
     )
 
 
